@@ -1,0 +1,710 @@
+"""PyTorch TABLeT model."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_tablet import TabletConfig
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class TabletMaskedTokenModelingOutput(ModelOutput):
+    """
+    Output of [`TabletForMaskedTokenModeling`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Mean squared error over the masked, valid tokens, in float32.
+        reconstruction (`torch.FloatTensor` of shape `(batch_size, num_frames, num_cells, token_size)`):
+            A prediction of every token; standardised tokens with `config.norm_target`.
+        mask (`torch.FloatTensor` of shape `(batch_size, num_frames, num_cells)`):
+            1 where a token was masked, 0 elsewhere.
+        hidden_states, attentions (*optional*):
+            As everywhere in the library.
+    """
+
+    loss: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    mask: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def build_norm(norm_type: str, size: int, config: TabletConfig) -> nn.LayerNorm | nn.RMSNorm:
+    """A norm over the last dimension, of width `size`."""
+    if norm_type == "rms_norm":
+        return nn.RMSNorm(size, eps=config.rms_norm_eps)
+    return nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+
+class TabletEmbeddings(nn.Module):
+    """
+    Project the tokens of a run, `(batch_size, num_frames, num_cells, token_size)`, to one sequence of hidden states,
+    `(batch_size, 1 + num_frames * num_cells, hidden_size)`, with the CLS state in front. Optionally, replace masked
+    tokens by a learned mask token.
+    """
+
+    def __init__(self, config: TabletConfig, use_mask_token: bool = False):
+        super().__init__()
+        self.num_cells = config.num_cells
+        self.token_size = config.token_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
+        self.feature_norm = (
+            build_norm(config.norm_type, config.token_size, config) if config.use_feature_norm else nn.Identity()
+        )
+        self.feature_dropout = nn.Dropout(config.feature_dropout_prob)
+        self.projection = nn.Linear(config.token_size, config.hidden_size)
+        self.input_norm = (
+            build_norm(config.norm_type, config.hidden_size, config) if config.use_input_norm else nn.Identity()
+        )
+
+    def check_geometry(self, input_values: torch.Tensor) -> None:
+        """Raise a `ValueError` unless the tokens have the shape that the weights were made for."""
+        if input_values.ndim != 4 or input_values.shape[2:] != (self.num_cells, self.token_size):
+            raise ValueError(
+                f"`input_values` has the shape {tuple(input_values.shape)}, but this model reads tokens of shape "
+                f"(batch, frames, {self.num_cells}, {self.token_size}): tokenize the scans with the feature extractor "
+                "saved beside the model, or use a model made for these tokens."
+            )
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        batch_size = input_values.shape[0]
+        # Token stores hold float16; whatever dtype the tokens come in, the weights decide.
+        input_values = input_values.to(self.projection.weight.dtype)
+        if frame_mask is not None:
+            # Attention gives padding a weight of zero, but zero times the NaN of an uninitialised frame is NaN.
+            input_values = input_values.masked_fill(~frame_mask[:, :, None, None], 0)
+
+        embeddings = self.projection(self.feature_dropout(self.feature_norm(input_values))).flatten(1, 2)
+
+        if bool_masked_pos is not None:
+            if self.mask_token is None:
+                raise ValueError(
+                    "`bool_masked_pos` needs a mask token: build the model with `TabletModel(config, "
+                    "use_mask_token=True)` or use `TabletForMaskedTokenModeling`."
+                )
+            mask = bool_masked_pos.flatten(1).unsqueeze(-1).bool()
+            embeddings = torch.where(mask, self.mask_token.to(embeddings.dtype), embeddings)
+
+        cls_states = self.cls_token.expand(batch_size, -1, -1).to(embeddings.dtype)
+        return self.input_norm(torch.cat((cls_states, embeddings), dim=1))
+
+
+class TabletRotaryEmbedding(nn.Module):
+    """
+    Angles by which the queries and keys of each sequence position are turned, as their cosines and sines, of shape
+    `(1 or batch_size, 1 + num_frames * num_cells, head_dim)` and always float32: half precision cannot count to the
+    end of a run. The first half of a head is paired with the second half. The CLS state has position zero.
+    """
+
+    def __init__(self, config: TabletConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, num_frames: int, repetition_time: torch.Tensor | None, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.config.position_embedding_type == "rope":
+            angles = self.sequence_angles(num_frames, device)
+        else:
+            angles = self.spatiotemporal_angles(num_frames, repetition_time, device)
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+    def sequence_angles(self, num_frames: int, device: torch.device) -> torch.Tensor:
+        """Angles `(1, positions, head_dim / 2)` of rotary positions as in text (arXiv 2104.09864)."""
+        pairs = torch.arange(0, self.config.head_dim, 2, device=device, dtype=torch.float32)
+        frequencies = self.config.rope_theta ** -(pairs / self.config.head_dim)
+        positions = torch.arange(1 + num_frames * self.config.num_cells, device=device, dtype=torch.float32)
+        return (positions[:, None] * frequencies).unsqueeze(0)
+
+    def spatiotemporal_angles(
+        self, num_frames: int, repetition_time: torch.Tensor | None, device: torch.device
+    ) -> torch.Tensor:
+        """
+        Angles `(1 or batch_size, positions, head_dim / 2)` of the time in seconds and the cell coordinates i, j, k.
+
+        A run has hundreds of moments but only `grid_size` places along an axis, so each coordinate takes an eighth
+        of the pairs and time takes what is left: 20, 4, 4 and 4 of 32. Coordinates turn with periods from 4 cells,
+        where neighbours stand at right angles, to 4 grids, which never wrap.
+        """
+        config = self.config
+        num_pairs = config.head_dim // 2
+        pairs_per_axis = max(1, num_pairs // 8)
+        time_frequencies = self.frequencies(
+            config.rope_shortest_period, config.rope_longest_period, num_pairs - 3 * pairs_per_axis, device
+        )
+        cell_frequencies = self.frequencies(4.0, 4.0 * config.grid_size, pairs_per_axis, device)
+
+        frames = torch.arange(num_frames, device=device, dtype=torch.float32)
+        if repetition_time is None:
+            seconds = frames.unsqueeze(0)
+        else:
+            seconds = repetition_time.to(device=device, dtype=torch.float32).view(-1, 1) * frames
+        places = torch.arange(config.grid_size, device=device, dtype=torch.float32)
+        cells = torch.cartesian_prod(places, places, places).view(-1, 3)
+
+        time_angles = seconds[:, :, None, None] * time_frequencies
+        cell_angles = (cells[:, :, None] * cell_frequencies).flatten(1)
+        angles = torch.cat(
+            (
+                time_angles.expand(-1, -1, config.num_cells, -1),
+                cell_angles.expand(seconds.shape[0], num_frames, -1, -1),
+            ),
+            dim=-1,
+        )
+        return nn.functional.pad(angles.flatten(1, 2), (0, 0, 1, 0))
+
+    @staticmethod
+    def frequencies(shortest_period: float, longest_period: float, number: int, device: torch.device) -> torch.Tensor:
+        """Angular frequencies, in radians a unit, of the middles of `number` equal parts of a range of log periods."""
+        middles = (torch.arange(number, device=device, dtype=torch.float32) + 0.5) / number
+        return 2 * math.pi / (shortest_period * (longest_period / shortest_period) ** middles)
+
+
+def rotate_half(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Turn each pair `(x[d], x[d + head_dim / 2])` by a right angle."""
+    first, second = hidden_states.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def apply_rotary_pos_emb(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn queries and keys, `(batch_size, heads, positions, head_dim)`, by angles of every position."""
+    cos = cos.unsqueeze(1).to(query.dtype)
+    sin = sin.unsqueeze(1).to(query.dtype)
+    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+
+    attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
+    return attn_output, attn_weights
+
+
+class TabletAttention(nn.Module):
+    """Attention of every position to every other, in which groups of query heads share a key and a value head."""
+
+    def __init__(self, config: TabletConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+
+        self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim)
+        self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim)
+        self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size)
+
+        qk_norm_type = config.qk_norm_type or config.norm_type
+        self.q_norm = build_norm(qk_norm_type, self.head_dim, config) if config.qk_norm else nn.Identity()
+        self.k_norm = build_norm(qk_norm_type, self.head_dim, config) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
+
+        query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+        key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+
+        if position_embeddings is not None:
+            query_states, key_states = apply_rotary_pos_emb(query_states, key_states, *position_embeddings)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+
+        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        return self.o_proj(attn_output), attn_weights
+
+
+class TabletMLP(nn.Module):
+    def __init__(self, config: TabletConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
+
+
+class TabletGatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: TabletConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        gate = nn.functional.silu(self.gate_proj(hidden_states))
+        return self.down_proj(self.dropout(gate * self.up_proj(hidden_states)))
+
+
+class TabletLayer(GradientCheckpointingLayer):
+    def __init__(self, config: TabletConfig):
+        super().__init__()
+        self.norm_before = build_norm(config.norm_type, config.hidden_size, config)
+        self.attention = TabletAttention(config)
+        self.norm_after = build_norm(config.norm_type, config.hidden_size, config)
+        self.mlp = TabletGatedMLP(config) if config.mlp_type == "swiglu" else TabletMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        residual = hidden_states
+        hidden_states = self.norm_before(hidden_states)
+        hidden_states, _ = self.attention(hidden_states, attention_mask, position_embeddings, **kwargs)
+        hidden_states = residual + self.dropout(hidden_states)
+
+        residual = hidden_states
+        hidden_states = self.norm_after(hidden_states)
+        hidden_states = self.mlp(hidden_states)
+        return residual + self.dropout(hidden_states)
+
+
+class TabletPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and saving, and what the library may do with these models."""
+
+    config: TabletConfig
+    config_class = TabletConfig
+    base_model_prefix = "tablet"
+    main_input_name = "input_values"
+    input_modalities = ("time",)
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["TabletEmbeddings", "TabletLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": TabletLayer,
+        "attentions": TabletAttention,
+    }
+    _input_embed_layer = "projection"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, TabletEmbeddings):
+            init.trunc_normal_(module.cls_token, mean=0.0, std=self.config.initializer_range)
+            if module.mask_token is not None:
+                init.trunc_normal_(module.mask_token, mean=0.0, std=self.config.initializer_range)
+
+
+def padded_frames_mask(attention_mask: torch.Tensor | None, input_values: torch.Tensor) -> torch.Tensor | None:
+    """
+    Bool mask `(batch_size, num_frames)` of the frames that are there, or `None` where every frame is: without a mask
+    attention runs on the cuDNN and flash kernels, with one it is several times slower.
+
+    A collator that leaves `attention_mask` out of batches without padding decides this for free. A mask of ones is
+    looked into once a forward pass, which waits for the device; while a graph is traced its values cannot be known
+    and it is kept.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.shape != input_values.shape[:2]:
+        raise ValueError(
+            f"`attention_mask` has the shape {tuple(attention_mask.shape)}, but it must have one entry for each frame: "
+            f"{tuple(input_values.shape[:2])} (batch, frames)."
+        )
+    frame_mask = attention_mask.to(device=input_values.device, dtype=torch.bool)
+    if not is_tracing(frame_mask) and attention_mask.all():
+        return None
+    return frame_mask
+
+
+class TabletModel(TabletPreTrainedModel):
+    """
+    The bare TABLeT encoder.
+
+    Args:
+        config (`TabletConfig`): the network.
+        use_mask_token (`bool`, defaults to `False`): whether to learn a mask token for `bool_masked_pos`.
+    """
+
+    def __init__(self, config: TabletConfig, use_mask_token: bool = False):
+        # Values given to `from_pretrained` are set on a finished config one by one; only together can they be judged.
+        config.validate()
+        super().__init__(config)
+        self.embeddings = TabletEmbeddings(config, use_mask_token=use_mask_token)
+        self.rotary_embedding = TabletRotaryEmbedding(config) if config.position_embedding_type != "none" else None
+        self.layers = nn.ModuleList([TabletLayer(config) for _ in range(config.num_hidden_layers)])
+        self.output_norm = (
+            build_norm(config.norm_type, config.hidden_size, config) if config.use_output_norm else nn.Identity()
+        )
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        repetition_time: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            input_values (`torch.Tensor` of shape `(batch_size, num_frames, num_cells, token_size)`, floating):
+                Tokens of windows of runs.
+            attention_mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*):
+                1 for frames that are there, 0 for padding. Best left out where nothing is padded.
+            repetition_time (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+                Seconds between frames, for `"spatiotemporal_rope"`; 1 s where it is not given.
+            bool_masked_pos (`torch.Tensor` of shape `(batch_size, num_frames, num_cells)`, *optional*):
+                1 for tokens to replace by the mask token.
+
+        Returns:
+            `last_hidden_state` of shape `(batch_size, 1 + num_frames * num_cells, hidden_size)`, the CLS state first,
+            then frame by frame, and `pooler_output` of shape `(batch_size, hidden_size)`, the CLS state.
+
+        Raises:
+            `ValueError`: where the inputs do not have these shapes.
+        """
+        self.embeddings.check_geometry(input_values)
+        batch_size, num_frames = input_values.shape[:2]
+        frame_mask = padded_frames_mask(attention_mask, input_values)
+
+        hidden_states = self.embeddings(input_values, frame_mask, bool_masked_pos)
+        attention_mask = self.create_attention_mask(hidden_states, frame_mask)
+        position_embeddings = None
+        if self.rotary_embedding is not None:
+            self.check_repetition_time(repetition_time, batch_size)
+            position_embeddings = self.rotary_embedding(num_frames, repetition_time, hidden_states.device)
+
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
+
+        hidden_states = self.output_norm(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+    def create_attention_mask(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
+        """Spread a mask of frames over the cells of each frame, and let everybody see the CLS state."""
+        if frame_mask is None:
+            return None
+        cell_mask = frame_mask.repeat_interleave(self.config.num_cells, dim=1)
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=nn.functional.pad(cell_mask, (1, 0), value=True),
+        )
+
+    def check_repetition_time(self, repetition_time: torch.Tensor | None, batch_size: int) -> None:
+        if self.config.position_embedding_type != "spatiotemporal_rope":
+            return
+        if repetition_time is None:
+            if not is_tracing():
+                logger.warning_once(
+                    "No `repetition_time` was given, so one second is taken to pass between frames; pass the "
+                    "repetition time of each run in seconds."
+                )
+        elif repetition_time.numel() != batch_size:
+            raise ValueError(
+                f"`repetition_time` has the shape {tuple(repetition_time.shape)}, but it must give one number of "
+                f"seconds for each of {batch_size} runs."
+            )
+
+
+def draw_token_mask(config: TabletConfig, frame_mask: torch.Tensor) -> torch.Tensor:
+    """
+    Choose the tokens to hide, anew for each run, from torch's default random generator of the device.
+
+    Args:
+        config (`TabletConfig`): `mask_ratio` of the valid tokens are hidden (rounded, at least one choice) by
+            `mask_strategy`: single tokens (`"random"`), whole frames (`"frame"`), or cells in all frames (`"tube"`).
+        frame_mask (`torch.BoolTensor` of shape `(batch_size, num_frames)`): the frames that are there.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch_size, num_frames, num_cells)`, true for tokens to hide; never in padding.
+    """
+    token_is_valid = frame_mask.unsqueeze(-1).expand(-1, -1, config.num_cells)
+    if config.mask_strategy == "frame":
+        candidates = frame_mask.unsqueeze(-1)
+    elif config.mask_strategy == "tube":
+        candidates = frame_mask.any(dim=1)[:, None, None].expand(-1, 1, config.num_cells)
+    else:
+        candidates = token_is_valid
+    valid = candidates.flatten(1)
+    number = (valid.sum(dim=1, keepdim=True) * config.mask_ratio).round().clamp(min=1)
+    noise = torch.rand(valid.shape, device=valid.device).masked_fill(~valid, 2.0)
+    rank = noise.argsort(dim=1).argsort(dim=1)
+    return (rank < number).view(candidates.shape) & token_is_valid
+
+
+class TabletForMaskedTokenModeling(TabletPreTrainedModel):
+    """
+    TABLeT that predicts hidden tokens from the others: self-supervised pre-training.
+
+    Args:
+        config (`TabletConfig`): the network and, in `mask_ratio`, `mask_strategy` and `norm_target`, the objective.
+    """
+
+    # The loss is a mean over the batch, but a forward with `**kwargs` makes `Trainer` believe that it was normalised
+    # by the items of all accumulated batches, and then it grows with them.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: TabletConfig):
+        super().__init__(config)
+        self.tablet = TabletModel(config, use_mask_token=True)
+        self.decoder = nn.Linear(config.hidden_size, config.token_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        repetition_time: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TabletMaskedTokenModelingOutput:
+        r"""
+        Args:
+            input_values, attention_mask, repetition_time: as in [`TabletModel.forward`].
+            bool_masked_pos (`torch.Tensor` of shape `(batch_size, num_frames, num_cells)`, *optional*):
+                1 for tokens to hide; drawn by [`draw_token_mask`] where it is not given.
+            return_loss (`bool`, defaults to `True`):
+                Whether to compute the loss. (The name by which `Trainer` knows models that need no labels.)
+
+        Raises:
+            `ValueError`: where the inputs do not have these shapes.
+        """
+        self.tablet.embeddings.check_geometry(input_values)
+        frame_mask = padded_frames_mask(attention_mask, input_values)
+        if bool_masked_pos is None:
+            all_frames = torch.ones(input_values.shape[:2], dtype=torch.bool, device=input_values.device)
+            bool_masked_pos = draw_token_mask(self.config, all_frames if frame_mask is None else frame_mask)
+        elif bool_masked_pos.shape != input_values.shape[:3]:
+            raise ValueError(
+                f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}, but it must have one entry for each "
+                f"token: {tuple(input_values.shape[:3])} (batch, frames, cells)."
+            )
+
+        outputs: BaseModelOutputWithPooling = self.tablet(
+            input_values,
+            attention_mask=frame_mask,
+            repetition_time=repetition_time,
+            bool_masked_pos=bool_masked_pos,
+            **kwargs,
+        )
+        reconstruction = self.decoder(outputs.last_hidden_state[:, 1:]).unflatten(1, input_values.shape[1:3])
+
+        mask = bool_masked_pos.to(device=input_values.device, dtype=torch.float32)
+        loss = None
+        if return_loss:
+            loss = self.masked_loss(reconstruction, input_values, mask, frame_mask)
+
+        return TabletMaskedTokenModelingOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            mask=mask,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def masked_loss(
+        self,
+        reconstruction: torch.Tensor,
+        input_values: torch.Tensor,
+        mask: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Mean squared error in float32 over the tokens that were hidden and are there."""
+        target = input_values.float()
+        if frame_mask is not None:
+            target = target.masked_fill(~frame_mask[:, :, None, None], 0)
+            mask = mask * frame_mask.unsqueeze(-1)
+        if self.config.norm_target:
+            target = nn.functional.layer_norm(target, target.shape[-1:], eps=1e-6)
+        error = (reconstruction.float() - target).square().mean(dim=-1)
+        return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+class TabletForSequenceClassification(TabletPreTrainedModel):
+    """
+    TABLeT with a linear layer on the CLS state: classification and regression of runs.
+
+    Args:
+        config (`TabletConfig`): the network and, in `problem_type` and `num_labels`, the task.
+    """
+
+    # As in `TabletForMaskedTokenModeling`.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: TabletConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.tablet = TabletModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        repetition_time: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""
+        Args:
+            input_values, attention_mask, repetition_time: as in [`TabletModel.forward`].
+            labels (`torch.Tensor`, *optional*):
+                By `config.problem_type`: class indices `(batch_size,)`; 0 or 1 for each label `(batch_size,
+                num_labels)`; or targets in their own unit `(batch_size, num_labels)`. With one label the last
+                dimension may be left out.
+
+        Returns:
+            `logits` of shape `(batch_size, num_labels)`; for a regression the predictions in the target's own unit,
+            in float32. `loss`, where labels are given: for a regression that of standardised targets.
+
+        Raises:
+            `ValueError`: where the inputs do not have these shapes, or the loss is asked for without
+            `config.problem_type`.
+        """
+        outputs: BaseModelOutputWithPooling = self.tablet(
+            input_values,
+            attention_mask=attention_mask,
+            repetition_time=repetition_time,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.pooler_output)
+
+        loss = None
+        if labels is not None:
+            loss = self.classification_loss(logits, labels.to(logits.device))
+        if self.config.target_mean is not None:
+            mean, std = self.target_statistics(logits)
+            logits = logits.float() * std + mean
+
+        return SequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def target_statistics(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the regression targets, each `(num_labels,)`, float32."""
+        mean = torch.tensor(self.config.target_mean, device=logits.device, dtype=torch.float32)
+        std = torch.tensor(self.config.target_std, device=logits.device, dtype=torch.float32)
+        return mean, std
+
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean loss of a batch in float32, from logits `(batch_size, num_labels)`; see `forward` for labels."""
+        config = self.config
+        logits = logits.float()
+        if config.problem_type == "single_label_classification":
+            return nn.functional.cross_entropy(logits, labels.view(-1).long())
+
+        labels = labels.float().view(-1, config.num_labels)
+        if config.problem_type == "multi_label_classification":
+            positive_weight = None if config.positive_weight is None else logits.new_tensor(config.positive_weight)
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=positive_weight)
+        if config.problem_type == "regression":
+            if config.target_mean is not None:
+                mean, std = self.target_statistics(logits)
+                labels = (labels - mean) / std
+            loss = nn.functional.l1_loss if config.regression_loss == "l1" else nn.functional.mse_loss
+            return loss(logits, labels)
+        raise ValueError(
+            "A loss needs `config.problem_type`, which is never guessed: pass `problem_type=` with "
+            '"multi_label_classification" (sigmoid; two classes as one logit with `num_labels=1`), '
+            '"single_label_classification" (softmax) or "regression" to `from_pretrained` or the config.'
+        )
+
+
+def register_auto_classes() -> None:
+    """
+    Make the Auto classes of transformers know TABLeT. Called when `tablet_hf` is imported, not when this file is: as
+    custom code from the Hub it must not take the place of an installed package.
+    """
+    AutoConfig.register(TabletConfig.model_type, TabletConfig, exist_ok=True)
+    AutoModel.register(TabletConfig, TabletModel, exist_ok=True)
+    AutoModelForPreTraining.register(TabletConfig, TabletForMaskedTokenModeling, exist_ok=True)
+    AutoModelForSequenceClassification.register(TabletConfig, TabletForSequenceClassification, exist_ok=True)
+
+
+__all__ = [
+    "TabletForMaskedTokenModeling",
+    "TabletForSequenceClassification",
+    "TabletModel",
+    "TabletPreTrainedModel",
+    "register_auto_classes",
+]
