@@ -1,0 +1,206 @@
+"""The model's grid: a cube of 2 mm voxels on the lattice of FSL's MNI152 template, and the ways onto it and back.
+
+A scan whose voxels are 2 mm wide and lie on the lattice, in any order and direction of axes, is moved by whole voxels
+(`Placement`: exact, and exactly undone); every other scan is interpolated (`Resampling`). Both know their way back.
+Arrays and affines only: nothing here reads a file.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+__all__ = ["VOXEL_SIZE_MM", "Placement", "Resampling", "grid_affine", "mni_overlap", "way_to_grid"]
+
+VOXEL_SIZE_MM = 2.0
+
+FSL_SHAPE = (91, 109, 91)
+FSL_ORIGIN_MM = (90.0, -126.0, -72.0)
+"""Shape and first voxel of MNI152_T1_2mm as FSL ships it; its x axis runs from right to left."""
+
+MAX_LATTICE_SHIFT = 0.25
+"""In voxels and along each axis: how far off the lattice a scan of 2 mm voxels may lie and still be moved whole.
+
+TemplateFlow's MNI152NLin2009cAsym_res-02, and so what fMRIPrep writes for it, starts at (-96.5, -132.5, -78.5) mm: a
+quarter of a voxel beside the FSL lattice. Half a millimetre is well under the error of any registration, while
+interpolating by it would smooth every frame and cost a quarter of a second for each.
+"""
+
+MAX_LATTICE_STRETCH = 0.01
+"""In voxels over the whole scan: what rounding in a header may add to voxel sizes and angles."""
+
+
+def grid_affine(volume_size: int = 96) -> np.ndarray:
+    """The affine `(4, 4)` float64, voxel indices to MNI152 mm, of a cube with `volume_size` voxels a side.
+
+    The cube is centred on the FSL grid of 91 x 109 x 91; where the difference is odd, one voxel more is added (or
+    taken away) in front than behind. For 96 its first voxel has the FSL index (-3, 7, -3).
+
+    Raises:
+        ValueError: `volume_size` is not a positive whole number.
+    """
+    if int(volume_size) != volume_size or volume_size < 1:
+        raise ValueError(f"volume_size must be a positive whole number of voxels, not {volume_size!r}")
+    size = int(volume_size)
+    first = [(n - size + 1) // 2 if n > size else -((size - n + 1) // 2) for n in FSL_SHAPE]
+    affine = np.diag([-VOXEL_SIZE_MM, VOXEL_SIZE_MM, VOXEL_SIZE_MM, 1.0])
+    affine[:3, 3] = FSL_ORIGIN_MM + affine[:3, :3] @ first
+    return affine
+
+
+def way_to_grid(shape: tuple[int, int, int], affine: np.ndarray, volume_size: int = 96) -> "Placement | Resampling":
+    """How frames of `shape` with `affine` (voxels to mm) get onto the grid: moved whole where that is possible."""
+    to_grid = np.linalg.inv(grid_affine(volume_size)) @ affine
+    turn = np.rint(to_grid[:3, :3])
+    reach = max(shape)
+    is_turned_only = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
+    if not is_turned_only or np.abs(to_grid[:3, :3] - turn).sum(axis=1).max() * reach > MAX_LATTICE_STRETCH:
+        return Resampling(shape, affine, volume_size)
+    first = np.rint(to_grid[:3, 3])
+    if np.abs(to_grid[:3, 3] - first).max() > MAX_LATTICE_SHIFT + MAX_LATTICE_STRETCH:
+        return Resampling(shape, affine, volume_size)
+    axes = tuple(int(axis) for axis in np.abs(turn).argmax(axis=1))
+    is_flipped = tuple(bool(turn[row, axis] < 0) for row, axis in enumerate(axes))
+    offset = tuple(int(first[row]) - (shape[axis] - 1 if is_flipped[row] else 0) for row, axis in enumerate(axes))
+    return Placement(shape, volume_size, axes, is_flipped, offset)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A move by whole voxels from a scan `(X, Y, Z)` to the cube `(V, V, V)`.
+
+    `axes[a]` is the axis of the scan that becomes axis a of the cube, `is_flipped[a]` whether it is reversed, and
+    `offset[a]` the index in the cube of the first voxel of the turned scan (negative where the scan starts before).
+    """
+
+    source_shape: tuple[int, int, int]
+    volume_size: int
+    axes: tuple[int, int, int]
+    is_flipped: tuple[bool, bool, bool]
+    offset: tuple[int, int, int]
+
+    def to_grid(self, frame: np.ndarray) -> np.ndarray:
+        """Move `(X, Y, Z)` to `(V, V, V)` of the same dtype; what the scan does not cover is 0."""
+        cube = np.zeros((self.volume_size,) * 3, dtype=frame.dtype)
+        inside_cube, inside_scan = self._shared_voxels
+        cube[inside_cube] = self._turned(frame)[inside_scan]
+        return cube
+
+    def to_scan(self, cube: np.ndarray) -> np.ndarray:
+        """Move `(V, V, V)` back to `(X, Y, Z)`, the exact inverse inside the cube and 0 outside it."""
+        frame = np.zeros(self.source_shape, dtype=cube.dtype, order="F")
+        inside_cube, inside_scan = self._shared_voxels
+        self._turned(frame)[inside_scan] = cube[inside_cube]
+        return frame
+
+    def mask_to_grid(self, mask: np.ndarray) -> np.ndarray:
+        """Move a bool mask `(X, Y, Z)` to `(V, V, V)`."""
+        return self.to_grid(mask)
+
+    def _turned(self, frame: np.ndarray) -> np.ndarray:
+        """A view of the frame with its axes in the order and direction of the cube's."""
+        steps = tuple(slice(None, None, -1) if flipped else slice(None) for flipped in self.is_flipped)
+        return frame.transpose(self.axes)[steps]
+
+    @cached_property
+    def _shared_voxels(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Where scan and cube overlap: slices of the cube, and the same voxels as slices of the turned scan."""
+        in_cube, in_scan = [], []
+        for axis, offset in zip(self.axes, self.offset, strict=True):
+            start = max(0, offset)
+            stop = max(start, min(self.volume_size, offset + self.source_shape[axis]))
+            in_cube.append(slice(start, stop))
+            in_scan.append(slice(start - offset, stop - offset))
+        return tuple(in_cube), tuple(in_scan)
+
+
+@dataclass(frozen=True, eq=False)
+class Resampling:
+    """Interpolation between a scan `(X, Y, Z)` with `affine` and the cube `(V, V, V)`: cubic splines by nilearn.
+
+    Interpolated values are kept within the range of the frame they come from, so splines cannot ring past it.
+    """
+
+    source_shape: tuple[int, int, int]
+    affine: np.ndarray
+    volume_size: int
+
+    def to_grid(self, frame: np.ndarray) -> np.ndarray:
+        """Resample `(X, Y, Z)` float32 to `(V, V, V)` float32; what the scan does not cover is 0."""
+        return self._resampled(frame, self.affine, grid_affine(self.volume_size), self._cube_shape, "continuous")
+
+    def to_scan(self, cube: np.ndarray) -> np.ndarray:
+        """Resample `(V, V, V)` float32 to the scan's grid `(X, Y, Z)` float32; what the cube does not cover is 0."""
+        return self._resampled(cube, grid_affine(self.volume_size), self.affine, self.source_shape, "continuous")
+
+    def mask_to_grid(self, mask: np.ndarray) -> np.ndarray:
+        """Bring a bool mask `(X, Y, Z)` to `(V, V, V)` by its nearest voxels."""
+        values = mask.astype(np.uint8)
+        return self._resampled(values, self.affine, grid_affine(self.volume_size), self._cube_shape, "nearest").astype(
+            bool
+        )
+
+    @property
+    def _cube_shape(self) -> tuple[int, int, int]:
+        return (self.volume_size,) * 3
+
+    @staticmethod
+    def _resampled(
+        volume: np.ndarray, affine: np.ndarray, new_affine: np.ndarray, new_shape: tuple[int, ...], interpolation: str
+    ) -> np.ndarray:
+        from nibabel import Nifti1Image
+        from nilearn.image import resample_img
+        from nilearn.image.resampling import BoundingBoxError
+
+        try:
+            resampled = resample_img(
+                Nifti1Image(volume, affine),
+                target_affine=new_affine,
+                target_shape=new_shape,
+                interpolation=interpolation,
+                force_resample=True,
+                copy_header=True,
+            )
+        except BoundingBoxError:  # nothing of the volume lies in the new field of view
+            return np.zeros(new_shape, dtype=volume.dtype)
+        return np.ascontiguousarray(np.asarray(resampled.dataobj), dtype=volume.dtype)
+
+
+def mni_overlap(mask: np.ndarray, affine: np.ndarray) -> tuple[float, float]:
+    """How well a brain mask agrees with the MNI152 brain, wherever on either grid it lies.
+
+    Args:
+        mask: `(X, Y, Z)` bool, with at least one voxel.
+        affine: `(4, 4)`, voxel indices to mm.
+
+    Returns:
+        The share of the mask's voxels that lie inside nilearn's MNI152 brain mask, and the share of that brain which
+        the mask covers; both in [0, 1], read at the nearest voxel.
+    """
+    template, template_affine = _mni_brain()
+    inside = _nearest(template, template_affine, _places_mm(mask, affine))
+    covered = _nearest(mask, affine, _places_mm(template, template_affine))
+    return float(inside.mean()), float(covered.mean())
+
+
+@lru_cache(maxsize=1)
+def _mni_brain() -> tuple[np.ndarray, np.ndarray]:
+    from nilearn.datasets import load_mni152_brain_mask
+
+    image = load_mni152_brain_mask(resolution=2)
+    return np.asarray(image.dataobj).astype(bool), image.affine
+
+
+def _places_mm(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Millimetre coordinates `(3, n)` of the voxels of a mask."""
+    return affine[:3, :3] @ np.stack(np.nonzero(mask)) + affine[:3, 3:]
+
+
+def _nearest(mask: np.ndarray, affine: np.ndarray, places_mm: np.ndarray) -> np.ndarray:
+    """The mask's values `(n,)` at places `(3, n)` in mm, False outside its grid."""
+    to_voxel = np.linalg.inv(affine)
+    voxels = np.rint(to_voxel[:3, :3] @ places_mm + to_voxel[:3, 3:]).astype(np.int64)
+    in_grid = ((voxels >= 0) & (voxels < np.array(mask.shape)[:, None])).all(axis=0)
+    values = np.zeros(places_mm.shape[1], dtype=bool)
+    values[in_grid] = mask[tuple(voxels[:, in_grid])]
+    return values
