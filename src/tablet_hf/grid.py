@@ -6,11 +6,11 @@ Arrays and affines only: nothing here reads a file.
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
-__all__ = ["VOXEL_SIZE_MM", "Placement", "Resampling", "grid_affine", "mni_overlap", "way_to_grid"]
+__all__ = ["VOXEL_SIZE_MM", "Placement", "Resampling", "grid_affine", "way_to_grid"]
 
 VOXEL_SIZE_MM = 2.0
 
@@ -164,43 +164,3 @@ class Resampling:
         except BoundingBoxError:  # nothing of the volume lies in the new field of view
             return np.zeros(new_shape, dtype=volume.dtype)
         return np.ascontiguousarray(np.asarray(resampled.dataobj), dtype=volume.dtype)
-
-
-def mni_overlap(mask: np.ndarray, affine: np.ndarray) -> tuple[float, float]:
-    """How well a brain mask agrees with the MNI152 brain, wherever on either grid it lies.
-
-    Args:
-        mask: `(X, Y, Z)` bool, with at least one voxel.
-        affine: `(4, 4)`, voxel indices to mm.
-
-    Returns:
-        The share of the mask's voxels that lie inside nilearn's MNI152 brain mask, and the share of that brain which
-        the mask covers; both in [0, 1], read at the nearest voxel.
-    """
-    template, template_affine = _mni_brain()
-    inside = _nearest(template, template_affine, _places_mm(mask, affine))
-    covered = _nearest(mask, affine, _places_mm(template, template_affine))
-    return float(inside.mean()), float(covered.mean())
-
-
-@lru_cache(maxsize=1)
-def _mni_brain() -> tuple[np.ndarray, np.ndarray]:
-    from nilearn.datasets import load_mni152_brain_mask
-
-    image = load_mni152_brain_mask(resolution=2)
-    return np.asarray(image.dataobj).astype(bool), image.affine
-
-
-def _places_mm(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Millimetre coordinates `(3, n)` of the voxels of a mask."""
-    return affine[:3, :3] @ np.stack(np.nonzero(mask)) + affine[:3, 3:]
-
-
-def _nearest(mask: np.ndarray, affine: np.ndarray, places_mm: np.ndarray) -> np.ndarray:
-    """The mask's values `(n,)` at places `(3, n)` in mm, False outside its grid."""
-    to_voxel = np.linalg.inv(affine)
-    voxels = np.rint(to_voxel[:3, :3] @ places_mm + to_voxel[:3, 3:]).astype(np.int64)
-    in_grid = ((voxels >= 0) & (voxels < np.array(mask.shape)[:, None])).all(axis=0)
-    values = np.zeros(places_mm.shape[1], dtype=bool)
-    values[in_grid] = mask[tuple(voxels[:, in_grid])]
-    return values

@@ -20,7 +20,16 @@ import numpy as np
 
 from .errors import InputError
 
-__all__ = ["BoldSource", "Scan", "declared_space", "find_brain_mask_file", "find_repetition_time", "open_source"]
+__all__ = [
+    "BoldSource",
+    "Scan",
+    "declared_space",
+    "find_brain_mask_file",
+    "find_repetition_time",
+    "is_native_space",
+    "load_volume",
+    "open_source",
+]
 
 Scan = Any
 """A path (`str` or `Path`), a nibabel spatial image, or a pair (array `(X, Y, Z, T)`, affine `(4, 4)` in mm)."""
@@ -32,6 +41,9 @@ MAX_GZIP_RATIO = 1032
 """The most that deflate can shrink anything (zlib's technical notes): what a `.gz` may claim to hold, per byte."""
 
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+
+SCANNER_XFORM = 1
+"""The NIfTI code of scanner coordinates (NIFTI_XFORM_SCANNER_ANAT)."""
 
 NATIVE_SPACES = {"t1w", "t2w", "native", "individual", "scanner", "orig", "bold", "boldref", "func", "anat", "fsnative"}
 """Values of the BIDS entity `space-`, lower case, that say a scan was not moved to a template."""
@@ -56,6 +68,12 @@ class BoldSource:
     xform_code: int | None
     header_repetition_time: tuple[float, str] | None
     _reader: "_StoredFrames | _HeldFrames" = field(repr=False)
+
+    @property
+    def has_scanner_axes(self) -> bool:
+        """Whether the header says scanner coordinates or the axes are oblique, as before a registration."""
+        turn = np.abs(self.affine[:3, :3]) / np.linalg.norm(self.affine[:3, :3], axis=0)
+        return self.xform_code == SCANNER_XFORM or bool((turn.max(axis=0) < math.cos(math.radians(0.5))).any())
 
     def frames(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
         """Yield frames `(X, Y, Z)` float32 in the order asked for, with slope and intercept of the header applied.

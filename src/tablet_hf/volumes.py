@@ -6,7 +6,8 @@
     save_nifti(volumes_to_nifti(intensities, run), "reconstruction.nii.gz")
 
 A run is never held whole unless it is small: one pass over the file surveys it (brain mask, mean, maximum, what is
-wrong with it) and a second one delivers the frames. Files and headers are read in `scans.py`, the grid is in `grid.py`.
+wrong with it) and a second one delivers the frames. The steps are told elsewhere: `scans.py` reads files and headers,
+`brain.py` finds and checks the brain, `grid.py` moves frames, `intensities.py` scales them.
 """
 
 import os
@@ -20,8 +21,20 @@ from typing import Any
 
 import numpy as np
 
+from .brain import Survey, check_mni_space, zero_where_not_finite
 from .errors import InputError
-from .grid import VOXEL_SIZE_MM, grid_affine, mni_overlap, way_to_grid
+from .grid import VOXEL_SIZE_MM, Resampling, grid_affine, way_to_grid
+from .intensities import (
+    NUM_INTENSITY_BINS,
+    PERCENT_CHANGE_WINDOW,
+    count_intensities,
+    percent_change,
+    percentile_of_counts,
+    scale_intensity,
+    unclipped_percent_change,
+    undo_percent_change,
+    unscale_intensity,
+)
 from .scans import (
     BoldSource,
     Scan,
@@ -47,256 +60,13 @@ __all__ = [
     "volumes_to_nifti",
 ]
 
-PERCENT_CHANGE_WINDOW = 0.0625
-"""The change about the mean, as a fraction of it, that is mapped to 1; larger ones are clipped."""
-
 LOW_MEAN_SHARE = 0.05
 """Voxels whose mean is below this share of the run's 99.9th percentile have no percent change: noise over nothing."""
 
 ROBUST_PERCENTILE = 99.9
 
-MIN_SHARE_IN_MNI_BRAIN = 0.83
-"""A scan is taken to be in MNI152 space when at least this share of its brain lies inside the MNI152 brain.
-
-Measured with `mni_overlap`. In place: a skull-stripped real run 0.990, fMRIPrep's template mask 0.988, slabs of 7 to 30
-slices of the former 0.983 to 0.998, an unstripped run brought to MNI by nine parameters, under nilearn's EPI mask,
-0.901. Out of place: whole brains 20 mm off along any axis at most 0.809, upside down 0.80, native-space scan 0.649,
-axes swapped 0.55 to 0.82 (about the centre: up to 0.85). A slab that is moved within the brain and a brain turned about
-its own centre (front to back 0.87) cannot be told by an outline and are not refused.
-"""
-
-MAX_BRAIN_LITRES = 2.75
-MAX_BOX_FILL = 0.85
-"""What the voxels that are not always zero may occupy, and the share of their bounding box, to be a brain mask.
-
-The MNI152 brain is 1.9 litres and fills 0.45 of its box (a stripped slab up to 0.8). A head with its skull is 3 litres
-or more, and a field of view that was merely padded with zeros fills its box.
-"""
-
-MAX_NEGATIVE_SHARE = 0.25
-"""BOLD intensities are positive; half of the values of a demeaned run are not. Interpolation leaves a percent or so."""
-
 DEFAULT_BLOCK_FRAMES = 16
 DEFAULT_CACHE_BYTES = 512 * 2**20
-
-
-# --- intensities
-
-
-def scale_intensity(volumes: np.ndarray, scale: float) -> np.ndarray:
-    """Map intensities from [0, `scale`] to [-1, 1] as float32; what lies outside is clipped, and 0 is exactly -1."""
-    scaled = np.multiply(volumes, np.float32(2 / scale), dtype=np.float32)
-    scaled -= np.float32(1)
-    return np.clip(scaled, -1, 1, out=scaled)
-
-
-def unscale_intensity(volumes: np.ndarray, scale: float) -> np.ndarray:
-    """Undo `scale_intensity`: [-1, 1] back to intensities in [0, `scale`], float32."""
-    intensities = np.add(volumes, np.float32(1), dtype=np.float32)
-    intensities *= np.float32(scale / 2)
-    return intensities
-
-
-def percent_change(volumes: np.ndarray, mean: np.ndarray, has_change: np.ndarray) -> np.ndarray:
-    """Express frames as their change about the run's mean, +-6.25% of it mapped to +-1 and clipped there.
-
-    Args:
-        volumes: `(n, V, V, V)` intensities.
-        mean: `(V, V, V)`, the run's mean.
-        has_change: `(V, V, V)` bool, where the mean is large enough to divide by; elsewhere the result is 0.
-
-    Returns:
-        `(n, V, V, V)` float32 in [-1, 1].
-    """
-    return np.clip(_unclipped_percent_change(volumes, mean, has_change), -1, 1)
-
-
-def undo_percent_change(volumes: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Turn changes `(n, V, V, V)` in units of +-6.25% of `mean` `(V, V, V)` back into intensities, float32."""
-    intensities = np.multiply(volumes, np.float32(PERCENT_CHANGE_WINDOW), dtype=np.float32)
-    intensities += np.float32(1)
-    intensities *= mean.astype(np.float32, copy=False)
-    return intensities
-
-
-def _unclipped_percent_change(volumes: np.ndarray, mean: np.ndarray, has_change: np.ndarray) -> np.ndarray:
-    per_unit = np.zeros(mean.shape, dtype=np.float32)
-    np.divide(1 / PERCENT_CHANGE_WINDOW, mean, out=per_unit, where=has_change)
-    change = np.subtract(volumes, mean, dtype=np.float32)
-    change *= per_unit
-    return change
-
-
-# The bits of a positive float32, read as an integer, grow with its value. Their upper 19 make bins of a fixed relative
-# width of 1/2048, so that one pass of counting gives every percentile within 1/4096 of its value.
-_DROPPED_BITS = 12
-_NUM_INTENSITY_BINS = 1 << (31 - _DROPPED_BITS)
-
-
-def count_intensities(values: np.ndarray) -> np.ndarray:
-    """Histogram of non-negative finite float32 values (any shape) in bins of 1/2048 relative width, int64."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).reshape(-1).view(np.int32) & 0x7FFFFFFF
-    return np.bincount(bits >> _DROPPED_BITS, minlength=_NUM_INTENSITY_BINS)
-
-
-def percentile_of_counts(counts: np.ndarray, q: float) -> float:
-    """The `q`-th percentile (0 to 100) of what `count_intensities` counted, within 1/4096 of its value."""
-    if not 0 <= q <= 100:
-        raise ValueError(f"a percentile lies between 0 and 100, not at {q!r}")
-    up_to = np.cumsum(counts)
-    rank = q / 100 * (up_to[-1] - 1)
-    lower, upper = np.floor(rank), np.ceil(rank)
-    low_bin, high_bin = np.searchsorted(up_to, (lower, upper), side="right")
-    low, high = _bin_centre(int(low_bin)), _bin_centre(int(high_bin))
-    return low + (high - low) * float(rank - lower)
-
-
-def _bin_centre(index: int) -> float:
-    if index == 0:  # zero, and denormal numbers that no scanner means
-        return 0.0
-    bits = np.array([index << _DROPPED_BITS | 1 << (_DROPPED_BITS - 1)], dtype=np.int32)
-    return float(bits.view(np.float32)[0])
-
-
-# --- the brain
-
-
-def find_brain(has_signal: np.ndarray, mean: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, str]:
-    """Tell the brain from the rest of a scan that no mask came with.
-
-    Args:
-        has_signal: `(X, Y, Z)` bool, the voxels that are not zero in every frame.
-        mean: `(X, Y, Z)`, the mean over the run.
-        affine: `(4, 4)`, voxel indices to mm.
-
-    Returns:
-        The mask `(X, Y, Z)` bool and how it was found: "nonzero" where everything outside a brain-like region was set
-        to zero before, else "epi" (`nilearn.masking.compute_epi_mask`). The mask may be empty.
-    """
-    places = np.nonzero(has_signal)
-    litres = len(places[0]) * abs(np.linalg.det(affine[:3, :3])) / 1e6
-    box_fill = len(places[0]) / np.prod([np.ptp(axis) + 1 for axis in places])
-    if has_signal.mean() < 1 and litres <= MAX_BRAIN_LITRES and box_fill <= MAX_BOX_FILL:
-        return has_signal, "nonzero"
-
-    from nibabel import Nifti1Image
-    from nilearn.masking import compute_epi_mask
-
-    image = Nifti1Image(mean.astype(np.float32), affine)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an empty mask is for the caller to judge
-        try:
-            mask = np.asarray(compute_epi_mask(image, exclude_zeros=True).dataobj).astype(bool)
-        except (ValueError, IndexError):  # too few voxels or intensities for a histogram
-            mask = np.zeros(mean.shape, dtype=bool)
-    return mask & has_signal, "epi"
-
-
-def check_mni_space(mask: np.ndarray, source: BoldSource) -> None:
-    """Refuse a scan whose brain does not lie where the MNI152 brain is.
-
-    Raises:
-        InputError: less than `MIN_SHARE_IN_MNI_BRAIN` of the mask `(X, Y, Z)` lies inside the MNI152 brain.
-    """
-    inside, _ = mni_overlap(mask, source.affine)
-    if inside < MIN_SHARE_IN_MNI_BRAIN:
-        raise InputError(
-            f"{source.name}: only {inside:.0%} of the brain found in it lies inside the MNI152 brain "
-            f"({MIN_SHARE_IN_MNI_BRAIN:.0%} is asked for), so it is not in MNI152 space or its affine is wrong; "
-            "normalise it first (fMRIPrep: --output-spaces MNI152NLin2009cAsym:res-2), give mask= if only the mask is "
-            "bad, or pass check_space=False (command line: --no-space-check)."
-        )
-
-
-# --- the run
-
-
-class _Survey:
-    """What one pass over a scan's own grid tells: where there is signal, and what is wrong with it.
-
-    `brain` is the mask `(X, Y, Z)` where it is known beforehand, which saves the mean that finding it takes.
-    """
-
-    def __init__(self, source: BoldSource, brain: np.ndarray | None):
-        self._source = source
-        self._num_frames = 0
-        self.has_signal = np.zeros(source.shape, dtype=bool, order="F")
-        self._total = np.zeros(source.shape, order="F") if brain is None else None
-        self._num_negative: np.ndarray | None = None
-        self._num_nonfinite: np.ndarray | None = None
-        self._first_nonfinite: np.ndarray | None = None
-        self._first_frame: np.ndarray | None = None
-        self._is_constant = True
-
-    def add(self, frame: np.ndarray, add_mean: np.ndarray | None) -> np.ndarray:
-        """Take in the next frame `(X, Y, Z)` float32; returns it with NaN and Inf set to 0 and the mean added."""
-        frame = self._without_nonfinite(frame)
-        self.has_signal |= frame != 0
-        if self._first_frame is None:
-            self._first_frame = frame
-        elif self._is_constant:
-            self._is_constant = np.array_equal(frame, self._first_frame)
-        if add_mean is not None:
-            frame = frame + add_mean
-        if frame.min() < 0:
-            if self._num_negative is None:
-                self._num_negative = np.zeros(frame.shape, dtype=np.int32, order="F")
-            self._num_negative += frame < 0
-        if self._total is not None:
-            self._total += frame
-        self._num_frames += 1
-        return frame
-
-    def _without_nonfinite(self, frame: np.ndarray) -> np.ndarray:
-        is_finite = np.isfinite(frame)
-        if is_finite.all():
-            return frame
-        is_bad = ~is_finite
-        if self._num_nonfinite is None or self._first_nonfinite is None:
-            self._num_nonfinite = np.zeros(frame.shape, dtype=np.int32, order="F")
-            self._first_nonfinite = np.zeros(frame.shape, dtype=np.int32, order="F")
-        self._first_nonfinite[is_bad & (self._num_nonfinite == 0)] = self._num_frames
-        self._num_nonfinite += is_bad
-        return np.where(is_finite, frame, np.float32(0))
-
-    def find_brain(self) -> tuple[np.ndarray, str]:
-        name = self._source.name
-        if not self.has_signal.any():
-            raise InputError(f"{name}: every voxel of every frame is zero or not a number; check how it was made.")
-        self._check_negative(self.has_signal, "its")
-        brain, how = find_brain(self.has_signal, self._total / self._num_frames, self._source.affine)
-        if not brain.any():
-            raise InputError(f"{name}: no brain could be made out in it; give mask= (command line: --mask).")
-        return brain, how
-
-    def check(self, brain: np.ndarray) -> None:
-        """Refuse a run without usable values inside the brain mask `(X, Y, Z)`."""
-        name = self._source.name
-        if self._num_nonfinite is not None and self._num_nonfinite[brain].any():
-            is_bad = brain & (self._num_nonfinite > 0)
-            count, frame = self._num_nonfinite[is_bad].sum(dtype=np.int64), self._first_nonfinite[is_bad].min()
-            raise InputError(
-                f"{name}: {count:,} values inside the brain are NaN or infinite, in {is_bad.sum():,} voxels and first "
-                f"in frame {frame}; repair them, or give a mask= that leaves those voxels out."
-            )
-        if not self.has_signal[brain].any():
-            raise InputError(f"{name}: every voxel inside the brain mask is zero in every frame; check scan and mask.")
-        self._check_negative(brain, "the brain's")
-        if self._is_constant and self._num_frames > 1:
-            warnings.warn(
-                f"{name}: all {self._num_frames} frames are the same, so there is no BOLD signal.", stacklevel=2
-            )
-
-    def _check_negative(self, region: np.ndarray, whose: str) -> None:
-        if self._num_negative is None:
-            return
-        share = self._num_negative[region].sum(dtype=np.int64) / (self._num_frames * np.count_nonzero(region))
-        if share > MAX_NEGATIVE_SHARE:
-            raise InputError(
-                f"{self._source.name}: {share:.0%} of {whose} values are negative, so the run was demeaned or z-scored "
-                "and its intensities are gone; use the run from before that step, or pass the mean image to be added "
-                "to each frame as add_mean= (command line: --add-mean)."
-            )
 
 
 @dataclass(frozen=True)
@@ -350,7 +120,7 @@ class BoldRun:
 
     @property
     def is_resampled(self) -> bool:
-        return not hasattr(self._way, "offset")
+        return isinstance(self._way, Resampling)
 
     @property
     def mask(self) -> np.ndarray:
@@ -453,7 +223,7 @@ class BoldRun:
         mean, has_change = self.mean, self.has_change
         size = np.count_nonzero(has_change)
         for indices, volumes in blocks:
-            change = _unclipped_percent_change(volumes, mean, has_change)
+            change = unclipped_percent_change(volumes, mean, has_change)
             self._num_scaled += len(indices) * size
             self._num_clipped += int(np.count_nonzero(np.abs(change) > 1))
             yield indices, np.clip(change, -1, 1, out=change)
@@ -484,10 +254,9 @@ class BoldRun:
             block = indices[start : start + block_frames]
             volumes = np.empty((len(block), *mask.shape), dtype=np.float32)
             for volume in volumes:
-                frame = next(frames)
-                frame = np.where(np.isfinite(frame), frame, np.float32(0))
+                frame, _ = zero_where_not_finite(next(frames))
                 if self._add_mean is not None:
-                    frame += self._add_mean
+                    frame = frame + self._add_mean
                 np.multiply(self._gridded(frame), mask, out=volume)
             yield block, volumes
 
@@ -498,11 +267,11 @@ class BoldRun:
     @cached_property
     def _statistics(self) -> _Statistics:
         cube = (self.volume_size,) * 3
-        survey = _Survey(self._source, self._brain)
+        survey = Survey(self._source, self._brain)
         total, peak = np.zeros(cube), np.zeros(cube, dtype=np.float32)
         fits = self.num_frames * peak.nbytes <= self._cache_bytes
         held = np.empty((self.num_frames, *cube), dtype=np.float32) if fits else None
-        counts = None if fits else np.zeros(_NUM_INTENSITY_BINS, dtype=np.int64)
+        counts = None if fits else np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
         region = None if self._brain is None else np.flatnonzero(self._way.mask_to_grid(self._brain))
         for index, frame in enumerate(self._source.frames(range(self.num_frames))):
             volume = self._gridded(survey.add(frame, self._add_mean))
@@ -540,7 +309,7 @@ class BoldRun:
         if self._statistics.counts is not None:
             return self._statistics.counts
         region = np.flatnonzero(self.mask)
-        counts = np.zeros(_NUM_INTENSITY_BINS, dtype=np.int64)
+        counts = np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
         for _, volumes in self.blocks():
             for volume in volumes:
                 counts += count_intensities(volume.reshape(-1).take(region))
@@ -573,13 +342,18 @@ def open_run(
         InputError: the scan, its mask or its repetition time cannot be used; what only the voxels tell is raised when
             they are first read.
     """
-    volume_size = int(volume_size)
     source = open_source(scan, check_space)
     space = declared_space(source.path)
     if check_space and space is not None and is_native_space(space):
         raise InputError(
             f"{source.name}: its name says space-{space}, and only volumes in MNI152 space can be used; take the "
             "space-MNI152... file of the same run, or pass check_space=False (command line: --no-space-check)."
+        )
+    if check_space and space is None and source.has_scanner_axes:
+        warnings.warn(
+            f"{source.name}: its voxel axes are oblique or its header says scanner coordinates, as before a "
+            "registration to MNI152; make sure that it was normalised.",
+            stacklevel=2,
         )
     seconds = find_repetition_time(source, repetition_time)
     mask_source = "given"
