@@ -7,6 +7,7 @@ compressed run is decompressed once a pass, and what stands beside the file (BID
 The brain, the grid of the model and the intensities are the business of `volumes.py`.
 """
 
+import gzip
 import json
 import math
 import warnings
@@ -41,6 +42,8 @@ MAX_GZIP_RATIO = 1032
 """The most that deflate can shrink anything (zlib's technical notes): what a `.gz` may claim to hold, per byte."""
 
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+
+NIFTI_2_HEADER_BYTES = 540
 
 SCANNER_XFORM = 1
 """The NIfTI code of scanner coordinates (NIFTI_XFORM_SCANNER_ANAT)."""
@@ -195,9 +198,11 @@ def _load_nifti(path: Path) -> Any:
     try:
         image = nibabel.load(path)
     except ImageFileError as error:
+        if is_gzip and not _begins_readably(path):
+            raise InputError(
+                f"{path}: the compressed data are cut off or damaged at once; copy or download it again."
+            ) from error
         raise InputError(f"{path}: not a NIfTI image; give a .nii or .nii.gz file.") from error
-    except (EOFError, zlib.error) as error:
-        raise InputError(f"{path}: the compressed data are cut off or damaged; copy or download it again.") from error
     except Exception as error:  # whatever a parser stumbles over in a damaged header is the file's fault
         detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: the header is damaged ({detail}); copy or convert the file again.") from error
@@ -206,6 +211,16 @@ def _load_nifti(path: Path) -> Any:
     if not isinstance(image, nibabel.nifti1.Nifti1Pair):
         raise InputError(f"{path}: a {type(image).__name__}, not NIfTI; convert it to .nii.gz first.")
     return image
+
+
+def _begins_readably(path: Path) -> bool:
+    """Whether as much as a header can be decompressed: nibabel calls a damaged beginning another format."""
+    try:
+        with gzip.open(path) as stream:
+            stream.read(NIFTI_2_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
 
 
 def _source_of_image(image: Any, name: str, path: Path | None, check_space: bool) -> BoldSource:
@@ -431,7 +446,7 @@ def _checked_repetition_time(value: Any, seconds_per_unit: float, said: str) -> 
         seconds = math.nan
     if not lowest <= seconds <= highest:
         raise InputError(f"{said} is not between {lowest:g} and {highest:g} s; {_ASK_FOR_REPETITION_TIME}.")
-    return round(seconds, 9)
+    return round(seconds, 6)  # headers keep it in float32: 2.2 comes back as 2.200000048
 
 
 def _header_repetition_time(header: Any, time_axis: int) -> tuple[float, str] | None:

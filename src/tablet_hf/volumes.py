@@ -280,7 +280,7 @@ class BoldRun:
             if held is not None:
                 held[index] = volume
             else:
-                counts += count_intensities(volume if region is None else volume.reshape(-1).take(region))
+                counts += count_intensities(volume[volume > 0] if region is None else volume.reshape(-1).take(region))
 
         brain, mask_source = (self._brain, self._mask_source) if self._brain is not None else survey.find_brain()
         survey.check(brain)
@@ -295,10 +295,10 @@ class BoldRun:
         if held is not None:
             held *= mask
         if region is None and counts is not None:
-            # Counted over the whole cube, as the brain was not known yet. Where frames are zero outside it those zeros
-            # are taken off again; where they are not, counting takes a pass of its own.
+            # The brain was not known yet, so positive values were counted wherever they lie. Where frames are zero
+            # outside the brain that is enough; where they are not, counting takes a pass of its own.
             if mask_source == "nonzero" and not self.is_resampled and self._add_mean is None:
-                counts[0] -= self.num_frames * np.count_nonzero(~mask)
+                counts[0] += self.num_frames * np.count_nonzero(mask) - counts.sum()
             else:
                 counts = None
         mean = (total / self.num_frames * mask).astype(np.float32)

@@ -1,0 +1,482 @@
+"""Opening a scan: what can be read is read right, what cannot is told in one sentence."""
+
+import bz2
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel import openers
+
+from tablet_hf import scans
+from tablet_hf.errors import InputError
+from tablet_hf.scans import declared_space, find_brain_mask_file, find_repetition_time, load_volume, open_source
+
+AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+REPOSITORY = Path(__file__).parents[1]
+REAL_BOLD = REPOSITORY.parent / "shared" / "data" / "bold"
+
+
+def some_values(shape=(4, 5, 6, 7), dtype=np.int16, seed=0):
+    values = np.random.default_rng(seed).integers(1, 100, shape)
+    return np.asfortranarray(values.astype(dtype))
+
+
+def write(path, values, kind=nib.Nifti1Image, repetition_time=2.0, unit="sec", affine=AFFINE, code=4):
+    image = kind(values, affine, dtype=values.dtype)
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    image.header.set_xyzt_units("mm", unit)
+    image.header["pixdim"][4] = repetition_time
+    nib.save(image, path)
+    return path
+
+
+def read_all(scan):
+    source = open_source(scan)
+    return np.stack(list(source.frames(range(source.num_frames))), axis=-1)
+
+
+def refusal(scan, **settings):
+    def open_and_read():
+        source = open_source(scan, **settings)
+        list(source.frames(range(source.num_frames)))
+
+    with pytest.raises(InputError) as caught:
+        open_and_read()
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+    if isinstance(scan, str | Path):
+        assert str(scan) in sentence
+    return sentence
+
+
+class TestWhatCanBeRead:
+    @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"])
+    @pytest.mark.parametrize("order", ["<", ">"])
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+    def test_every_number_type_and_byte_order(self, tmp_path, dtype, order, ending):
+        values = some_values(dtype=dtype)
+        header = nib.Nifti1Header(endianness=order)
+        header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
+        image = nib.Nifti1Image(values, AFFINE, header)
+        nib.save(image, tmp_path / f"run{ending}")
+        assert nib.load(tmp_path / f"run{ending}").header.endianness == order
+        found = read_all(tmp_path / f"run{ending}")
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, values.astype(np.float32))
+
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nii.bz2"])
+    def test_slope_and_intercept_are_applied(self, tmp_path, ending):
+        values = some_values()
+        header = nib.Nifti1Header()
+        header.set_data_dtype(np.int16)
+        image = nib.Nifti1Image(values, AFFINE, header)
+        image.header.set_slope_inter(0.25, -3)  # nibabel then stores the values as they are
+        nib.save(image, tmp_path / f"run{ending}")
+        assert nib.load(tmp_path / f"run{ending}").dataobj.slope == 0.25
+        np.testing.assert_array_equal(read_all(tmp_path / f"run{ending}"), values * np.float32(0.25) - np.float32(3))
+
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+    def test_nifti_2(self, tmp_path, ending):
+        path = write(tmp_path / f"run{ending}", some_values(), nib.Nifti2Image)
+        np.testing.assert_array_equal(read_all(path), some_values())
+
+    @pytest.mark.parametrize("ending", [".hdr", ".img"])
+    def test_pair_of_header_and_image(self, tmp_path, ending):
+        write(tmp_path / "run.img", some_values(), nib.Nifti1Pair)
+        np.testing.assert_array_equal(read_all(tmp_path / f"run{ending}"), some_values())
+
+    @pytest.mark.parametrize("shape", [(4, 5, 6, 1, 7), (4, 5, 6, 7, 1), (4, 5, 6, 1, 1, 7)])
+    def test_unit_axes_are_dropped(self, tmp_path, shape):
+        values = some_values(shape)
+        path = write(tmp_path / "run.nii.gz", values)
+        expected = values.reshape((4, 5, 6, 7), order="F")
+        np.testing.assert_array_equal(read_all(path), expected)
+        np.testing.assert_array_equal(read_all((values, AFFINE)), expected)
+
+    def test_a_run_of_one_frame(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values((4, 5, 6, 1)).reshape(4, 5, 6, 1, 1))
+        assert open_source(path).num_frames == 1
+
+    def test_images_and_arrays_in_memory(self):
+        values = some_values(dtype=np.float64)
+        for scan in (nib.Nifti1Image(values, AFFINE), (values, AFFINE), (values.tolist(), AFFINE.tolist())):
+            np.testing.assert_array_equal(read_all(scan), values)
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.dtype(">f4"), np.longdouble])
+    def test_arrays_of_types_that_nifti_lacks(self, dtype):
+        np.testing.assert_array_equal(read_all((some_values(dtype=dtype), AFFINE)), some_values())
+
+    def test_image_loaded_by_the_caller(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values())
+        source = open_source(nib.load(path))
+        assert (source.path, source.name) == (path, str(path))
+        np.testing.assert_array_equal(read_all(nib.load(path)), some_values())
+
+    def test_frames_come_in_the_order_asked_for(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values())
+        frames = list(open_source(path).frames([5, 0, 0, 3]))
+        np.testing.assert_array_equal(np.stack(frames, -1), some_values()[..., [5, 0, 0, 3]])
+
+    def test_grid_is_the_one_of_the_header(self, tmp_path):
+        source = open_source(write(tmp_path / "run.nii.gz", some_values()))
+        assert (source.shape, source.num_frames, source.xform_code) == ((4, 5, 6), 7, 4)
+        np.testing.assert_array_equal(source.affine, AFFINE)
+
+    def test_not_a_scan_at_all(self):
+        with pytest.raises(TypeError, match="a path, a nibabel image or a pair"):
+            open_source(3)
+
+
+class TestReadingIsLinear:
+    @pytest.mark.parametrize("as_image", [False, True])
+    def test_a_compressed_run_is_decompressed_once_a_pass(self, tmp_path, monkeypatch, as_image):
+        values = some_values((8, 8, 8, 50))
+        path = write(tmp_path / "run.nii.gz", values)
+        source = open_source(nib.load(path) if as_image else path)
+        work = {"opened": 0, "bytes": 0, "steps back": 0}
+
+        class CountingGzip(gzip.GzipFile):
+            def __init__(self, *args, **kwargs):
+                work["opened"] += 1
+                self.furthest = 0
+                super().__init__(*args, **kwargs)
+
+            def read(self, size=-1):
+                content = super().read(size)
+                work["bytes"] += len(content)
+                return content
+
+            def seek(self, offset, whence=0):
+                work["steps back"] += offset < self.furthest
+                self.furthest = offset
+                return super().seek(offset, whence)
+
+        def counting_open(filename, mode="rb", **_):
+            return CountingGzip(filename, mode)
+
+        names = dict(openers.ImageOpener.compress_ext_map, **{".gz": (counting_open, ("mode",))})
+        monkeypatch.setattr(openers.ImageOpener, "compress_ext_map", names)
+        assert len(list(source.frames(range(50)))) == 50
+        assert work == {"opened": 1, "bytes": values.nbytes, "steps back": 0}
+
+    def test_an_early_window_leaves_the_rest_of_the_file_alone(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", np.random.default_rng(0).integers(0, 9999, (9, 9, 9, 90)).astype("i2"))
+        source = open_source(path)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        assert len(list(source.frames(range(10)))) == 10
+
+
+class TestFilesThatCannotBeUsed:
+    def test_missing(self, tmp_path):
+        assert "no such file" in refusal(tmp_path / "none.nii.gz")
+
+    def test_link_to_content_that_was_not_fetched(self, tmp_path):
+        (tmp_path / "run.nii.gz").symlink_to(tmp_path / ".git" / "annex" / "objects" / "x")
+        assert "datalad get" in refusal(tmp_path / "run.nii.gz")
+
+    def test_folder(self, tmp_path):
+        assert "a folder" in refusal(tmp_path)
+
+    def test_empty(self, tmp_path):
+        (tmp_path / "run.nii.gz").write_bytes(b"")
+        assert "empty" in refusal(tmp_path / "run.nii.gz")
+
+    @pytest.mark.parametrize("name", ["run.nii", "run.txt", "run.mat"])
+    def test_not_nifti(self, tmp_path, name):
+        (tmp_path / name).write_text("a,b,c\n" * 200)
+        assert "not a NIfTI" in refusal(tmp_path / name)
+
+    def test_compressed_but_not_nifti(self, tmp_path):
+        (tmp_path / "run.nii.gz").write_bytes(gzip.compress(b"a,b,c\n" * 200))
+        assert "not a NIfTI" in refusal(tmp_path / "run.nii.gz")
+
+    def test_names_that_belie_their_compression(self, tmp_path):
+        plain, packed = write(tmp_path / "a.nii", some_values()), write(tmp_path / "b.nii.gz", some_values())
+        shutil.move(plain, tmp_path / "c.nii.gz")
+        shutil.move(packed, tmp_path / "d.nii")
+        assert "not compressed" in refusal(tmp_path / "c.nii.gz")
+        assert "rename it to d.nii.gz" in refusal(tmp_path / "d.nii")
+
+    def test_other_formats(self, tmp_path):
+        nib.save(nib.MGHImage(some_values(dtype=np.float32), AFFINE), tmp_path / "run.mgz")
+        assert "convert it" in refusal(tmp_path / "run.mgz")
+
+    def test_grayordinates(self, tmp_path):
+        series = nib.cifti2.SeriesAxis(0, 1, 10)
+        grayordinates = nib.cifti2.BrainModelAxis.from_mask(np.ones(8, bool), name="CIFTI_STRUCTURE_CORTEX_LEFT")
+        image = nib.Cifti2Image(np.ones((10, 8), np.float32), (series, grayordinates))
+        nib.save(image, tmp_path / "run.dtseries.nii")
+        assert "volumetric" in refusal(tmp_path / "run.dtseries.nii")
+
+    def test_three_dimensions(self, tmp_path):
+        assert "3D" in refusal(write(tmp_path / "t1.nii.gz", some_values((4, 5, 6))))
+        assert "3D" in refusal((some_values((4, 5, 6)), AFFINE))
+
+    def test_two_axes_besides_space(self, tmp_path):
+        assert "2 axes besides space" in refusal(write(tmp_path / "field.nii.gz", some_values((4, 5, 6, 7, 3))))
+
+    def test_no_frame(self):
+        assert "no frame" in refusal((np.zeros((4, 5, 6, 0)), AFFINE))
+
+    def test_damaged_header(self, tmp_path):
+        path = write(tmp_path / "run.nii", some_values())
+        content = bytearray(path.read_bytes())
+        content[70:72] = b"\xff\x7f"  # a data type code that does not exist
+        path.write_bytes(content)
+        assert "header is damaged" in refusal(path)
+
+    @pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
+    def test_truncated_gzip_is_found_in_mid_stream(self, tmp_path, kept):
+        values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 10)).astype(np.int16)
+        path = write(tmp_path / "run.nii.gz", values)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(kept * len(content))])
+        source = open_source(path)
+        good = []
+        with pytest.raises(InputError, match=r"ends inside frame \d of 10"):
+            good.extend(source.frames(range(10)))
+        assert abs(len(good) - kept * 10) < 1.5
+
+    def test_gzip_cut_off_in_the_header(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values())
+        path.write_bytes(path.read_bytes()[:60])
+        assert "cut off" in refusal(path)
+
+    def test_truncated_without_compression(self, tmp_path):
+        path = write(tmp_path / "run.nii", some_values())
+        path.write_bytes(path.read_bytes()[:-5])
+        assert "cannot hold" in refusal(path)
+
+    def test_damaged_gzip(self, tmp_path):
+        values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 10)).astype(np.int16)
+        path = write(tmp_path / "run.nii.gz", values)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 50] = b"\0" * 50
+        path.write_bytes(content)
+        assert "damaged" in refusal(path)
+
+    def test_a_wrong_checksum_is_damage_too(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values())
+        content = bytearray(path.read_bytes())
+        content[-8] ^= 0xFF
+        path.write_bytes(content)
+        assert "damaged" in refusal(path)
+
+    def test_truncated_bzip2(self, tmp_path):
+        path = tmp_path / "run.nii.bz2"
+        values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 200)).astype(np.int16)
+        content = bz2.compress(write(tmp_path / "run.nii", values).read_bytes())
+        path.write_bytes(content[: len(content) * 3 // 4])
+        assert "ends inside frame" in refusal(path)
+
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+    def test_a_header_that_claims_what_the_file_cannot_hold(self, tmp_path, ending):
+        header = nib.Nifti1Header()
+        header.set_data_shape((1000, 1000, 1000, 25))
+        header.set_data_dtype(np.float32)
+        header["vox_offset"] = 352
+        content = header.binaryblock + bytes(40_000)
+        path = tmp_path / f"run{ending}"
+        path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+        sentence = refusal(path, check_space=False)
+        assert "100.0 GB" in sentence
+        assert "cannot hold" in sentence
+
+    def test_voxels_missing_beside_a_header(self, tmp_path):
+        write(tmp_path / "run.img", some_values(), nib.Nifti1Pair)
+        (tmp_path / "run.img").unlink()
+        assert "missing" in refusal(tmp_path / "run.hdr")
+
+    @pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+    def test_complex_numbers(self, tmp_path, dtype):
+        assert "complex" in refusal(write(tmp_path / "run.nii.gz", some_values(dtype=dtype)))
+        assert "complex" in refusal((some_values(dtype=dtype), AFFINE))
+
+    def test_colours(self, tmp_path):
+        colours = np.zeros((4, 5, 6, 7), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+        assert "RGB" in refusal(write(tmp_path / "run.nii.gz", colours))
+
+    @pytest.mark.parametrize("place", [(0, 0), (1, 3)])
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_affine_that_is_not_finite(self, place, value):
+        affine = AFFINE.copy()
+        affine[place] = value
+        assert "NaN" in refusal((some_values(), affine))
+
+    @pytest.mark.parametrize("affine", [np.diag([2.0, 2, 0, 1]), np.diag([0.0, 0, 0, 1]), np.ones((4, 4))])
+    def test_singular_affine(self, affine):
+        assert "singular" in refusal((some_values(), affine))
+
+    def test_affine_of_another_shape(self):
+        assert "4 x 4" in refusal((some_values(), np.eye(3)))
+
+    def test_neither_sform_nor_qform(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values(), code=0)
+        assert "--no-space-check" in refusal(path)
+        assert open_source(path, check_space=False).xform_code == 0
+
+
+class TestCompanions:
+    @pytest.fixture
+    def source(self, tmp_path):
+        return open_source(write(tmp_path / "run.nii.gz", some_values()))
+
+    def test_paths_images_and_arrays(self, tmp_path, source):
+        mask = some_values((4, 5, 6), np.uint8)
+        path = write(tmp_path / "mask.nii.gz", mask)
+        for given in (path, str(path), nib.load(path), (mask, AFFINE), mask, mask[..., None]):
+            np.testing.assert_array_equal(load_volume(given, "mask", source), mask)
+
+    def test_values_that_are_not_finite_count_as_nothing(self, source):
+        mask = np.ones((4, 5, 6))
+        mask[0, 0, :2] = np.nan, np.inf
+        assert load_volume(mask, "mask", source).sum() == mask.size - 2
+
+    def test_another_shape(self, source):
+        with pytest.raises(InputError, match=r"\(4, 5, 7\).*\(4, 5, 6\)"):
+            load_volume(np.ones((4, 5, 7)), "mask", source)
+
+    def test_another_place(self, source):
+        with pytest.raises(InputError, match="another affine"):
+            load_volume((np.ones((4, 5, 6)), np.diag([2.0, 2, 2, 1])), "mask", source)
+
+    def test_rounding_in_the_affine_is_forgiven(self, source):
+        load_volume((np.ones((4, 5, 6)), AFFINE + 1e-4), "mask", source)
+
+
+class TestRepetitionTime:
+    @pytest.mark.parametrize(
+        ("stored", "unit", "seconds"),
+        [(0.72, "sec", 0.72), (720, "msec", 0.72), (720_000, "usec", 0.72), (2.2, "unknown", 2.2), (30, "sec", 30)],
+    )
+    def test_header_with_its_unit(self, tmp_path, stored, unit, seconds):
+        path = write(tmp_path / "run.nii.gz", some_values(), repetition_time=stored, unit=unit)
+        assert find_repetition_time(open_source(path)) == seconds
+
+    @pytest.mark.parametrize(
+        ("stored", "unit"),
+        [(0, "sec"), (0.72, "msec"), (720, "sec"), (2200, "unknown"), (-2, "sec"), (np.nan, "sec"), (2, "hz")],
+    )
+    def test_missing_zero_or_absurd(self, tmp_path, stored, unit):
+        path = write(tmp_path / "run.nii.gz", some_values(), repetition_time=stored, unit=unit)
+        with pytest.raises(InputError, match=r"run.nii.gz.*repetition_time=.*--repetition-time"):
+            find_repetition_time(open_source(path))
+        assert find_repetition_time(open_source(path), 2.0) == 2.0
+
+    @pytest.mark.parametrize("given", [0, -1, 0.00072, 720, np.nan, "two"])
+    def test_what_is_given_must_make_sense(self, tmp_path, given):
+        with pytest.raises(InputError, match=r"between 0\.1 and 30 s"):
+            find_repetition_time(open_source(write(tmp_path / "run.nii.gz", some_values())), given)
+
+    @pytest.mark.parametrize(("shape", "filled"), [((4, 5, 6, 1, 7), 4), ((4, 5, 6, 1, 7), 5), ((4, 5, 6, 7, 1), 4)])
+    def test_a_unit_axis_beside_time(self, tmp_path, shape, filled):
+        image = nib.Nifti1Image(some_values(shape), AFFINE)
+        image.set_sform(AFFINE, 4)
+        image.header.set_xyzt_units("mm", "sec")
+        image.header["pixdim"][4:6] = 0
+        image.header["pixdim"][filled] = 1.5
+        nib.save(image, tmp_path / "run.nii.gz")
+        assert find_repetition_time(open_source(tmp_path / "run.nii.gz")) == 1.5
+
+    def test_a_bare_array_has_none(self):
+        with pytest.warns(UserWarning, match="1 s is taken"):
+            assert find_repetition_time(open_source((some_values(), AFFINE))) == 1.0
+
+    def test_sidecar_of_the_same_name_before_the_header(self, tmp_path):
+        path = write(tmp_path / "rfMRI_REST1_LR.nii.gz", some_values(), repetition_time=2)
+        (tmp_path / "rfMRI_REST1_LR.json").write_text('{"RepetitionTime": 0.72}')
+        assert find_repetition_time(open_source(path)) == 0.72
+        assert find_repetition_time(open_source(path), 1.4) == 1.4
+
+    def test_less_specific_sidecars_speak_where_the_nearer_ones_are_silent(self, tmp_path):
+        func = tmp_path / "ds" / "sub-01" / "ses-a" / "func"
+        func.mkdir(parents=True)
+        name = "sub-01_ses-a_task-rest_space-MNI152NLin6Asym_desc-preproc_bold"
+        path = write(func / f"{name}.nii.gz", some_values(), repetition_time=9)
+        said = [
+            (tmp_path / "ds" / "bold.json", 1.1),
+            (tmp_path / "ds" / "task-rest_bold.json", 1.2),
+            (tmp_path / "ds" / "sub-01" / "sub-01_task-rest_bold.json", 1.3),
+            (func / "sub-01_ses-a_task-rest_bold.json", 1.4),
+            (func / "sub-01_ses-a_task-rest_desc-preproc_bold.json", 1.5),
+            (func / f"{name}.json", 1.6),
+        ]
+        (tmp_path / "bold.json").write_text('{"RepetitionTime": 8}')
+        (tmp_path / "ds" / "task-nback_bold.json").write_text('{"RepetitionTime": 7}')
+        (func / "sub-01_ses-a_task-rest_run-2_bold.json").write_text('{"RepetitionTime": 6}')
+        (func / "sub-01_ses-a_task-rest_events.json").write_text('{"RepetitionTime": 5}')
+        assert find_repetition_time(open_source(path)) == 9
+        for sidecar, seconds in said:
+            sidecar.write_text(json.dumps({"RepetitionTime": seconds}))
+            assert find_repetition_time(open_source(path)) == seconds
+        (func / f"{name}.json").write_text('{"SkullStripped": true}')
+        assert find_repetition_time(open_source(path)) == 1.5
+
+    def test_sidecar_with_an_absurd_value_is_named(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values())
+        (tmp_path / "run.json").write_text('{"RepetitionTime": 2200}')
+        with pytest.raises(InputError, match=r"2200 in run\.json"):
+            find_repetition_time(open_source(path))
+
+    def test_broken_sidecar_is_passed_over_aloud(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values(), repetition_time=2)
+        (tmp_path / "run.json").write_text('{"RepetitionTime": 0.7')
+        with pytest.warns(UserWarning, match="run.json"):
+            assert find_repetition_time(open_source(path)) == 2
+
+
+class TestBidsNames:
+    @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
+    @pytest.mark.parametrize("description", ["_desc-preproc", "_desc-denoised", ""])
+    def test_mask_beside_the_scan(self, tmp_path, ending, description):
+        scan = tmp_path / f"sub-01_task-rest_space-MNI152NLin6Asym_res-2{description}_bold.nii.gz"
+        assert find_brain_mask_file(scan) is None
+        mask = tmp_path / f"sub-01_task-rest_space-MNI152NLin6Asym_res-2_desc-brain_mask{ending}"
+        mask.touch()
+        assert find_brain_mask_file(scan) == mask
+
+    def test_only_bids_names_have_one(self, tmp_path):
+        (tmp_path / "desc-brain_mask.nii.gz").touch()
+        assert find_brain_mask_file(tmp_path / "bold.nii.gz") is None
+        assert find_brain_mask_file(None) is None
+
+    def test_declared_space(self):
+        assert declared_space(Path("sub-1_task-rest_space-T1w_desc-preproc_bold.nii.gz")) == "T1w"
+        assert declared_space(Path("run.nii.gz")) is None
+        assert declared_space(None) is None
+
+    @pytest.mark.parametrize("space", ["T1w", "native", "fsaverage5", "fsLR", "boldref", "fsnative", "scanner"])
+    def test_spaces_that_are_not_a_volume_template(self, space):
+        assert scans.is_native_space(space)
+
+    @pytest.mark.parametrize("space", ["MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152Lin", "MNIPediatricAsym"])
+    def test_templates(self, space):
+        assert not scans.is_native_space(space)
+
+
+def test_scanner_axes_are_told_from_those_of_a_template(tmp_path):
+    turned = AFFINE.copy()
+    turned[:2, :2] = np.array([[np.cos(0.05), -np.sin(0.05)], [np.sin(0.05), np.cos(0.05)]]) @ AFFINE[:2, :2]
+    assert not open_source(write(tmp_path / "a.nii", some_values())).has_scanner_axes
+    assert open_source(write(tmp_path / "b.nii", some_values(), affine=turned)).has_scanner_axes
+    assert open_source(write(tmp_path / "c.nii", some_values(), code=1)).has_scanner_axes
+
+
+@pytest.mark.skipif(not REAL_BOLD.is_dir(), reason="the real scans are not here")
+def test_real_scans():
+    func = REAL_BOLD / "sub-01" / "func"
+    scan = next(func.glob("*_bold.nii.gz"))
+    source = open_source(scan)
+    assert (source.shape, source.num_frames, source.has_scanner_axes) == ((91, 109, 91), 28, False)
+    assert find_repetition_time(source) == 2.2
+    assert find_brain_mask_file(scan) == next(func.glob("*_mask.nii.gz"))
+    frame = next(source.frames([27]))
+    np.testing.assert_array_equal(frame, nib.load(scan).get_fdata(dtype=np.float32)[..., 27])
+    assert open_source(REAL_BOLD / "native_space_bold.nii.gz").has_scanner_axes
