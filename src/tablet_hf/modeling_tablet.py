@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -62,6 +63,10 @@ class TabletEmbeddings(nn.Module):
     tokens by a learned mask token.
     """
 
+    # Switched by `gradient_checkpointing_enable`, as in the layers: the tokens of a long run in float32 weigh as much
+    # as the states of four layers.
+    gradient_checkpointing = False
+
     def __init__(self, config: TabletConfig, use_mask_token: bool = False):
         super().__init__()
         self.num_cells = config.num_cells
@@ -92,14 +97,11 @@ class TabletEmbeddings(nn.Module):
         frame_mask: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        batch_size = input_values.shape[0]
-        # Token stores hold float16; whatever dtype the tokens come in, the weights decide.
-        input_values = input_values.to(self.projection.weight.dtype)
-        if frame_mask is not None:
-            # Attention gives padding a weight of zero, but zero times the NaN of an uninitialised frame is NaN.
-            input_values = input_values.masked_fill(~frame_mask[:, :, None, None], 0)
-
-        embeddings = self.projection(self.feature_dropout(self.feature_norm(input_values))).flatten(1, 2)
+        if self.gradient_checkpointing and self.training:
+            # Tokens need no gradient, and without one at its inputs the reentrant kind would give none to the weights.
+            embeddings = checkpoint(self.embed_tokens, input_values, frame_mask, use_reentrant=False)
+        else:
+            embeddings = self.embed_tokens(input_values, frame_mask)
 
         if bool_masked_pos is not None:
             if self.mask_token is None:
@@ -110,8 +112,17 @@ class TabletEmbeddings(nn.Module):
             mask = bool_masked_pos.flatten(1).unsqueeze(-1).bool()
             embeddings = torch.where(mask, self.mask_token.to(embeddings.dtype), embeddings)
 
-        cls_states = self.cls_token.expand(batch_size, -1, -1).to(embeddings.dtype)
+        cls_states = self.cls_token.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
         return self.input_norm(torch.cat((cls_states, embeddings), dim=1))
+
+    def embed_tokens(self, input_values: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states of all tokens, `(batch_size, num_frames * num_cells, hidden_size)`."""
+        # Token stores hold float16; whatever dtype the tokens come in, the weights decide.
+        input_values = input_values.to(self.projection.weight.dtype)
+        if frame_mask is not None:
+            # Attention gives padding a weight of zero, but zero times the NaN of an uninitialised frame is NaN.
+            input_values = input_values.masked_fill(~frame_mask[:, :, None, None], 0)
+        return self.projection(self.feature_dropout(self.feature_norm(input_values))).flatten(1, 2)
 
 
 class TabletRotaryEmbedding(nn.Module):

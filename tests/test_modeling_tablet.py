@@ -1,0 +1,636 @@
+"""The TABLeT models: shapes, positions, padding, objectives, loading, training."""
+
+import logging
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.utils import logging as transformers_logging
+
+from tablet_hf import modeling_tablet
+from tablet_hf.configuration_tablet import TabletConfig
+from tablet_hf.modeling_tablet import (
+    TabletForMaskedTokenModeling,
+    TabletForSequenceClassification,
+    TabletModel,
+    TabletRotaryEmbedding,
+    draw_token_mask,
+    register_auto_classes,
+)
+
+CELLS, TOKEN_SIZE = 8, 12
+POSITION_TYPES = ("none", "rope", "spatiotemporal_rope")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def small_config(**settings) -> TabletConfig:
+    sizes = {"token_size": TOKEN_SIZE, "grid_size": 2, "hidden_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "initializer_range": 0.2}
+    return TabletConfig(**(sizes | settings))
+
+
+def binary_config(**settings) -> TabletConfig:
+    return small_config(num_labels=1, problem_type="multi_label_classification", **settings)
+
+
+def regression_config(**settings) -> TabletConfig:
+    defaults = {"num_labels": 1, "problem_type": "regression", "target_mean": [50.0], "target_std": [10.0]}
+    return small_config(**(defaults | settings))
+
+
+def tokens(batch_size: int = 2, num_frames: int = 5) -> torch.Tensor:
+    return torch.randn(batch_size, num_frames, CELLS, TOKEN_SIZE)
+
+
+def seconds(*repetition_times: float) -> torch.Tensor:
+    return torch.tensor(repetition_times)
+
+
+# --- size and shape
+
+
+def test_the_published_network_has_129_million_parameters():
+    with torch.device("meta"):
+        model = TabletForSequenceClassification(TabletConfig(num_labels=1, problem_type="regression"))
+
+    assert sum(parameter.numel() for parameter in model.parameters()) == 129_515_393
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_outputs_keep_the_batch_dimension(batch_size):
+    inputs = tokens(batch_size)
+    model = TabletModel(small_config()).eval()
+    outputs = model(inputs)
+
+    assert outputs.last_hidden_state.shape == (batch_size, 1 + 5 * CELLS, 32)
+    assert outputs.pooler_output.shape == (batch_size, 32)
+    assert torch.equal(outputs.pooler_output, outputs.last_hidden_state[:, 0])
+    assert TabletForSequenceClassification(binary_config())(inputs).logits.shape == (batch_size, 1)
+    assert TabletForMaskedTokenModeling(small_config())(inputs).reconstruction.shape == inputs.shape
+
+
+@pytest.mark.parametrize("model_class", [TabletModel, TabletForMaskedTokenModeling, TabletForSequenceClassification])
+@pytest.mark.parametrize("shape", [(2, 5, 27, TOKEN_SIZE), (2, 5, CELLS, 96), (5, CELLS, TOKEN_SIZE)])
+def test_tokens_of_another_geometry_are_refused(model_class, shape):
+    with pytest.raises(
+        ValueError, match=r"\(batch, frames, 8, 12\).*tokenize the scans with the feature extractor"
+    ) as e:
+        model_class(small_config())(torch.zeros(shape))
+    assert str(shape) in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("attention_mask", torch.ones(2, 4)),
+        ("repetition_time", torch.ones(3)),
+        ("bool_masked_pos", torch.ones(2, 5 * CELLS)),
+    ],
+)
+def test_arguments_of_another_shape_are_refused(argument, value):
+    with pytest.raises(ValueError, match=argument):
+        TabletForMaskedTokenModeling(small_config())(tokens(), **{argument: value})
+
+
+def test_a_model_without_a_mask_token_cannot_mask():
+    with pytest.raises(ValueError, match="use_mask_token=True"):
+        TabletModel(small_config())(tokens(), bool_masked_pos=torch.ones(2, 5, CELLS))
+
+
+def test_tokens_are_read_in_any_floating_dtype():
+    model = TabletModel(small_config()).eval()
+    inputs = tokens().half()
+
+    assert torch.equal(model(inputs).pooler_output, model(inputs.float()).pooler_output)
+    assert model.to(torch.bfloat16)(inputs).pooler_output.dtype == torch.bfloat16
+
+
+def test_hidden_states_and_attentions_are_captured():
+    model = TabletModel(small_config(attn_implementation="eager"))
+    outputs = model(tokens(), output_hidden_states=True, output_attentions=True)
+
+    positions = 1 + 5 * CELLS
+    assert [tuple(state.shape) for state in outputs.hidden_states] == [(2, positions, 32)] * 3
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 4, positions, positions)] * 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"mlp_type": "swiglu", "norm_type": "rms_norm", "qk_norm": True}])
+def test_eager_and_sdpa_attention_agree(settings):
+    eager = TabletModel(small_config(attn_implementation="eager", **settings)).eval()
+    sdpa = TabletModel(small_config(attn_implementation="sdpa", **settings)).eval()
+    sdpa.load_state_dict(eager.state_dict())
+    inputs, mask = tokens(), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+    for attention_mask in (None, mask):
+        expected = eager(inputs, attention_mask=attention_mask, repetition_time=seconds(2, 0.72))
+        found = sdpa(inputs, attention_mask=attention_mask, repetition_time=seconds(2, 0.72))
+        torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+
+
+# --- positions
+
+
+def angles_by_hand(config: TabletConfig, position: int, repetition_time: float) -> list[float]:
+    """Angles of one sequence position, from the words of the specification."""
+    half = config.head_dim // 2
+    if config.position_embedding_type == "rope":
+        return [position * config.rope_theta ** (-2 * n / config.head_dim) for n in range(half)]
+    if position == 0:
+        return [0.0] * half
+
+    def angular_frequencies(number, shortest, longest):
+        steps = [(n + 0.5) / number for n in range(number)]
+        periods = [math.exp(math.log(shortest) + step * math.log(longest / shortest)) for step in steps]
+        return [2 * math.pi / period for period in periods]
+
+    frame, cell = divmod(position - 1, config.num_cells)
+    per_axis = max(1, half // 8)
+    angles = [frame * repetition_time * w for w in angular_frequencies(half - 3 * per_axis, 6, 3600)]
+    for coordinate in (
+        cell // config.grid_size**2,
+        cell // config.grid_size % config.grid_size,
+        cell % config.grid_size,
+    ):
+        angles += [coordinate * w for w in angular_frequencies(per_axis, 4, 4 * config.grid_size)]
+    return angles
+
+
+@pytest.mark.parametrize("position_embedding_type", ["rope", "spatiotemporal_rope"])
+@pytest.mark.parametrize(("hidden_size", "grid_size"), [(32, 2), (256, 3)])
+def test_angles_are_those_of_the_specification(position_embedding_type, hidden_size, grid_size):
+    config = small_config(position_embedding_type=position_embedding_type, hidden_size=hidden_size, grid_size=grid_size)
+    cos, sin = TabletRotaryEmbedding(config)(7, seconds(0.72, 2.5), torch.device("cpu"))
+    cos, sin = cos.expand(2, -1, -1), sin.expand(2, -1, -1)
+
+    assert cos.shape == (2, 1 + 7 * config.num_cells, config.head_dim)
+    for run, repetition_time in enumerate((0.72, 2.5)):
+        for position in (0, 1, 2, config.num_cells, config.num_cells + 1, 7 * config.num_cells):
+            angles = torch.tensor(angles_by_hand(config, position, repetition_time) * 2)
+            torch.testing.assert_close(cos[run, position], angles.cos(), atol=2e-5, rtol=0)
+            torch.testing.assert_close(sin[run, position], angles.sin(), atol=2e-5, rtol=0)
+
+
+def test_angles_are_exact_to_the_end_of_a_long_run():
+    config = small_config(hidden_size=256, position_embedding_type="spatiotemporal_rope")
+    cos, _ = TabletRotaryEmbedding(config)(1200, seconds(3), torch.device("cpu"))
+
+    last = torch.tensor(angles_by_hand(config, 1200 * config.num_cells, 3.0) * 2, dtype=torch.float64)
+    assert cos.dtype == torch.float32
+    torch.testing.assert_close(cos[0, -1].double(), last.cos(), atol=1e-3, rtol=0)
+
+
+def test_scans_of_different_repetition_time_share_one_clock():
+    rotary = TabletRotaryEmbedding(small_config(hidden_size=128))
+    fast, _ = rotary(9, seconds(1), torch.device("cpu"))
+    slow, _ = rotary(5, seconds(2), torch.device("cpu"))
+
+    every_second_frame = fast[:, 1:].unflatten(1, (9, CELLS))[:, ::2].flatten(1, 2)
+    torch.testing.assert_close(slow[:, 1:], every_second_frame)
+
+
+def test_a_missing_repetition_time_is_one_second_and_said_once(caplog):
+    transformers_logging.enable_propagation()
+    transformers_logging.warning_once.cache_clear()
+    model, inputs = TabletModel(small_config()).eval(), tokens()
+    with caplog.at_level(logging.WARNING):
+        outputs = [model(inputs), model(inputs)]
+    transformers_logging.disable_propagation()
+
+    assert sum("repetition_time" in record.getMessage() for record in caplog.records) == 1
+    torch.testing.assert_close(outputs[0].pooler_output, model(inputs, repetition_time=seconds(1, 1)).pooler_output)
+
+
+@pytest.mark.parametrize("position_embedding_type", POSITION_TYPES)
+def test_only_a_model_without_positions_does_not_see_the_order_of_frames(position_embedding_type):
+    model = TabletModel(small_config(position_embedding_type=position_embedding_type)).eval()
+    inputs, order = tokens(num_frames=6), torch.tensor([4, 0, 5, 2, 1, 3])
+
+    straight = model(inputs, repetition_time=seconds(2, 2)).pooler_output
+    permuted = model(inputs[:, order], repetition_time=seconds(2, 2)).pooler_output
+    unchanged = torch.allclose(straight, permuted, atol=1e-5)
+    assert unchanged == (position_embedding_type == "none")
+
+
+def test_the_repetition_time_of_a_run_matters_to_that_run_alone():
+    model, inputs = TabletModel(small_config()).eval(), tokens()
+    first = model(inputs, repetition_time=seconds(2, 2)).pooler_output
+    second = model(inputs, repetition_time=seconds(2, 0.72)).pooler_output
+
+    torch.testing.assert_close(first[0], second[0])
+    assert not torch.allclose(first[1], second[1], atol=1e-4)
+
+
+# --- padding
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("position_embedding_type", POSITION_TYPES)
+@pytest.mark.parametrize("garbage", [7.0, float("nan")])
+def test_padded_frames_never_influence_valid_outputs(attn_implementation, position_embedding_type, garbage):
+    config = small_config(attn_implementation=attn_implementation, position_embedding_type=position_embedding_type)
+    model = TabletForMaskedTokenModeling(config).eval()
+    short, hidden = tokens(num_frames=3), torch.rand(2, 5, CELLS) > 0.5
+    padded = torch.cat((short, torch.full((2, 2, CELLS, TOKEN_SIZE), garbage)), dim=1)
+    mask = torch.tensor([[1, 1, 1, 0, 0]] * 2)
+
+    expected = model(short, bool_masked_pos=hidden[:, :3], repetition_time=seconds(2, 1))
+    found = model(padded, attention_mask=mask, bool_masked_pos=hidden, repetition_time=seconds(2, 1))
+    torch.testing.assert_close(found.reconstruction[:, :3], expected.reconstruction, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.loss, expected.loss, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_no_padding_mask_is_built_when_nothing_is_padded(attn_implementation, monkeypatch):
+    masks = []
+    original = modeling_tablet.TabletAttention.forward
+
+    def watch(self, hidden_states, attention_mask=None, *arguments, **named):
+        masks.append(attention_mask)
+        return original(self, hidden_states, attention_mask, *arguments, **named)
+
+    monkeypatch.setattr(modeling_tablet.TabletAttention, "forward", watch)
+    model, inputs = TabletModel(small_config(attn_implementation=attn_implementation)).eval(), tokens()
+    for attention_mask in (None, torch.ones(2, 5), torch.ones(2, 5, dtype=torch.bool)):
+        model(inputs, attention_mask=attention_mask)
+    assert masks == [None] * 6
+
+    model(inputs, attention_mask=torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]))
+    assert all(mask is not None for mask in masks[6:])
+
+
+@pytest.mark.parametrize("attention_mask", [None, torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])])
+def test_forward_is_one_graph(attention_mask):
+    torch.compiler.reset()
+    model, inputs = TabletForSequenceClassification(binary_config()).eval(), tokens()
+    arguments = {"attention_mask": attention_mask, "repetition_time": seconds(2, 1), "labels": torch.tensor([0, 1])}
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+
+    torch.testing.assert_close(compiled(inputs, **arguments).loss, model(inputs, **arguments).loss)
+
+
+# --- dropout and checkpointing
+
+
+def test_no_dropout_is_left_on_in_evaluation():
+    dropouts = {"attention_probs_dropout_prob": 0.5, "hidden_dropout_prob": 0.5, "feature_dropout_prob": 0.5}
+    for name, probability in dropouts.items():
+        model, inputs = TabletModel(small_config(**{name: probability})), tokens()
+        plain = TabletModel(small_config()).eval()
+        plain.load_state_dict(model.state_dict())
+
+        assert not torch.allclose(model.train()(inputs)[0], model(inputs)[0]), name
+        torch.testing.assert_close(model.eval()(inputs)[0], plain(inputs)[0])
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_gives_the_same_gradients(use_reentrant):
+    model, inputs, labels = TabletForSequenceClassification(binary_config()), tokens(), torch.tensor([0, 1])
+    model(inputs, labels=labels).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.train()(inputs, labels=labels).loss.backward()
+
+    assert model.is_gradient_checkpointing
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+# --- masked token modeling
+
+
+@pytest.mark.parametrize("mask_ratio", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize("mask_strategy", ["random", "frame", "tube"])
+def test_masks_hide_their_share_of_valid_tokens(mask_strategy, mask_ratio):
+    config = small_config(mask_strategy=mask_strategy, mask_ratio=mask_ratio)
+    frame_mask = torch.tensor([[1] * 12, [1] * 4 + [0] * 8], dtype=torch.bool)
+    mask = draw_token_mask(config, frame_mask)
+
+    assert mask.shape == (2, 12, CELLS)
+    assert not mask[1, 4:].any()
+    for run, num_frames in enumerate((12, 4)):
+        hidden = mask[run, :num_frames]
+        if mask_strategy == "frame":
+            assert torch.equal(hidden, hidden[:, :1].expand_as(hidden))
+            assert hidden[:, 0].sum() == max(1, round(num_frames * mask_ratio))
+        elif mask_strategy == "tube":
+            assert torch.equal(hidden, hidden[:1].expand_as(hidden))
+            assert hidden[0].sum() == max(1, round(CELLS * mask_ratio))
+        else:
+            assert hidden.sum() == round(num_frames * CELLS * mask_ratio)
+
+
+def test_masks_are_drawn_anew_and_by_the_seed():
+    config, frame_mask = small_config(), torch.ones(2, 6, dtype=torch.bool)
+    first, second = draw_token_mask(config, frame_mask), draw_token_mask(config, frame_mask)
+    torch.manual_seed(0)
+
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(first, draw_token_mask(config, frame_mask))
+
+
+def test_hidden_tokens_are_not_seen():
+    model, inputs = TabletForMaskedTokenModeling(small_config()).eval(), tokens()
+    mask = torch.zeros(2, 5, CELLS)
+    mask[:, 2, 3] = 1
+    other = inputs.clone()
+    other[:, 2, 3] = 5.0
+
+    first = model(inputs, bool_masked_pos=mask).reconstruction
+    torch.testing.assert_close(first, model(other, bool_masked_pos=mask).reconstruction)
+
+
+@pytest.mark.parametrize("norm_target", [False, True])
+def test_the_masked_loss_is_the_mean_over_hidden_valid_tokens(norm_target):
+    model, inputs = TabletForMaskedTokenModeling(small_config(norm_target=norm_target)).eval(), tokens()
+    attention_mask, hidden = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]), torch.rand(2, 5, CELLS) > 0.5
+    outputs = model(inputs, attention_mask=attention_mask, bool_masked_pos=hidden)
+
+    errors = []
+    for run, frame, cell in hidden.nonzero().tolist():
+        if attention_mask[run, frame]:
+            target = inputs[run, frame, cell]
+            if norm_target:
+                target = (target - target.mean()) / target.std(correction=0)
+            errors.append((outputs.reconstruction[run, frame, cell] - target).square().mean())
+    torch.testing.assert_close(outputs.loss, torch.stack(errors).mean(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs.mask, hidden.float())
+
+
+def test_the_masked_loss_is_float32_in_half_precision():
+    model = TabletForMaskedTokenModeling(small_config()).to(torch.bfloat16)
+
+    assert model(tokens()).loss.dtype == torch.float32
+    assert model(tokens(), return_loss=False).loss is None
+
+
+# --- classification and regression
+
+
+def test_one_logit_is_a_weighted_binary_cross_entropy():
+    model, labels = TabletForSequenceClassification(binary_config(positive_weight=3.0)).eval(), torch.tensor([0, 1])
+    outputs = model(tokens(), labels=labels)
+
+    negative, positive = outputs.logits.sigmoid().flatten().tolist()
+    by_hand = -(math.log(1 - negative) + 3 * math.log(positive)) / 2
+    assert outputs.loss.item() == pytest.approx(by_hand, rel=1e-5)
+    assert model(tokens(1), labels=torch.tensor([1])).logits.shape == (1, 1)
+
+
+def test_several_labels_are_a_softmax():
+    config = small_config(num_labels=3, problem_type="single_label_classification")
+    outputs = TabletForSequenceClassification(config).eval()(tokens(), labels=torch.tensor([2, 0]))
+
+    probabilities = outputs.logits.softmax(dim=1)
+    by_hand = -(probabilities[0, 2].log() + probabilities[1, 0].log()) / 2
+    torch.testing.assert_close(outputs.loss, by_hand)
+
+
+@pytest.mark.parametrize(("regression_loss", "norm"), [("l1", 1), ("mse", 2)])
+def test_regression_learns_standardised_targets_and_predicts_in_their_unit(regression_loss, norm):
+    config = regression_config(
+        num_labels=2, target_mean=[54.0, 100.0], target_std=[7.5, 15.0], regression_loss=regression_loss
+    )
+    inputs, labels = tokens(), torch.tensor([[60.0, 90.0], [45.0, 120.0]])
+    model = TabletForSequenceClassification(config).eval()
+    outputs = model(inputs, labels=labels)
+
+    standardised = model.classifier(model.tablet(inputs).pooler_output)
+    torch.testing.assert_close(outputs.logits, standardised * torch.tensor([7.5, 15.0]) + torch.tensor([54.0, 100.0]))
+    errors = (outputs.logits - labels) / torch.tensor([7.5, 15.0])
+    torch.testing.assert_close(outputs.loss, errors.abs().pow(norm).mean())
+
+
+def test_regression_predictions_keep_their_precision_in_half_precision():
+    config = regression_config(target_mean=[1000.0], target_std=[1.0])
+    logits = TabletForSequenceClassification(config).to(torch.bfloat16).eval()(tokens()).logits
+
+    assert logits.dtype == torch.float32
+    assert (logits - logits.to(torch.bfloat16).float()).abs().max() > 0
+
+
+def test_targets_without_statistics_are_learned_as_they_are():
+    config = regression_config(target_mean=None, target_std=None)
+    outputs = TabletForSequenceClassification(config).eval()(tokens(), labels=torch.tensor([1.0, 2.0]))
+
+    torch.testing.assert_close(outputs.loss, functional.l1_loss(outputs.logits.flatten(), torch.tensor([1.0, 2.0])))
+
+
+@pytest.mark.parametrize("num_labels", [1, 2])
+def test_the_problem_type_is_never_guessed(num_labels):
+    model = TabletForSequenceClassification(small_config(num_labels=num_labels))
+
+    assert model(tokens()).logits.shape == (2, num_labels)
+    with pytest.raises(ValueError, match="problem_type"):
+        model(tokens(), labels=torch.zeros(2, dtype=torch.long))
+    assert model.config.problem_type is None
+
+
+# --- saving and loading
+
+
+def test_auto_classes_know_the_models(tmp_path):
+    register_auto_classes()
+    TabletForSequenceClassification(binary_config()).save_pretrained(tmp_path)
+
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), TabletConfig)
+    assert type(AutoModel.from_pretrained(tmp_path)) is TabletModel
+    assert type(AutoModelForSequenceClassification.from_pretrained(tmp_path)) is TabletForSequenceClassification
+    assert type(AutoModelForPreTraining.from_config(small_config())) is TabletForMaskedTokenModeling
+
+
+def test_a_pretrained_encoder_is_fine_tuned(tmp_path):
+    pretrained = TabletForMaskedTokenModeling(small_config()).eval()
+    pretrained.save_pretrained(tmp_path)
+    classifier = TabletForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=1, problem_type="multi_label_classification", positive_weight=2.0
+    )
+
+    inputs = tokens()
+    torch.testing.assert_close(
+        classifier.tablet(inputs).pooler_output, pretrained.tablet(inputs).pooler_output, atol=0, rtol=0
+    )
+    assert classifier.config.positive_weight == 2.0
+
+
+def test_contradictions_given_to_from_pretrained_are_refused(tmp_path):
+    TabletModel(small_config()).save_pretrained(tmp_path)
+
+    with pytest.raises(StrictDataclassError, match="positive_weight"):
+        TabletForSequenceClassification.from_pretrained(tmp_path, problem_type="regression", positive_weight=2.0)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    small_config().save_pretrained(tmp_path)
+
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        TabletModel.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    TabletForSequenceClassification(binary_config()).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["tablet.embeddings.projection.weight"] = torch.zeros(32, 5)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(RuntimeError, match="mismatch"):
+        TabletForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_a_head_of_another_size_is_replaced_only_when_asked(tmp_path):
+    TabletForSequenceClassification(binary_config()).save_pretrained(tmp_path)
+
+    with pytest.raises(RuntimeError):
+        TabletForSequenceClassification.from_pretrained(tmp_path, num_labels=42)
+    model = TabletForSequenceClassification.from_pretrained(tmp_path, num_labels=42, ignore_mismatched_sizes=True)
+    assert model(tokens()).logits.shape == (2, 42)
+
+
+def test_the_files_work_as_custom_code_from_the_hub(tmp_path, monkeypatch):
+    for custom_class, auto_class in ((TabletConfig, "AutoConfig"), (TabletModel, "AutoModel")):
+        monkeypatch.setattr(custom_class, "_auto_class", None)
+        custom_class.register_for_auto_class(auto_class)
+    model, inputs = TabletModel(small_config()).eval(), tokens()
+    model.save_pretrained(tmp_path / "model")
+    save_file({"tokens": inputs}, tmp_path / "tokens.safetensors")
+
+    without_the_package = f"""
+import sys
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+model = AutoModel.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True).eval()
+tokens = load_file({str(tmp_path / "tokens.safetensors")!r})["tokens"]
+save_file({{"cls": model(tokens).pooler_output.detach().contiguous()}}, {str(tmp_path / "cls.safetensors")!r})
+assert "tablet_hf" not in sys.modules
+"""
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", without_the_package], check=True, env=environment)
+    torch.testing.assert_close(load_file(tmp_path / "cls.safetensors")["cls"], model(inputs).pooler_output)
+
+
+# --- training through Trainer
+
+
+class Runs(torch.utils.data.Dataset):
+    """Windows of runs whose label is the sign of their first numbers, as a dataset of tokens gives them."""
+
+    def __init__(self, number: int, label_dtype: torch.dtype | None):
+        generator = torch.Generator().manual_seed(1)
+        self.input_values = torch.randn(number, 3, CELLS, TOKEN_SIZE, generator=generator)
+        self.labels = None if label_dtype is None else (self.input_values[:, 0, 0, 0] > 0).to(label_dtype)
+
+    def __len__(self):
+        return len(self.input_values)
+
+    def __getitem__(self, index):
+        item = {"input_values": self.input_values[index], "repetition_time": torch.tensor(2.0)}
+        if self.labels is None:
+            hidden = torch.arange(3 * CELLS).view(3, CELLS) % 2
+            return item | {"bool_masked_pos": hidden}
+        return item | {"labels": self.labels[index]}
+
+
+HEADS = {
+    "masked": (TabletForMaskedTokenModeling, small_config, None),
+    "one logit": (TabletForSequenceClassification, binary_config, torch.long),
+    "softmax": (
+        TabletForSequenceClassification,
+        lambda: small_config(problem_type="single_label_classification"),
+        torch.long,
+    ),
+    "regression": (
+        TabletForSequenceClassification,
+        lambda: regression_config(target_mean=[0.5], target_std=[0.5]),
+        torch.float32,
+    ),
+}
+
+
+def build_trainer(head: str, folder, model=None, **settings) -> Trainer:
+    model_class, build_config, label_dtype = HEADS[head]
+    runs = Runs(8, label_dtype)
+    defaults = {"max_steps": 1, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
+    defaults |= {"use_cpu": True, "remove_unused_columns": False, "disable_tqdm": True, "report_to": []}
+    arguments = TrainingArguments(output_dir=str(folder), **(defaults | settings))
+    if model is None:
+        torch.manual_seed(0)
+        model = model_class(build_config())
+    return Trainer(model=model, args=arguments, train_dataset=runs, eval_dataset=runs)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_gradients_do_not_grow_with_gradient_accumulation(head, tmp_path):
+    norms = []
+    for accumulation in (1, 2, 4):
+        trainer = build_trainer(
+            head,
+            tmp_path,
+            gradient_accumulation_steps=accumulation,
+            per_device_train_batch_size=8 // accumulation,
+            max_grad_norm=1e9,
+        )
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_training_evaluates_resumes_and_loads(head, tmp_path):
+    plan = {"max_steps": 6, "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 3}
+    plan |= {"eval_strategy": "steps", "eval_steps": 3, "per_device_train_batch_size": 4, "bf16": head == "softmax"}
+    straight = build_trainer(head, tmp_path, **plan)
+    straight.train()
+    losses = [entry["eval_loss"] for entry in straight.state.log_history if "eval_loss" in entry]
+    assert losses[-1] < losses[0]
+
+    resumed = build_trainer(head, tmp_path, **plan)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for (name, expected), found in zip(straight.model.named_parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, msg=name)
+
+    loaded = HEADS[head][0].from_pretrained(tmp_path / "checkpoint-6")
+    assert loaded.config.problem_type == straight.model.config.problem_type
+
+
+def test_a_low_rank_adapter_trains(tmp_path):
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    base = TabletForSequenceClassification(binary_config())
+    untouched = {name: weights.clone() for name, weights in base.state_dict().items()}
+    model = peft.get_peft_model(base, adapter)
+    trainer = build_trainer(
+        "one logit", tmp_path, model=model, max_steps=10, learning_rate=3e-2, label_names=["labels"]
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+
+    assert trainer.evaluate()["eval_loss"] < before
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name or "classifier" in name for name in trained)
+
+    model.save_pretrained(tmp_path / "adapter")
+    fresh = TabletForSequenceClassification(binary_config())
+    fresh.load_state_dict(untouched)
+    restored = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    inputs = tokens()
+    torch.testing.assert_close(restored(input_values=inputs).logits, model.eval()(input_values=inputs).logits)
