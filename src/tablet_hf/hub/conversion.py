@@ -1,0 +1,455 @@
+"""
+Checkpoints of the code released with the paper, made into folders that `from_pretrained` loads.
+
+The released code saves a `PyTorchModelHubMixin` folder (`config.json` and `model.safetensors`), as on the Hub at
+`beotborry/TABLeT_pretrained`, or a training checkpoint (`.pth`). Both name the weights alike.
+"""
+
+import json
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from tablet_hf.configuration_tablet import TabletConfig
+from tablet_hf.errors import InputError
+from tablet_hf.modeling_tablet import (
+    TabletForMaskedTokenModeling,
+    TabletForSequenceClassification,
+    TabletModel,
+    TabletPreTrainedModel,
+)
+
+Weights = dict[str, torch.Tensor]
+
+# Our names to the released ones, each applied once, in this order.
+RELEASED_NAMES = (
+    (r"^tablet\.", ""),
+    (r"^embeddings\.projection\.", "feature_projection."),
+    (r"^embeddings\.", ""),
+    (r"^output_norm\.", "out_norm."),
+    (r"^classifier\.", "fc."),
+    (r"\.norm_before\.", ".norm1."),
+    (r"\.norm_after\.", ".norm2."),
+    (r"\.attention\.o_proj\.", ".self_attn.out_proj."),
+    (r"\.attention\.", ".self_attn."),
+    (r"\.mlp\.fc1\.", ".ff.0."),
+    (r"\.mlp\.fc2\.", ".ff.3."),
+    (r"\.mlp\.", ".ff."),
+)
+
+# What `DataParallel` and `torch.compile` put before every name.
+WRAPPER_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
+
+# Weights of the unpublished pre-training code: they may lie beside the network, and need not fit ours.
+PRETRAINING_NAMES = ("mask_token", "decoder.weight", "decoder.bias", "TR_embedding", "TR_embedding.weight")
+
+RELEASED_NORMS = {"ln": "layer_norm", "rms": "rms_norm"}
+
+# Keys of the released configuration that say nothing the weights do not: `num_tokens` is the length of a sequence,
+# which no weight depends on.
+KEYS_WITHOUT_MEANING = {"num_tokens", "num_classes"}
+
+# The published network, whose heads are known although shapes do not tell them: hidden size, key rows.
+PUBLISHED_SHAPE, PUBLISHED_HEADS = (896, 128), 14
+
+# The tokens that the released weights were trained on.
+PUBLISHED_TOKENS = {
+    "autoencoder": "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",
+    "signal": "intensity",
+    "scaling": "max",
+    "volume_size": 96,
+}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """
+    What became of a checkpoint.
+
+    Args:
+        destination: the folder that was written.
+        architecture: name of the model class in it.
+        config: its configuration.
+        used: names of the released weights that were taken over.
+        left_out: released names that were not, each with the reason.
+        initialised: names of weights of ours that the checkpoint does not hold, and which are random.
+        notes: what was concluded about the network, and from what.
+    """
+
+    destination: Path
+    architecture: str
+    config: TabletConfig
+    used: tuple[str, ...]
+    left_out: dict[str, str]
+    initialised: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.architecture} with {len(self.used)} weights taken over, in {self.destination}"]
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"left out: {name} ({reason})" for name, reason in self.left_out.items()]
+        lines += [f"not in the checkpoint, now random: {name}" for name in self.initialised]
+        return "\n".join(lines)
+
+
+def convert_checkpoint(
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    *,
+    config: Mapping[str, Any] | str | os.PathLike | None = None,
+    head: Literal["masked", "classification"] | None = None,
+    revision: str | None = None,
+    **settings,
+) -> ConversionReport:
+    """
+    Convert a checkpoint of the released code to a folder for `from_pretrained`.
+
+    Args:
+        source: a released folder, a training checkpoint (`.pth`, `.pt`), or a model id on the Hub.
+        destination: the folder to write; it appears whole or not at all, and must not hold anything yet.
+        config: the released configuration as a mapping or a JSON file, in the released vocabulary. A folder brings
+            its own; a `.pth` does not, and its weights tell all but `num_heads`, `hidden_act` and `dropout`.
+        head: which model to write where the checkpoint holds weights for both. By default the masked head wherever a
+            mask token or a decoder fits, else the classifier, else the bare encoder.
+        revision: branch, tag or commit on the Hub.
+        **settings: fields of [`TabletConfig`] to set on top, such as `problem_type="regression"`, which no
+            checkpoint tells.
+
+    Returns:
+        `ConversionReport`: what was used, what was left out, and what was concluded.
+
+    Raises:
+        `InputError`: where the source cannot be read or is not such a checkpoint; unknown, missing and misshapen
+            weights are listed in the message. Nothing is written then.
+    """
+    source, destination = os.fspath(source), Path(destination)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise InputError(f"{destination} already holds something; choose a folder that does not exist yet.")
+
+    weights, own_config = read_checkpoint(source, revision)
+    released_config = read_released_config(config) if config is not None else own_config
+    weights = without_wrapper_prefixes(weights, source)
+    model_class = choose_model_class(weights, head)
+    tablet_config, notes = build_config(weights, released_config, settings, model_class, source)
+    model = model_class(tablet_config)
+    converted, left_out = match_weights(model, weights, source)
+
+    initialised = tuple(name for name in model.state_dict() if name not in converted)
+    model.load_state_dict(converted, strict=False)
+    save_whole(model, destination)
+    return ConversionReport(
+        destination=destination,
+        architecture=model_class.__name__,
+        config=tablet_config,
+        used=tuple(released_name(name) for name in converted),
+        left_out=left_out,
+        initialised=initialised,
+        notes=tuple(notes),
+    )
+
+
+def released_name(name: str) -> str:
+    """The released name of one of our weights."""
+    for pattern, replacement in RELEASED_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+# --- reading
+
+
+def read_checkpoint(source: str, revision: str | None) -> tuple[Weights, dict[str, Any] | None]:
+    """Weights by their stored names, and the released configuration where one lies beside them."""
+    path = Path(source)
+    if not path.exists():
+        path = fetch_from_hub(source, revision)
+    if path.is_file():
+        return read_weights(path), None
+
+    config_file, weights_file = path / "config.json", path / "model.safetensors"
+    if not weights_file.is_file():
+        raise InputError(f"{source} holds no weights: there is no model.safetensors in it.")
+    if not config_file.is_file():
+        return read_weights(weights_file), None
+    return read_weights(weights_file), read_released_config(config_file)
+
+
+def fetch_from_hub(source: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=["config.json", "model.safetensors"]))
+    except HFValidationError as error:
+        raise InputError(f"{source} does not exist.") from error
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{source} is no file or folder here and could not be fetched from the Hub; check the name, and the "
+            f"network or your access to it ({reason})."
+        ) from error
+
+
+def read_weights(path: Path) -> Weights:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} is no readable safetensors file ({error}).") from error
+    return read_training_checkpoint(path)
+
+
+def read_training_checkpoint(path: Path) -> Weights:
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than weights (or is damaged), and reading it could run code, so it was not read; where "
+            "you trust it, save its `model_state_dict` alone with `torch.save` and convert that."
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is no readable torch checkpoint; it may be cut short.") from error
+
+    if isinstance(stored, Mapping) and isinstance(stored.get("model_state_dict"), Mapping):
+        beside = {name: stored[name] for name in PRETRAINING_NAMES if isinstance(stored.get(name), torch.Tensor)}
+        stored = {**beside, **stored["model_state_dict"]}
+    if not isinstance(stored, Mapping) or not stored:
+        raise InputError(f"{path} holds no weights: expected a dict of them, or one with `model_state_dict`.")
+    others = sorted(str(name) for name, value in stored.items() if not isinstance(value, torch.Tensor))
+    if others:
+        raise InputError(
+            f"{path} is no dict of weights and has no `model_state_dict`; no tensors are {', '.join(others[:10])}."
+        )
+    return dict(stored)
+
+
+def read_released_config(config: Mapping[str, Any] | str | os.PathLike) -> dict[str, Any]:
+    if isinstance(config, Mapping):
+        return dict(config)
+    try:
+        loaded = json.loads(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{os.fspath(config)} is no readable JSON file ({error}).") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{os.fspath(config)} is no configuration: expected a JSON object.")
+    if loaded.get("model_type") == TabletConfig.model_type:
+        raise InputError(f"{os.fspath(config)} is a configuration of tablet_hf already: there is nothing to convert.")
+    return loaded
+
+
+def without_wrapper_prefixes(weights: Weights, source: str) -> Weights:
+    bare = {}
+    for name, tensor in weights.items():
+        bare_name = WRAPPER_PREFIX.sub("", name)
+        if bare_name in bare:
+            raise InputError(f"{source} holds {bare_name} twice, with and without the prefix of a wrapper.")
+        bare[bare_name] = tensor
+    return bare
+
+
+# --- concluding
+
+
+def build_config(
+    weights: Weights,
+    released_config: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    model_class: type[TabletPreTrainedModel],
+    source: str,
+) -> tuple[TabletConfig, list[str]]:
+    """The configuration of a checkpoint and how it was concluded: from its weights, then its config, then settings."""
+    fields = infer_from_weights(weights, source)
+    notes = apply_released_config(fields, released_config or {}, has_qk_norm_weights=fields["qk_norm"])
+    if model_class is TabletForSequenceClassification and "fc.weight" in weights:
+        fields["num_labels"] = weights["fc.weight"].shape[0]
+    if fields["token_size"] == 3072:
+        fields |= PUBLISHED_TOKENS
+    fields |= settings
+
+    notes += infer_heads(fields, weights, source)
+    if fields["mlp_type"] == "vanilla" and "hidden_act" not in fields:
+        notes.append("no configuration tells the activation of the MLP: ReLU, as published")
+    if fields["position_embedding_type"] == "none":
+        notes.append("no positions, as in the released model: it sees a run as a set of tokens")
+    try:
+        return TabletConfig(**fields), notes
+    except (StrictDataclassError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"{source} and its configuration contradict each other: {reason}") from error
+
+
+def infer_from_weights(weights: Weights, source: str) -> dict[str, Any]:
+    """Fields of the configuration that names and shapes tell."""
+    projection = weights.get("feature_projection.weight")
+    layers = {int(match[1]) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))}
+    if projection is None or projection.ndim != 2 or not layers:
+        raise InputError(
+            f"{source} is no TABLeT checkpoint: it has no feature_projection.weight or no layers; it begins with "
+            f"{', '.join(sorted(weights)[:5])}."
+        )
+
+    gated = "layers.0.ff.gate_proj.weight" in weights
+    inner = weights.get("layers.0.ff.gate_proj.weight" if gated else "layers.0.ff.0.weight")
+    has_qk_norm = "layers.0.self_attn.q_norm.weight" in weights
+    fields = {
+        "token_size": projection.shape[1],
+        "hidden_size": projection.shape[0],
+        "num_hidden_layers": max(layers) + 1,
+        "mlp_type": "swiglu" if gated else "vanilla",
+        "mlp_bias": ("layers.0.ff.gate_proj.bias" if gated else "layers.0.ff.0.bias") in weights,
+        "norm_type": "layer_norm" if "layers.0.norm1.bias" in weights else "rms_norm",
+        "qk_norm": has_qk_norm,
+        "use_feature_norm": "feature_norm.weight" in weights,
+        "use_input_norm": "input_norm.weight" in weights,
+        "use_output_norm": "out_norm.weight" in weights,
+        "position_embedding_type": "none",
+    }
+    if inner is not None:
+        fields["intermediate_size"] = inner.shape[0]
+    if has_qk_norm:
+        has_bias = "layers.0.self_attn.q_norm.bias" in weights
+        fields["qk_norm_type"] = "layer_norm" if has_bias else "rms_norm"
+    return fields
+
+
+def apply_released_config(fields: dict[str, Any], released: Mapping[str, Any], has_qk_norm_weights: bool) -> list[str]:
+    """Set what a released configuration says, in our vocabulary; return what is worth telling."""
+    notes = []
+    same_meaning = {
+        "input_feature_size": "token_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "d_model": "hidden_size",
+        "d_ff": "intermediate_size",
+        "hidden_act": "hidden_act",
+        "mlp_type": "mlp_type",
+        "input_norm": "use_input_norm",
+        "out_norm": "use_output_norm",
+        "feature_norm": "use_feature_norm",
+    }
+    for theirs, ours in same_meaning.items():
+        if theirs in released:
+            fields[ours] = released[theirs]
+    if "norm_type" in released:
+        fields["norm_type"] = RELEASED_NORMS.get(released["norm_type"], released["norm_type"])
+    if "dropout" in released:
+        fields["hidden_dropout_prob"] = fields["attention_probs_dropout_prob"] = released["dropout"]
+        if released.get("feature_dropout"):
+            fields["feature_dropout_prob"] = released["dropout"]
+    if "qk_norm" in released:
+        # The released layer takes `qk_norm` in the place of `use_rope`: where no norm was learned, it meant rotation.
+        if released["qk_norm"] and not has_qk_norm_weights:
+            fields["position_embedding_type"] = "rope"
+            notes.append("rotary positions: the configuration says qk_norm, but no such weights were learned")
+        fields["qk_norm"] = bool(released["qk_norm"]) and has_qk_norm_weights
+    known = {*same_meaning, *KEYS_WITHOUT_MEANING, "norm_type", "dropout", "feature_dropout", "qk_norm"}
+    notes += [f"the configuration says {key}, which is not known" for key in sorted(set(released) - known)]
+    return notes
+
+
+def infer_heads(fields: dict[str, Any], weights: Weights, source: str) -> list[str]:
+    """Set the numbers of heads where the configuration does not tell them; return what is worth telling."""
+    query = weights.get("layers.0.self_attn.q_proj.weight")
+    key = weights.get("layers.0.self_attn.k_proj.weight")
+    if query is None or key is None:
+        return []  # told with all other missing weights
+    notes = []
+    if "num_attention_heads" not in fields:
+        head_norm = weights.get("layers.0.self_attn.q_norm.weight")
+        if head_norm is not None:
+            fields["num_attention_heads"] = query.shape[0] // head_norm.shape[-1]
+        elif (query.shape[0], key.shape[0]) == PUBLISHED_SHAPE:
+            fields["num_attention_heads"] = PUBLISHED_HEADS
+            notes.append(f"{PUBLISHED_HEADS} attention heads, as in the published network of this shape")
+        else:
+            raise InputError(
+                f"The weights in {source} do not tell the number of attention heads; give the configuration they were "
+                'trained with, or `{"num_heads": ...}`, as `config`.'
+            )
+    heads = fields["num_attention_heads"]
+    if "num_key_value_heads" not in fields and isinstance(heads, int):
+        fields["num_key_value_heads"] = heads * key.shape[0] // query.shape[0]
+    return notes
+
+
+def choose_model_class(
+    weights: Weights, head: Literal["masked", "classification"] | None
+) -> type[TabletPreTrainedModel]:
+    if head == "masked":
+        return TabletForMaskedTokenModeling
+    if head == "classification":
+        return TabletForSequenceClassification
+    if head is not None:
+        raise InputError(f'`head` must be "masked" or "classification", got {head!r}.')
+    projection, decoder = weights.get("feature_projection.weight"), weights.get("decoder.weight")
+    mask_token = weights.get("mask_token")
+    if projection is not None:
+        decoder_fits = decoder is not None and decoder.shape == projection.shape[::-1]
+        mask_token_fits = mask_token is not None and mask_token.numel() == projection.shape[0]
+        if decoder_fits or mask_token_fits:
+            return TabletForMaskedTokenModeling
+    return TabletForSequenceClassification if "fc.weight" in weights else TabletModel
+
+
+def match_weights(model: TabletPreTrainedModel, weights: Weights, source: str) -> tuple[Weights, dict[str, str]]:
+    """Our weights by our names, and the released names that were left out with the reason."""
+    converted, missing, misshapen, left_out = {}, [], [], {}
+    remaining = dict(weights)
+    classifier_names = {"fc.weight", "fc.bias"}
+    may_be_new = set(PRETRAINING_NAMES) | (set() if classifier_names & weights.keys() else classifier_names)
+    for name, parameter in model.state_dict().items():
+        theirs = released_name(name)
+        tensor = remaining.pop(theirs, None)
+        if tensor is None:
+            if theirs not in may_be_new:
+                missing.append(theirs)
+        elif theirs in ("cls_token", "mask_token") and tensor.numel() == parameter.numel():
+            converted[name] = tensor.reshape(parameter.shape)
+        elif tensor.shape == parameter.shape:
+            converted[name] = tensor
+        elif theirs in PRETRAINING_NAMES:
+            left_out[theirs] = f"its shape is {tuple(tensor.shape)}, not {tuple(parameter.shape)}"
+        else:
+            misshapen.append(f"{theirs} has the shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
+
+    unknown = []
+    for theirs in remaining:
+        if theirs in PRETRAINING_NAMES or theirs in classifier_names:
+            left_out[theirs] = f"{type(model).__name__} has no place for it"
+        else:
+            unknown.append(theirs)
+
+    complaints = []
+    if missing:
+        complaints.append(f"missing: {', '.join(sorted(missing))}")
+    if unknown:
+        complaints.append(f"unknown: {', '.join(sorted(unknown))}")
+    if misshapen:
+        complaints.append(f"of another shape: {', '.join(sorted(misshapen))}")
+    if complaints:
+        raise InputError(f"The weights in {source} are not those of this network; {'; '.join(complaints)}.")
+    return converted, left_out
+
+
+# --- writing
+
+
+def save_whole(model: TabletPreTrainedModel, destination: Path) -> None:
+    """Write a model's folder under another name beside its place, and move it there when it is complete."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as scratch:
+        unfinished = Path(scratch) / "model"
+        model.save_pretrained(unfinished)
+        unfinished.rename(destination)
+
+
+__all__ = ["ConversionReport", "convert_checkpoint"]

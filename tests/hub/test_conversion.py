@@ -1,0 +1,453 @@
+"""
+Released checkpoints give the same numbers after conversion.
+
+The oracle is a second, slow implementation of the released network, written from its description in plain tensor
+algebra; it shares no code with the package.
+"""
+
+import json
+import math
+import pickle
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from tablet_hf.errors import InputError
+from tablet_hf.hub import conversion
+from tablet_hf.hub.conversion import convert_checkpoint
+from tablet_hf.modeling_tablet import (
+    TabletForMaskedTokenModeling,
+    TabletForSequenceClassification,
+    TabletModel,
+)
+
+TOKEN_SIZE, CELLS, FRAMES = 20, 27, 2
+
+RELEASED = {
+    "input_feature_size": TOKEN_SIZE,
+    "num_tokens": 6912,
+    "num_classes": 1,
+    "num_layers": 2,
+    "num_heads": 6,
+    "num_kv_heads": 2,
+    "d_model": 48,
+    "d_ff": 36,
+    "dropout": 0.0,
+    "feature_dropout": False,
+    "hidden_act": "relu",
+    "norm_type": "ln",
+    "mlp_type": "vanilla",
+    "qk_norm": False,
+    "input_norm": True,
+    "out_norm": False,
+    "feature_norm": True,
+}
+
+
+def released_weights(config: dict, *, qk_norm_bias: bool | None = None, mlp_bias: bool = True) -> dict:
+    """Random weights under the released names; norms and biases are random too, so that none can be mistaken."""
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
+
+    def add(name, *shape, scale=0.3, around=0.0):
+        weights[name] = around + scale * torch.randn(shape, generator=generator)
+
+    def linear(name, inputs, outputs, bias=True):
+        add(f"{name}.weight", outputs, inputs)
+        if bias:
+            add(f"{name}.bias", outputs)
+
+    def norm(name, size, bias=config["norm_type"] == "ln"):
+        add(f"{name}.weight", size, around=1.0)
+        if bias:
+            add(f"{name}.bias", size)
+
+    width, head_dim = config["d_model"], config["d_model"] // config["num_heads"]
+    add("cls_token", 1, 1, width, scale=1.0)
+    linear("feature_projection", config["input_feature_size"], width)
+    if config["feature_norm"]:
+        norm("feature_norm", config["input_feature_size"])
+    if config["input_norm"]:
+        norm("input_norm", width)
+    if config["out_norm"]:
+        norm("out_norm", width)
+    for n in range(config["num_layers"]):
+        layer = f"layers.{n}"
+        linear(f"{layer}.self_attn.q_proj", width, width)
+        linear(f"{layer}.self_attn.k_proj", width, config["num_kv_heads"] * head_dim)
+        linear(f"{layer}.self_attn.v_proj", width, config["num_kv_heads"] * head_dim)
+        linear(f"{layer}.self_attn.out_proj", width, width)
+        if qk_norm_bias is not None:
+            norm(f"{layer}.self_attn.q_norm", head_dim, bias=qk_norm_bias)
+            norm(f"{layer}.self_attn.k_norm", head_dim, bias=qk_norm_bias)
+        norm(f"{layer}.norm1", width)
+        norm(f"{layer}.norm2", width)
+        if config["mlp_type"] == "swiglu":
+            linear(f"{layer}.ff.gate_proj", width, config["d_ff"], mlp_bias)
+            linear(f"{layer}.ff.up_proj", width, config["d_ff"], mlp_bias)
+            linear(f"{layer}.ff.down_proj", config["d_ff"], width, mlp_bias)
+        else:
+            linear(f"{layer}.ff.0", width, config["d_ff"], mlp_bias)
+            linear(f"{layer}.ff.3", config["d_ff"], width, mlp_bias)
+    linear("fc", width, config["num_classes"])
+    return weights
+
+
+def released_network(weights: dict, config: dict, tokens: torch.Tensor, rotary: bool) -> torch.Tensor:
+    """Logits `(batch, num_classes)` of the released network, for tokens `(batch, frames, cells, features)`."""
+
+    def linear(name, x):
+        y = torch.einsum("...i,oi->...o", x, weights[f"{name}.weight"])
+        return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
+
+    def norm(name, x):
+        if f"{name}.weight" not in weights:
+            return x
+        if f"{name}.bias" in weights:
+            centred = x - x.mean(-1, keepdim=True)
+            x = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5)
+            return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * weights[f"{name}.weight"]
+
+    def silu(x):
+        return x / (1 + torch.exp(-x))
+
+    activation = {
+        "relu": lambda x: torch.where(x > 0, x, torch.zeros_like(x)),
+        "gelu": lambda x: x * 0.5 * (1 + torch.erf(x / math.sqrt(2))),
+        "silu": silu,
+    }[config["hidden_act"]]
+
+    def rotate(x):  # (positions, head_dim)
+        half = x.shape[-1] // 2
+        turned = torch.empty_like(x)
+        for position in range(x.shape[0]):
+            for pair in range(half):
+                angle = position / 10_000 ** (2 * pair / x.shape[-1])
+                a, b = x[position, pair], x[position, pair + half]
+                turned[position, pair] = a * math.cos(angle) - b * math.sin(angle)
+                turned[position, pair + half] = b * math.cos(angle) + a * math.sin(angle)
+        return turned
+
+    heads, kv_heads = config["num_heads"], config["num_kv_heads"]
+    head_dim = config["d_model"] // heads
+    logits = []
+    for run in tokens:
+        x = linear("feature_projection", norm("feature_norm", run.reshape(-1, run.shape[-1])))
+        x = norm("input_norm", torch.cat((weights["cls_token"].reshape(1, -1), x)))
+        for n in range(config["num_layers"]):
+            attention = f"layers.{n}.self_attn"
+            y = norm(f"layers.{n}.norm1", x)
+            queries, keys, values = (linear(f"{attention}.{kind}_proj", y) for kind in "qkv")
+            outputs = []
+            for head in range(heads):
+                shared = head // (heads // kv_heads)
+                q = norm(f"{attention}.q_norm", queries[:, head * head_dim : (head + 1) * head_dim])
+                k = norm(f"{attention}.k_norm", keys[:, shared * head_dim : (shared + 1) * head_dim])
+                v = values[:, shared * head_dim : (shared + 1) * head_dim]
+                if rotary:
+                    q, k = rotate(q), rotate(k)
+                scores = torch.exp(q @ k.T / math.sqrt(head_dim))
+                outputs.append(scores @ v / scores.sum(-1, keepdim=True))
+            x = x + linear(f"{attention}.out_proj", torch.cat(outputs, dim=-1))
+            y, ff = norm(f"layers.{n}.norm2", x), f"layers.{n}.ff"
+            if config["mlp_type"] == "swiglu":
+                y = linear(f"{ff}.down_proj", silu(linear(f"{ff}.gate_proj", y)) * linear(f"{ff}.up_proj", y))
+            else:
+                y = linear(f"{ff}.3", activation(linear(f"{ff}.0", y)))
+            x = x + y
+        logits.append(linear("fc", norm("out_norm", x[0])))
+    return torch.stack(logits)
+
+
+def released_folder(folder, config: dict, weights: dict):
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def tokens() -> torch.Tensor:
+    return torch.randn(2, FRAMES, CELLS, TOKEN_SIZE, generator=torch.Generator().manual_seed(4))
+
+
+def assert_same_network(folder, weights, config, rotary=False):
+    model = TabletForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        found = model(tokens(), repetition_time=torch.tensor([2.0, 2.0])).logits
+    torch.testing.assert_close(found, released_network(weights, config, tokens(), rotary), atol=2e-4, rtol=2e-4)
+
+
+VARIANTS = {
+    "as published": ({}, {}),
+    "rms norm": ({"norm_type": "rms"}, {}),
+    "gelu": ({"hidden_act": "gelu"}, {}),
+    "silu": ({"hidden_act": "silu"}, {}),
+    "swiglu": ({"mlp_type": "swiglu", "norm_type": "rms"}, {}),
+    "swiglu without biases": ({"mlp_type": "swiglu"}, {"mlp_bias": False}),
+    "no token norm": ({"feature_norm": False}, {}),
+    "no input norm": ({"input_norm": False}, {}),
+    "output norm": ({"out_norm": True}, {}),
+    "output norm, no others, rms": (
+        {"out_norm": True, "input_norm": False, "feature_norm": False, "norm_type": "rms"},
+        {},
+    ),
+    "qk norm": ({"qk_norm": True}, {"qk_norm_bias": True}),
+    "qk norm, rms": ({"qk_norm": True, "norm_type": "rms"}, {"qk_norm_bias": False}),
+    "qk norm, rms among layer norms": ({"qk_norm": True}, {"qk_norm_bias": False}),
+    "the slip: rotary": ({"qk_norm": True}, {}),
+    "a key head for each query head": ({"num_kv_heads": 6}, {}),
+    "dropout": ({"dropout": 0.3, "feature_dropout": True}, {}),
+    "three classes": ({"num_classes": 3}, {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_gives_the_same_numbers(variant, tmp_path):
+    changes, kinds_of_weights = VARIANTS[variant]
+    config = RELEASED | changes
+    weights = released_weights(config, **kinds_of_weights)
+    rotary = config["qk_norm"] and "qk_norm_bias" not in kinds_of_weights
+    report = convert_checkpoint(released_folder(tmp_path / "released", config, weights), tmp_path / "converted")
+
+    assert_same_network(tmp_path / "converted", weights, config, rotary)
+    assert report.architecture == "TabletForSequenceClassification"
+    assert set(report.used) == set(weights)
+    assert (report.left_out, report.initialised) == ({}, ())
+    assert report.config.position_embedding_type == ("rope" if rotary else "none")
+    dropout = (config["dropout"], config["dropout"] if config["feature_dropout"] else 0)
+    assert (report.config.hidden_dropout_prob, report.config.feature_dropout_prob) == dropout
+    assert report.config.problem_type is None
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_training_checkpoint_gives_the_same_numbers(prefix, nested, tmp_path):
+    weights = released_weights(RELEASED)
+    stored = {prefix + name: tensor for name, tensor in weights.items()}
+    torch.save({"epoch": 3, "model_state_dict": stored} if nested else stored, tmp_path / "last.pth")
+    convert_checkpoint(tmp_path / "last.pth", tmp_path / "converted", config={"num_heads": 6})
+
+    assert_same_network(tmp_path / "converted", weights, RELEASED)
+
+
+@pytest.mark.parametrize("variant", ["swiglu", "swiglu without biases", "rms norm", "qk norm, rms among layer norms"])
+def test_weights_alone_tell_all_but_the_heads(variant, tmp_path):
+    changes, kinds_of_weights = VARIANTS[variant]
+    config = RELEASED | changes
+    weights = released_weights(config, **kinds_of_weights)
+    torch.save(weights, tmp_path / "last.pth")
+    (tmp_path / "heads.json").write_text('{"num_heads": 6}')
+    convert_checkpoint(tmp_path / "last.pth", tmp_path / "converted", config=tmp_path / "heads.json")
+
+    assert_same_network(tmp_path / "converted", weights, config)
+
+
+def test_heads_that_nothing_tells_are_asked_for(tmp_path):
+    torch.save(released_weights(RELEASED), tmp_path / "last.pth")
+
+    with pytest.raises(InputError, match=r"number of attention heads.*num_heads"):
+        convert_checkpoint(tmp_path / "last.pth", tmp_path / "converted")
+
+
+def test_heads_follow_from_their_norms(tmp_path):
+    weights = released_weights(RELEASED, qk_norm_bias=True)
+    torch.save(weights, tmp_path / "last.pth")
+
+    report = convert_checkpoint(tmp_path / "last.pth", tmp_path / "converted")
+    assert (report.config.num_attention_heads, report.config.num_key_value_heads) == (6, 2)
+
+
+def pretraining_weights(**shapes) -> dict:
+    shapes = {"mask_token": (1, 1, 48), "decoder.weight": (TOKEN_SIZE, 48), "decoder.bias": (TOKEN_SIZE,)} | shapes
+    shapes["TR_embedding"] = (1, 256, 48)
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_pretraining_weights_that_fit_are_used(beside, tmp_path):
+    weights, extra = released_weights(RELEASED), pretraining_weights(mask_token=(48,))
+    stored = {"model_state_dict": weights, **extra} if beside else {"model_state_dict": weights | extra}
+    torch.save(stored, tmp_path / "pretrained.pth")
+    report = convert_checkpoint(tmp_path / "pretrained.pth", tmp_path / "converted", config=RELEASED)
+
+    model = TabletForMaskedTokenModeling.from_pretrained(tmp_path / "converted")
+    assert report.architecture == "TabletForMaskedTokenModeling"
+    torch.testing.assert_close(model.tablet.embeddings.mask_token.flatten(), extra["mask_token"])
+    torch.testing.assert_close(model.decoder.weight, extra["decoder.weight"])
+    assert set(report.left_out) == {"TR_embedding", "fc.weight", "fc.bias"}
+    assert report.initialised == ()
+
+
+def test_pretraining_weights_of_another_shape_are_reported(tmp_path):
+    weights = released_weights(RELEASED) | pretraining_weights(**{"decoder.weight": (99, 48), "decoder.bias": (99,)})
+    torch.save(weights, tmp_path / "pretrained.pth")
+    report = convert_checkpoint(tmp_path / "pretrained.pth", tmp_path / "converted", config=RELEASED)
+
+    assert report.architecture == "TabletForMaskedTokenModeling"
+    assert report.left_out["decoder.weight"] == "its shape is (99, 48), not (20, 48)"
+    assert report.initialised == ("decoder.weight", "decoder.bias")
+    assert "left out: TR_embedding" in str(report)
+
+
+def test_the_classifier_of_a_checkpoint_with_both_is_kept_when_asked_for(tmp_path):
+    weights = released_weights(RELEASED)
+    torch.save(weights | pretraining_weights(), tmp_path / "both.pth")
+    report = convert_checkpoint(tmp_path / "both.pth", tmp_path / "out", config=RELEASED, head="classification")
+
+    assert_same_network(tmp_path / "out", weights, RELEASED)
+    assert set(report.left_out) == {"TR_embedding", "mask_token", "decoder.weight", "decoder.bias"}
+
+
+def test_an_encoder_without_heads_is_a_bare_model(tmp_path):
+    weights = {name: tensor for name, tensor in released_weights(RELEASED).items() if not name.startswith("fc.")}
+    report = convert_checkpoint(released_folder(tmp_path / "released", RELEASED, weights), tmp_path / "converted")
+
+    assert report.architecture == "TabletModel"
+    assert TabletModel.from_pretrained(tmp_path / "converted").config.position_embedding_type == "none"
+
+
+def test_settings_tell_what_no_checkpoint_does(tmp_path):
+    folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
+    settings = {"problem_type": "regression", "target_mean": [30.0], "target_std": [4.0]}
+    report = convert_checkpoint(folder, tmp_path / "converted", position_embedding_type="rope", **settings)
+
+    assert report.config.position_embedding_type == "rope"
+    assert TabletForSequenceClassification.from_pretrained(tmp_path / "converted").config.target_mean == [30.0]
+
+
+def test_tokens_of_the_published_size_are_recorded_as_the_published_ones(tmp_path):
+    config = RELEASED | {"input_feature_size": 3072, "num_layers": 1}
+    folder = released_folder(tmp_path / "released", config, released_weights(config))
+    written = convert_checkpoint(folder, tmp_path / "converted").config
+
+    assert written.autoencoder == "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"
+    assert (written.signal, written.scaling, written.volume_size) == ("intensity", "max", 96)
+
+
+# --- refusals
+
+
+def test_unknown_missing_and_misshapen_weights_are_listed_together(tmp_path):
+    weights = released_weights(RELEASED)
+    weights["layers.0.novelty.weight"] = torch.zeros(2)
+    weights["layers.1.norm2.weight"] = torch.zeros(5)
+    del weights["layers.1.self_attn.v_proj.bias"], weights["fc.bias"]
+    folder = released_folder(tmp_path / "released", RELEASED, weights)
+
+    with pytest.raises(InputError) as refusal:
+        convert_checkpoint(folder, tmp_path / "converted")
+    message = str(refusal.value)
+    assert "missing: fc.bias, layers.1.self_attn.v_proj.bias" in message
+    assert "unknown: layers.0.novelty.weight" in message
+    assert "layers.1.norm2.weight has the shape (5,), not (48,)" in message
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"norm_type": "rms"}, "unknown: .*norm1.bias"),
+        ({"out_norm": True}, "missing: out_norm.bias"),
+        ({"num_layers": 3}, "missing: layers.2"),
+        ({"mlp_type": "swiglu"}, "missing: layers.0.ff.down_proj"),
+        ({"hidden_act": "tanhh"}, "tanhh"),
+        ({"num_heads": 5}, "multiple"),
+        ({"num_heads": "6"}, "num_attention_heads"),
+        ({"norm_type": "batch"}, "layer_norm"),
+    ],
+)
+def test_a_configuration_that_contradicts_the_weights_is_refused(changes, complaint, tmp_path):
+    folder = released_folder(tmp_path / "released", RELEASED | changes, released_weights(RELEASED))
+
+    with pytest.raises(InputError, match=complaint):
+        convert_checkpoint(folder, tmp_path / "converted")
+
+
+class Intruder:
+    """What a pickle can do when it is loaded without care."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code in a checkpoint was run')",))
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_checkpoint_with_code_inside_is_not_opened(legacy, tmp_path):
+    stored = {"model_state_dict": released_weights(RELEASED), "args": Intruder()}
+    torch.save(stored, tmp_path / "evil.pth", _use_new_zipfile_serialization=not legacy)
+
+    with pytest.raises(InputError, match=r"could run code.*not read"):
+        convert_checkpoint(tmp_path / "evil.pth", tmp_path / "converted", config=RELEASED)
+
+
+def test_other_files_are_no_checkpoints(tmp_path):
+    weights = released_weights(RELEASED)
+    torch.save(weights, tmp_path / "whole.pth")
+    (tmp_path / "short.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:5000])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": 1}))
+    torch.save({"epoch": 1, "lr": 0.1}, tmp_path / "log.pth")
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "another.pth")
+    (tmp_path / "broken.safetensors").write_bytes(b"no header")
+
+    for name in ("short.pth", "empty.pth", "plain.pth", "log.pth", "another.pth", "broken.safetensors"):
+        with pytest.raises(InputError, match=name):
+            convert_checkpoint(tmp_path / name, tmp_path / "converted", config=RELEASED)
+    assert not (tmp_path / "converted").exists()
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
+    (folder / "model.safetensors").unlink()
+
+    with pytest.raises(InputError, match="holds no weights"):
+        convert_checkpoint(folder, tmp_path / "converted")
+
+
+def test_a_converted_folder_is_not_converted_again(tmp_path):
+    folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
+    convert_checkpoint(folder, tmp_path / "converted")
+
+    with pytest.raises(InputError, match="nothing to convert"):
+        convert_checkpoint(tmp_path / "converted", tmp_path / "again")
+
+
+def test_nothing_is_overwritten(tmp_path):
+    folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
+    (tmp_path / "converted").mkdir()
+    convert_checkpoint(folder, tmp_path / "converted")
+
+    with pytest.raises(InputError, match="already holds something"):
+        convert_checkpoint(folder, tmp_path / "converted")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+# --- the Hub
+
+
+def test_a_model_on_the_hub_is_fetched_at_its_revision(tmp_path, monkeypatch):
+    weights = released_weights(RELEASED)
+    folder = released_folder(tmp_path / "released", RELEASED, weights)
+    asked = {}
+
+    def snapshot(repo_id, revision, allow_patterns):
+        asked.update(repo_id=repo_id, revision=revision, allow_patterns=allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(conversion, "snapshot_download", snapshot)
+    convert_checkpoint("lab/TABLeT_pretrained", tmp_path / "converted", revision="v1")
+
+    assert asked["repo_id"] == "lab/TABLeT_pretrained"
+    assert asked["revision"] == "v1"
+    assert_same_network(tmp_path / "converted", weights, RELEASED)
+
+
+def test_without_a_network_the_message_says_what_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    with pytest.raises(InputError, match="lab/absent is no file or folder here and could not be fetched from the Hub"):
+        convert_checkpoint("lab/absent", tmp_path / "converted")
+    with pytest.raises(InputError, match=r"weights/of/nobody\.pth does not exist"):
+        convert_checkpoint("weights/of/nobody.pth", tmp_path / "converted")
