@@ -310,9 +310,12 @@ class TestFilesThatCannotBeUsed:
         affine[place] = value
         assert "NaN" in refusal((some_values(), affine))
 
-    @pytest.mark.parametrize("affine", [np.diag([2.0, 2, 0, 1]), np.diag([0.0, 0, 0, 1]), np.ones((4, 4))])
+    @pytest.mark.parametrize("affine", [np.diag([2.0, 2, 0, 1]), np.diag([0.0, 0, 0, 1])])
     def test_singular_affine(self, affine):
         assert "singular" in refusal((some_values(), affine))
+
+    def test_affine_that_is_no_affine(self):
+        assert "last row" in refusal((some_values(), np.diag([2.0, 2, 2, 2])))
 
     def test_affine_of_another_shape(self):
         assert "4 x 4" in refusal((some_values(), np.eye(3)))

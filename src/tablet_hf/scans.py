@@ -281,6 +281,8 @@ def _checked_affine(affine: Any, name: str) -> np.ndarray:
         raise InputError(f"{name}: the affine has shape {affine.shape}; give a 4 x 4 matrix from voxels to mm.")
     if not np.isfinite(affine).all():
         raise InputError(f"{name}: the affine holds NaN or infinite values; repair the header's sform or qform.")
+    if not np.allclose(affine[3], (0, 0, 0, 1)):
+        raise InputError(f"{name}: the last row of the affine is {affine[3].tolist()}, not 0 0 0 1; repair it.")
     voxel_sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if not abs(np.linalg.det(affine[:3, :3])) > 1e-6 * max(float(np.prod(voxel_sizes)), 1e-12):
         raise InputError(

@@ -71,6 +71,8 @@ DEFAULT_CACHE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class _Statistics:
+    """What is known of a run once all of it was read; `counts` and `frames_in_memory` only where they were kept."""
+
     mask: np.ndarray
     mask_source: str
     mean: np.ndarray
@@ -79,11 +81,51 @@ class _Statistics:
     frames_in_memory: np.ndarray | None
 
 
+class _Tally:
+    """What adds up over the frames on the grid, while the brain may not be known yet.
+
+    A run that fits into `cache_bytes` is kept, so intensities need not be counted now. `brain` is the mask
+    `(V, V, V)` where it is known beforehand; without it the positive values are counted wherever they lie.
+    """
+
+    def __init__(self, num_frames: int, volume_size: int, brain: np.ndarray | None, cache_bytes: int):
+        cube = (volume_size,) * 3
+        self._num_frames, self._num_added = num_frames, 0
+        self._total, self._peak = np.zeros(cube), np.zeros(cube, dtype=np.float32)
+        self._region = None if brain is None else np.flatnonzero(brain)
+        is_kept = num_frames * self._peak.nbytes <= cache_bytes
+        self._kept = np.empty((num_frames, *cube), dtype=np.float32) if is_kept else None
+        self._counts = None if is_kept else np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
+
+    def add(self, volume: np.ndarray) -> None:
+        self._total += volume
+        np.maximum(self._peak, volume, out=self._peak)
+        if self._kept is not None:
+            self._kept[self._num_added] = volume
+        elif self._counts is not None:
+            values = volume[volume > 0] if self._region is None else volume.reshape(-1).take(self._region)
+            self._counts += count_intensities(values)
+        self._num_added += 1
+
+    def statistics(self, mask: np.ndarray, mask_source: str, is_zero_outside: bool) -> _Statistics:
+        """Settle on a mask `(V, V, V)`; `is_zero_outside` says whether frames are zero outside it by themselves."""
+        counts = self._counts
+        if counts is not None and self._region is None:
+            if is_zero_outside:
+                counts[0] += self._num_frames * np.count_nonzero(mask) - counts.sum()
+            else:
+                counts = None
+        if self._kept is not None:
+            self._kept *= mask
+        mean = (self._total / self._num_frames * mask).astype(np.float32)
+        return _Statistics(mask, mask_source, mean, float(self._peak[mask].max()), counts, self._kept)
+
+
 class BoldRun:
     """A run on the model's grid: its frames in blocks, and what is known of the whole of it.
 
-    Made by `open_run`. The file is read when a statistic or a frame is first asked for: one pass over all frames,
-    which also finds whatever is wrong with the voxels (`InputError`).
+    Made by `open_run`. The file is read by `survey`, or when a statistic or a frame is first asked for: one pass over
+    all frames, which also finds whatever is wrong with the voxels (`InputError`).
 
     Attributes:
         name: how messages call the scan.
@@ -117,6 +159,14 @@ class BoldRun:
         self._check_space = check_space
         self._cache_bytes = cache_bytes
         self._num_scaled = self._num_clipped = 0
+
+    def survey(self) -> None:
+        """Read the whole run once, now, unless that was done: what is wrong with its voxels is raised here.
+
+        Raises:
+            InputError: the run cannot be used.
+        """
+        _ = self._statistics
 
     @property
     def is_resampled(self) -> bool:
@@ -266,48 +316,30 @@ class BoldRun:
 
     @cached_property
     def _statistics(self) -> _Statistics:
-        cube = (self.volume_size,) * 3
+        known_mask = None if self._brain is None else self._way.mask_to_grid(self._brain)
         survey = Survey(self._source, self._brain)
-        total, peak = np.zeros(cube), np.zeros(cube, dtype=np.float32)
-        fits = self.num_frames * peak.nbytes <= self._cache_bytes
-        held = np.empty((self.num_frames, *cube), dtype=np.float32) if fits else None
-        counts = None if fits else np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
-        region = None if self._brain is None else np.flatnonzero(self._way.mask_to_grid(self._brain))
-        for index, frame in enumerate(self._source.frames(range(self.num_frames))):
-            volume = self._gridded(survey.add(frame, self._add_mean))
-            total += volume
-            np.maximum(peak, volume, out=peak)
-            if held is not None:
-                held[index] = volume
-            else:
-                counts += count_intensities(volume[volume > 0] if region is None else volume.reshape(-1).take(region))
+        tally = _Tally(self.num_frames, self.volume_size, known_mask, self._cache_bytes)
+        for frame in self._source.frames(range(self.num_frames)):
+            tally.add(self._gridded(survey.add(frame, self._add_mean)))
 
-        brain, mask_source = (self._brain, self._mask_source) if self._brain is not None else survey.find_brain()
+        brain, mask_source = survey.find_brain() if self._brain is None else (self._brain, self._mask_source)
         survey.check(brain)
         if self._brain is None and self._check_space:
             check_mni_space(brain, self._source)
         mask = self._way.mask_to_grid(brain)
         if not mask.any():
             raise InputError(f"{self.name}: no voxel of the brain lies on the MNI152 grid; check the affine.")
-        maximum = float(peak[mask].max())
-        if maximum == 0:
+        is_zero_outside = mask_source == "nonzero" and not self.is_resampled and self._add_mean is None
+        statistics = tally.statistics(mask, mask_source, is_zero_outside)
+        if statistics.maximum == 0:
             raise InputError(f"{self.name}: no voxel inside the brain mask is ever positive; check scan and mask.")
-        if held is not None:
-            held *= mask
-        if region is None and counts is not None:
-            # The brain was not known yet, so positive values were counted wherever they lie. Where frames are zero
-            # outside the brain that is enough; where they are not, counting takes a pass of its own.
-            if mask_source == "nonzero" and not self.is_resampled and self._add_mean is None:
-                counts[0] += self.num_frames * np.count_nonzero(mask) - counts.sum()
-            else:
-                counts = None
-        mean = (total / self.num_frames * mask).astype(np.float32)
-        return _Statistics(mask, mask_source, mean, maximum, counts, held)
+        return statistics
 
     @cached_property
     def _counts(self) -> np.ndarray:
         if self._statistics.counts is not None:
             return self._statistics.counts
+        # Kept in memory, or the brain was found too late to count in it: the frames are gone through once more.
         region = np.flatnonzero(self.mask)
         counts = np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
         for _, volumes in self.blocks():
