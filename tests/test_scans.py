@@ -350,6 +350,16 @@ class TestCompanions:
         with pytest.raises(InputError, match="another affine"):
             load_volume((np.ones((4, 5, 6)), np.diag([2.0, 2, 2, 1])), "mask", source)
 
+    def test_no_affine_at_all(self, source):
+        with pytest.raises(InputError, match="4 x 4"):
+            load_volume((np.ones((4, 5, 6)), np.eye(3)), "mask", source)
+
+    def test_a_damaged_file(self, tmp_path, source):
+        path = write(tmp_path / "mask.nii.gz", some_values((4, 5, 6)))
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(InputError, match=r"mask\.nii\.gz.*could not be read"):
+            load_volume(path, "mask", source)
+
     def test_rounding_in_the_affine_is_forgiven(self, source):
         load_volume((np.ones((4, 5, 6)), AFFINE + 1e-4), "mask", source)
 

@@ -59,7 +59,7 @@ class BoldSource:
     """A 4D scan, opened and checked but not yet read.
 
     `shape` is `(X, Y, Z)` in voxels, `affine` `(4, 4)` float64 maps voxel indices to millimetres, `xform_code` is the
-    NIfTI code of that space (0 where no header says). `name` is how messages call the scan and `path` the file it
+    NIfTI code of that space (0 where the header does not say, None without such a header). `name` is how messages call the scan and `path` the file it
     came from, None for what was built in memory.
     """
 
@@ -139,7 +139,7 @@ def load_volume(image: Any, role: str, source: BoldSource) -> np.ndarray:
     if hasattr(image, "dataobj"):
         values, affine = image.dataobj, image.affine
     elif isinstance(image, tuple) and len(image) == 2:
-        values, affine = np.asarray(image[0]), np.asarray(image[1], dtype=np.float64)
+        values, affine = np.asarray(image[0]), _checked_affine(image[1], name)
     else:
         values = np.asarray(image)
     shape = tuple(values.shape)
@@ -197,7 +197,7 @@ def _load_nifti(path: Path) -> Any:
         raise InputError(f"{path}: named .gz but not compressed with gzip; give the NIfTI file its right name.")
     try:
         image = nibabel.load(path)
-    except ImageFileError as error:
+    except (ImageFileError, EOFError, zlib.error) as error:
         if is_gzip and not _begins_readably(path):
             raise InputError(
                 f"{path}: the compressed data are cut off or damaged at once; copy or download it again."
