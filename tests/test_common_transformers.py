@@ -11,13 +11,14 @@ import pytest
 from common_transformers.fetch import CommonTestsUnavailable, fetch_common_tests
 
 REPOSITORY = Path(__file__).parents[1]
+CACHE = REPOSITORY / ".cache"
 SUITES = Path(__file__).parent / "common_transformers"
 
 
 @pytest.fixture(scope="module")
 def common_tests() -> Path:
     try:
-        return fetch_common_tests(REPOSITORY / ".cache")
+        return fetch_common_tests(CACHE)
     except CommonTestsUnavailable as unavailable:
         if os.environ.get("TABLET_REQUIRE_COMMON_TESTS") == "1":
             pytest.fail(f"TABLET_REQUIRE_COMMON_TESTS is set, but {unavailable}")
@@ -52,9 +53,11 @@ def run_suite(suite: Path, common_tests: Path) -> tuple[Counter, Counter, str]:
 def test_common_tests_of_transformers(suite, at_least, common_tests, capsys):
     outcomes, reasons, output = run_suite(SUITES / suite, common_tests)
 
+    account = [f"{suite}: {outcomes['passed']} passed, {outcomes['failed']} failed, {outcomes['skipped']} skipped"]
+    account += [f"  {number:3d} skipped: {reason}" for reason, number in reasons.most_common()]
+    # Workers of pytest-xdist print nowhere; the file is for them.
+    (CACHE / suite).with_suffix(".txt").write_text("\n".join(account) + "\n")
     with capsys.disabled():
-        print(f"\n{suite}: {outcomes['passed']} passed, {outcomes['failed']} failed, {outcomes['skipped']} skipped")
-        for reason, number in reasons.most_common():
-            print(f"  {number:3d} skipped: {reason}")
+        print("", *account, sep="\n")
     assert outcomes["failed"] == 0, output
     assert outcomes["passed"] >= at_least, output
