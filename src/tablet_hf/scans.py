@@ -59,8 +59,8 @@ class BoldSource:
     """A 4D scan, opened and checked but not yet read.
 
     `shape` is `(X, Y, Z)` in voxels, `affine` `(4, 4)` float64 maps voxel indices to millimetres, `xform_code` is the
-    NIfTI code of that space (0 where the header does not say, None without such a header). `name` is how messages call the scan and `path` the file it
-    came from, None for what was built in memory.
+    NIfTI code of that space (0 where the header does not say, None where there is no such header). `name` is how
+    messages call the scan and `path` the file it came from, None for what was built in memory.
     """
 
     name: str
