@@ -1,0 +1,327 @@
+"""Trains the autoencoder that ships with the package, on natural photographs and nothing else.
+
+    python -m tablet_hf.autoencoders.train PHOTOGRAPHS OUT [--minutes 9]
+
+PHOTOGRAPHS is a folder of images whose shorter side is at least 96 pixels; files named `held_out*` are never trained
+on, only measured. No brain is ever shown to it, which is the claim of arXiv:2604.03619: an autoencoder of natural
+images carries fMRI.
+
+The network is diffusers' `AutoencoderDC`. Two things make a small one useful for fMRI, and neither needs a scan:
+
+- What it is shown. A slice of a brain is grey, smooth, and stands on an empty background, so photographs are also shown
+  grey, magnified, at low contrast and cut out by random silhouettes.
+- What it is asked. A BOLD signal is a change of a percent or two on still anatomy, and an autoencoder that is good at
+  images may still lose all small changes. So it sees every image twice, the second time with a faint other photograph
+  laid over it, and is asked for the *difference* of the two as well as for the images.
+"""
+
+import json
+import math
+import time
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor, nn
+
+from tablet_hf.autoencoders.fidelity import psnr
+
+IMAGE_SIZE = 96
+BACKGROUND = -1.0
+
+# No attention blocks: at 6 x 6 and 3 x 3 positions a convolution sees as much, and the linear attention divides by a sum
+# that underflows to zero in float16, which is the precision a GPU encodes in.
+ARCHITECTURE = {
+    "in_channels": 3,
+    "latent_channels": 32,
+    "attention_head_dim": 32,
+    "encoder_block_types": ("ResBlock",) * 6,
+    "decoder_block_types": ("ResBlock",) * 6,
+    "encoder_block_out_channels": (16, 24, 48, 96, 192, 256),
+    "decoder_block_out_channels": (16, 32, 64, 128, 256, 256),
+    "encoder_layers_per_block": (0, 1, 2, 3, 1, 1),
+    "decoder_layers_per_block": (0, 2, 3, 2, 1, 1),
+    "encoder_qkv_multiscales": ((),) * 6,
+    "decoder_qkv_multiscales": ((),) * 6,
+    "upsample_block_type": "interpolate",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the shipped weights were trained with.
+
+    `difference_weight` weighs the error of a change, relative to the change's own power, against the image errors.
+    Overlay strengths are factors on a photograph in [-1, 1]; the BOLD signal of a run scaled by its maximum has a
+    standard deviation of about 0.01 on that scale, and the step of bfloat16 arithmetic sets the lower bound.
+    """
+
+    batch_size: int = 256
+    learning_rate: float = 1.0e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 300
+    average_decay: float = 0.999
+    absolute_weight: float = 0.1
+    difference_weight: float = 0.03
+    overlay_strengths: tuple[float, float] = (0.05, 0.3)
+    native_scale_share: float = 0.5
+    smallest_crop: int = 40
+    grey_share: float = 0.6
+    low_contrast_share: float = 0.5
+    silhouette_share: float = 0.5
+    seed: int = 0
+
+
+class Photographs:
+    """A set of photographs held on one device.
+
+    Args:
+        paths: image files, shorter side at least 96 pixels.
+
+    Raises:
+        ValueError: no files, or one that is too small.
+    """
+
+    def __init__(self, paths: list[Path], device: torch.device | str):
+        from PIL import Image
+
+        if not paths:
+            raise ValueError("There are no photographs to train on or to measure with.")
+        images = [Image.open(path).convert("RGB") for path in paths]
+        for path, image in zip(paths, images, strict=True):
+            if min(image.size) < IMAGE_SIZE:
+                raise ValueError(f"{path}: {image.size} pixels; the shorter side must have at least {IMAGE_SIZE}.")
+        self.sizes = torch.tensor([(image.height, image.width) for image in images], device=device)
+        pixels = torch.zeros(len(paths), 3, *self.sizes.amax(0).tolist(), dtype=torch.uint8)
+        for place, image in zip(pixels, images, strict=True):
+            flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+            place[:, : image.height, : image.width] = flat.view(image.height, image.width, 3).permute(2, 0, 1)
+        self.pixels = pixels.to(device)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def crop(self, index: Tensor, corner: Tensor, side: Tensor) -> Tensor:
+        """Square crops brought to 96 x 96 pixels by bilinear interpolation.
+
+        Args:
+            index: (N,) which photographs.
+            corner: (N, 2) upper left corner, in pixels (row, column).
+            side: (N,) edge of the crop in pixels.
+
+        Returns:
+            (N, 3, 96, 96) float32 in [-1, 1].
+        """
+        extent = torch.tensor(self.pixels.shape[-2:], device=self.pixels.device)
+        steps = (torch.arange(IMAGE_SIZE, device=self.pixels.device) + 0.5) / IMAGE_SIZE
+        centres = corner[:, :, None] + side[:, None, None] * steps
+        rows, columns = (2 * centres / extent[:, None] - 1).unbind(1)
+        grid = torch.stack(
+            [columns[:, None, :].expand(-1, IMAGE_SIZE, -1), rows[:, :, None].expand(-1, -1, IMAGE_SIZE)], -1
+        )
+        return F.grid_sample(self.pixels[index].float() / 127.5 - 1, grid, align_corners=False, padding_mode="border")
+
+    def centre_crops(self) -> Tensor:
+        """(photographs, 3, 96, 96) float32 in [-1, 1]: the middle of each, at its own scale."""
+        corner = (self.sizes - IMAGE_SIZE) // 2
+        return self.crop(
+            torch.arange(len(self), device=corner.device),
+            corner,
+            torch.full((len(self),), IMAGE_SIZE, device=corner.device),
+        )
+
+
+class TrainingViews:
+    """Draws what the network is shown: pairs of images that differ by a faint overlay."""
+
+    def __init__(self, photographs: Photographs, recipe: Recipe):
+        self.photographs = photographs
+        self.recipe = recipe
+        self.device = photographs.pixels.device
+        self.generator = torch.Generator(self.device).manual_seed(recipe.seed)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """(batch, 3, 96, 96) images in [-1, 1], and the overlays that may be added to them without leaving it."""
+        images = self._views()
+        overlays = self._views()
+        silhouettes = self._silhouettes()
+        low, high = (math.log(strength) for strength in self.recipe.overlay_strengths)
+        strength = self.uniform(len(images), 1, 1, 1, low=low, high=high).exp()
+        inside = silhouettes > 0
+        overlays = (overlays - overlays.mean((2, 3), keepdim=True)) * strength * inside
+        # An empty surrounding is either the background of an intensity frame or the zero of a frame of changes.
+        surround = torch.where(self.uniform(len(images), 1, 1, 1) < 0.75, BACKGROUND, 0.0)
+        images = torch.where(inside, images, surround)
+        overlays = (images + overlays).clamp(-1, 1) - images
+        return images, overlays
+
+    def _views(self) -> Tensor:
+        recipe, photographs, count = self.recipe, self.photographs, self.recipe.batch_size
+        index = torch.randint(len(photographs), (count,), generator=self.generator, device=self.device)
+        shorter = photographs.sizes[index].amin(1)
+        magnified = recipe.smallest_crop * (shorter / recipe.smallest_crop) ** self.uniform(count)
+        native = self.uniform(count) < recipe.native_scale_share
+        side = torch.where(native, float(IMAGE_SIZE), magnified)
+        room = photographs.sizes[index] - side[:, None]
+        corner = room * self.uniform(count, 2)
+        corner = torch.where(native[:, None], corner.round(), corner)
+        views = photographs.crop(index, corner, side)
+        views = torch.where(self.uniform(count, 1, 1, 1) < 0.5, views.flip(3), views)
+        views = torch.where(self.uniform(count, 1, 1, 1) < 0.5, views.transpose(2, 3), views)
+        views = torch.where(self.uniform(count, 1, 1, 1) < 0.5, views.flip(2), views)
+        grey = self.uniform(count, 1, 1, 1) < recipe.grey_share
+        views = torch.where(grey, views.mean(1, keepdim=True), views)
+        contrast = self.uniform(count, 1, 1, 1, low=math.log(0.1), high=math.log(1.2)).exp()
+        brightness = self.uniform(count, 1, 1, 1, low=-0.4, high=0.4)
+        low_contrast = self.uniform(count, 1, 1, 1) < recipe.low_contrast_share
+        return torch.where(low_contrast, views * contrast + brightness, views).clamp(-1, 1)
+
+    def _silhouettes(self) -> Tensor:
+        """(batch, 1, 96, 96): positive inside a random blob; everywhere for the images that are not cut out."""
+        count = self.recipe.batch_size
+        steps = torch.linspace(-1, 1, IMAGE_SIZE, device=self.device)
+        radius = self.uniform(count, 1, 1, low=0.3, high=1.1)
+        stretch = self.uniform(count, 1, 1, low=0.7, high=1.4)
+        middle = self.uniform(count, 2, 1, 1, low=-0.25, high=0.25)
+        rows, columns = steps[None, :, None] - middle[:, 0], steps[None, None, :] - middle[:, 1]
+        ellipse = radius - (rows.square() * stretch + columns.square() / stretch).sqrt()
+        coarse = self.uniform(count, 1, 7, 7, low=-1.0, high=1.0)
+        wobble = F.interpolate(coarse, size=IMAGE_SIZE, mode="bicubic", align_corners=True)
+        blobs = ellipse[:, None] + 0.2 * wobble
+        return torch.where(self.uniform(count, 1, 1, 1) < self.recipe.silhouette_share, blobs, 1.0)
+
+
+def training_loss(autoencoder: nn.Module, images: Tensor, overlays: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """The loss and its parts for images (N, 3, H, W) seen without and with their overlays."""
+    shown = torch.cat([images, images + overlays])
+    decoded = autoencoder(shown).sample.float()
+    plain, overlaid = decoded.chunk(2)
+    squared = F.mse_loss(decoded, shown)
+    absolute = F.l1_loss(decoded, shown)
+    power = overlays.square().mean((1, 2, 3))
+    # Where clipping left nothing of an overlay there is no change to ask for.
+    relative = (overlaid - plain - overlays).square().mean((1, 2, 3)) / power.clamp_min(1e-5)
+    difference = relative.clamp_max(4).mean()
+    total = squared + recipe.absolute_weight * absolute + recipe.difference_weight * difference
+    return {"loss": total, "squared": squared, "difference": difference}
+
+
+@torch.no_grad()
+def photograph_psnr(autoencoder: nn.Module, images: Tensor) -> dict[str, float]:
+    """PSNR in dB of the images (N, 3, 96, 96) in [-1, 1], in colour and grey: the mean over images."""
+    grey = images.mean(1, keepdim=True).expand_as(images)
+
+    def mean_psnr(shown: Tensor) -> float:
+        decoded = autoencoder(shown).sample.float().clamp(-1, 1)
+        return sum(psnr(image, estimate, peak=2) for image, estimate in zip(shown, decoded, strict=True)) / len(shown)
+
+    return {"colour": mean_psnr(images), "grey": mean_psnr(grey)}
+
+
+def train(
+    training: Photographs,
+    held_out: Photographs,
+    seconds: float,
+    recipe: Recipe,
+    report_every: int = 500,
+    compiled: bool = True,
+    architecture: dict | None = None,
+):
+    """Trains for a given time and returns the running average of the weights, as an `AutoencoderDC` in float32.
+
+    The learning rate follows the time that is left, not a number of steps, so that the schedule ends where the time
+    does on any machine. On CUDA the arithmetic is bfloat16.
+
+    Raises:
+        FloatingPointError: the gradients were not finite twenty times in a row.
+    """
+    from diffusers import AutoencoderDC
+
+    torch.manual_seed(recipe.seed)
+    device = training.pixels.device
+    on_gpu = device.type == "cuda"
+    autoencoder = AutoencoderDC(**(architecture or ARCHITECTURE)).to(device, memory_format=torch.channels_last)
+    average = deepcopy(autoencoder).requires_grad_(False).eval()
+    views = TrainingViews(training, recipe)
+    measured = held_out.centre_crops()
+    optimizer = torch.optim.AdamW(
+        autoencoder.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+    )
+    skipped = 0
+    compute_loss = torch.compile(training_loss) if compiled else training_loss
+
+    def one_step(step: int, share_done: float) -> dict[str, Tensor]:
+        nonlocal skipped
+        warm = min(1.0, (step + 1) / recipe.warmup_steps)
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * share_done))
+        images, overlays = (part.to(memory_format=torch.channels_last) for part in views.draw())
+        with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+            losses = compute_loss(autoencoder, images, overlays, recipe)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        if nn.utils.clip_grad_norm_(autoencoder.parameters(), 1.0).isfinite():
+            optimizer.step()
+            skipped = 0
+        else:
+            skipped += 1
+            if skipped == 20:
+                raise FloatingPointError(f"The gradients are not finite any more at step {step}.")
+        decay = min(recipe.average_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, weight in zip(average.parameters(), autoencoder.parameters(), strict=True):
+                mean.lerp_(weight, 1 - decay)
+        return losses
+
+    one_step(0, 0.0)  # compilation is not training time
+    step, started = 1, time.monotonic()
+    while (elapsed := time.monotonic() - started) < seconds:
+        losses = one_step(step, elapsed / seconds)
+        step += 1
+        if step % report_every == 0:
+            parts = {name: f"{value.item():.4f}" for name, value in losses.items()}
+            print(f"step {step:6d} {elapsed:5.0f} s", parts, photograph_psnr(average, measured), flush=True)
+    print(f"{step} steps of {recipe.batch_size} pairs in {time.monotonic() - started:.0f} s", flush=True)
+    return average
+
+
+def main(
+    photographs: Annotated[Path, typer.Argument(help="Folder of natural photographs.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the weights (float16) and the training record.")],
+    minutes: Annotated[float, typer.Option(help="Training time.")] = 9.0,
+    device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
+    batch_size: Annotated[int, typer.Option(help="Pairs of images a step.")] = Recipe.batch_size,
+    difference_weight: Annotated[float, typer.Option()] = Recipe.difference_weight,
+    compiled: Annotated[bool, typer.Option()] = True,
+) -> None:
+    """Train an autoencoder on natural photographs."""
+    recipe = replace(Recipe(), batch_size=batch_size, difference_weight=difference_weight)
+    files = sorted(path for path in photographs.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    held_out = [path for path in files if path.name.startswith("held_out")]
+    training = [path for path in files if path not in set(held_out)]
+    measured = Photographs(held_out, device)
+    autoencoder = train(Photographs(training, device), measured, 60 * minutes, recipe, compiled=compiled)
+    out.mkdir(parents=True, exist_ok=True)
+    autoencoder.half().save_pretrained(out)
+    figures = photograph_psnr(autoencoder.float(), measured.centre_crops())
+    record = {
+        "recipe": asdict(recipe),
+        "minutes": minutes,
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "torch": torch.__version__,
+        "training_photographs": len(training),
+        "held_out_photographs": len(held_out),
+        "held_out_psnr_db": figures,
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(figures)
+
+
+if __name__ == "__main__":
+    typer.run(main)
