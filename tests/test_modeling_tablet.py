@@ -145,6 +145,17 @@ def test_eager_and_sdpa_attention_agree(settings):
         torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
 
 
+def test_autocast_runs_attention_in_half_precision():
+    model, inputs = TabletModel(small_config()).eval(), tokens()
+    seen = []
+    model.layers[0].attention.o_proj.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(inputs).last_hidden_state
+
+    assert seen == [torch.bfloat16]
+    assert functional.cosine_similarity(half.float(), model(inputs).last_hidden_state, dim=-1).min() > 0.99
+
+
 # --- positions
 
 

@@ -266,6 +266,11 @@ class TabletAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.head_dim)
 
+        device_type = hidden_states.device.type
+        if torch.is_autocast_enabled(device_type):
+            # Left to autocast, each of the three projections would make and keep a half-precision copy of its own.
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
+
         query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
         key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
         value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
