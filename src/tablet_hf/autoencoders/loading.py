@@ -1,0 +1,149 @@
+"""Autoencoders by name, folder or Hub id, behind one narrow interface: images in, latents out, and back."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tablet_hf.errors import InputError
+
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+DEFAULT_AUTOENCODER = "natural-f32c32"
+
+
+def shipped_autoencoders() -> list[str]:
+    """The names of the autoencoders that come with the package."""
+    return sorted(folder.name for folder in SHIPPED_WEIGHTS.iterdir() if folder.is_dir())
+
+
+@dataclass
+class SliceAutoencoder:
+    """A frozen 2D autoencoder of diffusers, seen as a map between grey slices and latents.
+
+    Attributes:
+        model: the diffusers model. Latents are what its encoder gives, not multiplied by a `scaling_factor`; of
+            `AutoencoderKL`'s posterior the mode is taken (as in the code released with arXiv:2604.03619).
+        name: what was asked for: a shipped name, a folder or a Hub id.
+        revision: the Hub commit, or `sha256:` and 12 digits of the weights file. None for a model made in memory.
+    """
+
+    model: nn.Module
+    name: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self):
+        self.model = self.model.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "SliceAutoencoder":
+        """Moves the model in place, in the channels-last layout, in which convolutions are faster on CPU and GPU."""
+        # nn.Module's own `to`: diffusers wraps it in a warning about models of mixed precision, which this is not.
+        nn.Module.to(self.model, device=device, dtype=dtype, memory_format=torch.channels_last)
+        return self
+
+    @torch.inference_mode()
+    def encode(self, slices: Tensor) -> Tensor:
+        """Encodes grey slices.
+
+        Args:
+            slices: (N, V, V) in [-1, 1], repeated to as many channels as the model takes.
+
+        Returns:
+            (N, C, V/f, V/f) in the model's dtype.
+        """
+        images = slices.to(self.device, self.dtype)[:, None].expand(-1, self._in_channels, -1, -1)
+        encoded = self.model.encode(images)
+        if hasattr(encoded, "latent"):  # AutoencoderDC
+            return encoded.latent
+        if hasattr(encoded, "latents"):  # AutoencoderTiny, VQModel
+            return encoded.latents
+        return encoded.latent_dist.mode()  # AutoencoderKL
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decodes latents (N, C, g, g) to slices (N, V, V), the mean of the image's channels, in the model's dtype."""
+        return self.model.decode(latents.to(self.device, self.dtype)).sample.mean(1)
+
+    @property
+    def _in_channels(self) -> int:
+        return self.model.config.get("in_channels", 3)
+
+
+def load_autoencoder(name: str, revision: str | None = None, subfolder: str | None = None) -> SliceAutoencoder:
+    """Loads any diffusers autoencoder with `encode` and `decode`, in float32 on the CPU.
+
+    Args:
+        name: a shipped name (`shipped_autoencoders()`), a folder with config.json and safetensors weights, or a Hub id.
+        revision: for a Hub id, the branch, tag or commit. For a shipped name or folder, the weights that are expected:
+            other ones are refused, since tokens of two autoencoders do not mix.
+        subfolder: where the autoencoder lies within the folder or repository, e.g. "vae".
+
+    Raises:
+        InputError: nothing usable under that name.
+    """
+    from diffusers import AutoModel
+
+    folder = _local_folder(name)
+    location = str(folder) if folder else name
+    try:
+        model = AutoModel.from_pretrained(
+            location,
+            subfolder=subfolder,
+            revision=None if folder else revision,
+            torch_dtype=torch.float32,
+            local_files_only=folder is not None,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{name}: no autoencoder could be loaded from this {'folder' if folder else 'Hub id'} ({reason}); give a "
+            f"shipped name ({', '.join(shipped_autoencoders())}), a folder with config.json and safetensors weights, "
+            "or a Hub id that this machine can reach or has cached."
+        ) from error
+    if not (hasattr(model, "encode") and hasattr(model, "decode")):
+        raise InputError(f"{name}: a {type(model).__name__} is not an autoencoder; it needs encode and decode.")
+    if folder is None:
+        return SliceAutoencoder(model, name, _hub_commit(name, subfolder, revision))
+    found = _fingerprint(folder / (subfolder or ""))
+    if revision is not None and revision != found:
+        raise InputError(
+            f"{name}: its weights are {found}, but {revision} was asked for; tokens of different weights do not mix, "
+            "so use the same weights, or tokenize everything again."
+        )
+    return SliceAutoencoder(model, name, found)
+
+
+def _local_folder(name: str) -> Path | None:
+    if name in shipped_autoencoders():
+        return SHIPPED_WEIGHTS / name
+    return Path(name) if Path(name).is_dir() else None
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for weights in sorted(folder.glob("*.safetensors")):
+        digest.update(weights.read_bytes())
+    return f"sha256:{digest.hexdigest()[:12]}"
+
+
+def _hub_commit(repository: str, subfolder: str | None, revision: str | None) -> str | None:
+    """The commit of what was just loaded, read off the cache, so that no network is needed."""
+    from huggingface_hub import try_to_load_from_cache
+
+    filename = f"{subfolder}/config.json" if subfolder else "config.json"
+    cached: Any = try_to_load_from_cache(repository, filename, revision=revision)
+    if not isinstance(cached, str):
+        return revision
+    parts = Path(cached).parts
+    return parts[parts.index("snapshots") + 1]

@@ -1,0 +1,440 @@
+"""Feature extractor class for TABLeT: 4D fMRI scans to tokens, and tokens back to volumes."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
+
+from .errors import InputError
+from .tokens import latents_to_tokens, slices_to_volumes, tokens_to_latents, volumes_to_slices
+from .volumes import BoldRun, Scan, open_run, undo_percent_change, unscale_intensity
+
+logger = logging.get_logger(__name__)
+
+SIGNALS = ("intensity", "percent_change")
+SCALINGS = ("max", "percentile")
+BACKGROUND = {"intensity": -1.0, "percent_change": 0.0}
+
+# Slices encoded at once: more than these are no faster. On a GPU, what does not fit is halved and tried again.
+SLICES_PER_BATCH = {"cpu": 48, "cuda": 1152}
+FRAMES_PER_BLOCK = 8
+
+
+@dataclass
+class TokenizedRun:
+    """The tokens of one run, and what it takes to go back from them.
+
+    Attributes:
+        tokens: (frames, cells, features), on the CPU, in the extractor's dtype.
+        frames: (frames,) int64, which frames of the scan these are.
+        repetition_time: seconds between two of *these* frames: the scan's repetition time times the stride.
+        intensity_scale: the intensity of the scan that stands for 1.
+        mean_tokens: (1, cells, features), the run's mean volume as an intensity frame, for percent change; else None.
+        clipped_share: of the brain's values in these frames, the share beyond the range that was clipped.
+        name: how messages call the scan.
+    """
+
+    tokens: Tensor
+    frames: np.ndarray
+    repetition_time: float
+    intensity_scale: float
+    mean_tokens: Tensor | None
+    clipped_share: float
+    name: str
+
+
+class TabletFeatureExtractor(FeatureExtractionMixin):
+    r"""
+    Turns 4D fMRI scans in MNI152 space into TABLeT tokens.
+
+    Every frame is put on a cube of `volume_size` voxels of 2 mm, masked and scaled to [-1, 1], cut into slices along
+    three axes, encoded slice by slice by a frozen 2D autoencoder, and folded into the tokens of its cells
+    (arXiv 2604.03619). With an f32c32 autoencoder a frame becomes 27 tokens of 3,072 numbers.
+
+    Args:
+        autoencoder (`str`, defaults to `"natural-f32c32"`):
+            A name that ships with tablet_hf, a folder, or a Hub id of any diffusers autoencoder. Only the name is
+            saved; weights are loaded at first use.
+        autoencoder_revision (`str`, *optional*):
+            Commit on the Hub, or fingerprint of local weights; filled in when the autoencoder is loaded.
+        autoencoder_subfolder (`str`, *optional*):
+            Where it lies in the folder or repository.
+        signal (`"intensity"` or `"percent_change"`, defaults to `"intensity"`):
+            What a voxel's number is: its intensity (released behaviour), or its change about the run's mean.
+        scaling (`"max"` or `"percentile"`, defaults to `"max"`):
+            The intensity that becomes 1: the run's maximum (released behaviour) or its 99.9th percentile.
+        volume_size (`int`, defaults to 96):
+            Voxels along each side of the cube.
+        token_size, grid_size (`int`, *optional*):
+            Geometry of the tokens; filled in when the autoencoder is loaded, and checked where they are given.
+
+    Example:
+
+    ```python
+    >>> from tablet_hf import TabletFeatureExtractor
+
+    >>> extractor = TabletFeatureExtractor()
+    >>> features = extractor("sub-01_task-rest_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz", num_frames=64)
+    >>> features["input_values"].shape
+    torch.Size([1, 64, 27, 3072])
+    ```"""
+
+    model_input_names = ["input_values", "attention_mask", "repetition_time"]  # noqa: RUF012  (the library's way)
+
+    def __init__(
+        self,
+        autoencoder: str = "natural-f32c32",
+        autoencoder_revision: str | None = None,
+        autoencoder_subfolder: str | None = None,
+        signal: str = "intensity",
+        scaling: str = "max",
+        volume_size: int = 96,
+        token_size: int | None = None,
+        grid_size: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if signal not in SIGNALS:
+            raise ValueError(f"signal must be one of {SIGNALS}, not {signal!r}.")
+        if scaling not in SCALINGS:
+            raise ValueError(f"scaling must be one of {SCALINGS}, not {scaling!r}.")
+        self.autoencoder = autoencoder
+        self.autoencoder_revision = autoencoder_revision
+        self.autoencoder_subfolder = autoencoder_subfolder
+        self.signal = signal
+        self.scaling = scaling
+        self.volume_size = volume_size
+        self.token_size = token_size
+        self.grid_size = grid_size
+        self._slice_autoencoder = None
+        self._device, self._dtype = torch.device("cpu"), torch.float32
+        self._background_latent: Tensor | None = None
+        self._slices_per_batch: int | None = None
+
+    # --- the autoencoder
+
+    @property
+    def slice_autoencoder(self):
+        """The frozen autoencoder, a `tablet_hf.autoencoders.SliceAutoencoder`; loaded at first use. Assign a diffusers
+        model to inject one."""
+        if self._slice_autoencoder is None:
+            from tablet_hf.autoencoders import load_autoencoder
+
+            self._adopt(load_autoencoder(self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder))
+        return self._slice_autoencoder
+
+    @slice_autoencoder.setter
+    def slice_autoencoder(self, model: Any) -> None:
+        from tablet_hf.autoencoders import SliceAutoencoder
+
+        self.token_size = self.grid_size = None
+        if not isinstance(model, SliceAutoencoder):
+            model = SliceAutoencoder(model, name=getattr(model, "name_or_path", None) or type(model).__name__)
+        self.autoencoder, self.autoencoder_revision = model.name, None
+        self._adopt(model)
+
+    def _adopt(self, loaded) -> None:
+        try:
+            probe = loaded.encode(torch.zeros(1, self.volume_size, self.volume_size))
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.autoencoder}: this autoencoder cannot encode slices of {self.volume_size} x "
+                f"{self.volume_size} voxels; choose a volume_size that its spatial compression divides."
+            ) from error
+        _, channels, grid, width = probe.shape
+        if grid != width or self.volume_size % grid:
+            raise InputError(
+                f"{self.autoencoder}: slices of {self.volume_size} voxels become latents of {grid} x {width}, which "
+                "does not divide them; choose a volume_size that the spatial compression divides."
+            )
+        geometry = {"token_size": 3 * (self.volume_size // grid) * channels, "grid_size": grid}
+        for name, found in geometry.items():
+            if getattr(self, name) not in (None, found):
+                raise InputError(
+                    f"{self.autoencoder}: {name} is {found} with this autoencoder, but {getattr(self, name)} is "
+                    "recorded; use the autoencoder that the record was made with."
+                )
+            setattr(self, name, found)
+        self.autoencoder_revision = loaded.revision or self.autoencoder_revision
+        self._slice_autoencoder = loaded.to(self._device, self._dtype)
+        self._background_latent = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def to(self, *args, **kwargs) -> "TabletFeatureExtractor":
+        """Set where and in which precision slices are encoded: `.to("cuda")`, `.to("cuda", torch.float16)`.
+
+        Tokens come in that precision. float16 costs 0.1% of a latent, bfloat16 1%, which is more than the BOLD signal
+        moves it under `signal="intensity"`.
+        """
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        self._device, self._dtype = device or self._device, dtype or self._dtype
+        if self._slice_autoencoder is not None:
+            self._slice_autoencoder.to(self._device, self._dtype)
+        self._background_latent = None
+        self._slices_per_batch = None
+        return self
+
+    # --- scans to tokens
+
+    def __call__(
+        self,
+        scans: Scan | Sequence[Scan],
+        masks: Any = None,
+        num_frames: int | None = None,
+        start: int = 0,
+        stride: int = 1,
+        padding: bool = False,
+        repetition_time: float | Sequence[float] | None = None,
+        add_mean: Any = None,
+        check_space: bool = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        r"""
+        Tokenize one scan or several.
+
+        Args:
+            scans:
+                A path to a 4D NIfTI, a nibabel image, or a pair (array `(X, Y, Z, T)`, affine `(4, 4)`); or a list of
+                those. Scans must be in MNI152 space, not demeaned; see `tablet_hf.volumes.open_run`.
+            masks:
+                A brain mask, or a list with one (or None) for each scan.
+            num_frames (`int`, *optional*):
+                Frames of the window; by default all that are left after `start`.
+            start (`int`, defaults to 0):
+                First frame of the window.
+            stride (`int`, defaults to 1):
+                Every how many frames one is taken; the repetition time that is returned grows with it.
+            padding (`bool`, defaults to `False`):
+                Whether a scan that is shorter than the window is padded with zeros and masked; it is refused otherwise.
+            repetition_time:
+                Seconds, one number or one a scan, in place of what sidecar or header say.
+            add_mean:
+                For demeaned runs: an image to add back to every frame, or a list with one (or None) for each scan.
+            check_space (`bool`, defaults to `True`):
+                Whether scans that are not in MNI152 space are refused.
+            return_tensors (`str`, defaults to `"pt"`):
+                "pt" or "np".
+
+        Returns:
+            `BatchFeature` with `input_values` `(scans, frames, cells, features)` in the extractor's dtype,
+            `attention_mask` `(scans, frames)` int64, 1 where a frame is real, and `repetition_time` `(scans,)` float32
+            in seconds. Scans of different length are padded to the longest.
+
+        Raises:
+            `InputError`: a scan cannot be used; one sentence says which, why and what to do.
+        """
+        runs = [scans] if _is_one_scan(scans) else list(scans)
+        if not runs:
+            raise ValueError("No scans were given.")
+        tokenized = [
+            self.tokenize(
+                scan,
+                mask=mask,
+                num_frames=num_frames,
+                start=start,
+                stride=stride,
+                allow_short=padding,
+                repetition_time=seconds,
+                add_mean=mean,
+                check_space=check_space,
+            )
+            for scan, mask, seconds, mean in zip(
+                runs,
+                _one_each(masks, len(runs), "masks"),
+                _one_each(repetition_time, len(runs), "repetition_time"),
+                _one_each(add_mean, len(runs), "add_mean"),
+                strict=True,
+            )
+        ]
+        lengths = [len(run.tokens) for run in tokenized]
+        longest = num_frames if padding and num_frames is not None else max(lengths)
+        input_values = tokenized[0].tokens.new_zeros(len(runs), longest, *tokenized[0].tokens.shape[1:])
+        for place, run in zip(input_values, tokenized, strict=True):
+            place[: len(run.tokens)] = run.tokens
+        features = BatchFeature(
+            {
+                "input_values": input_values,
+                "attention_mask": (torch.arange(longest) < torch.tensor(lengths)[:, None]).long(),
+                "repetition_time": torch.tensor([run.repetition_time for run in tokenized], dtype=torch.float32),
+            }
+        )
+        if return_tensors == "np":
+            return BatchFeature({name: value.numpy() for name, value in features.items()})
+        return features
+
+    def tokenize(
+        self,
+        scan: Scan | BoldRun,
+        mask: Any = None,
+        num_frames: int | None = None,
+        start: int = 0,
+        stride: int = 1,
+        allow_short: bool = False,
+        repetition_time: float | None = None,
+        add_mean: Any = None,
+        check_space: bool = True,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> TokenizedRun:
+        """Tokenize one scan, with all that is needed to go back; arguments as for a call.
+
+        `scan` may also be an open `BoldRun`. `on_progress` is told frames done and frames in all.
+        """
+        if isinstance(scan, BoldRun):
+            run = scan
+        else:
+            run = open_run(scan, mask, repetition_time, self.volume_size, add_mean, check_space)
+        frames = _window(run, num_frames, start, stride, allow_short)
+        encoder = self.slice_autoencoder
+        tokens = torch.empty(len(frames), self.grid_size**3, self.token_size, dtype=encoder.dtype)
+        done = 0
+        for _, volumes in run.scaled_blocks(self.signal, self.scaling, frames, FRAMES_PER_BLOCK):
+            tokens[done : done + len(volumes)] = self.volumes_to_tokens(torch.from_numpy(volumes), self.signal)
+            done += len(volumes)
+            if on_progress is not None:
+                on_progress(done, len(frames))
+        scale = run.intensity_scale(self.scaling)
+        mean_tokens = None
+        if self.signal == "percent_change":
+            mean = torch.from_numpy(run.mean)[None] / scale * 2 - 1
+            mean_tokens = self.volumes_to_tokens(mean.clamp(-1, 1), "intensity").cpu()
+        return TokenizedRun(
+            tokens, frames, run.repetition_time * stride, scale, mean_tokens, run.clipped_share, run.name
+        )
+
+    def volumes_to_tokens(self, volumes: Tensor, signal: str | None = None) -> Tensor:
+        """Encode scaled volumes.
+
+        Args:
+            volumes: (T, V, V, V) in [-1, 1].
+            signal: what they hold, if it is not the extractor's own signal; slices that are nothing but its
+                background are encoded once.
+
+        Returns:
+            (T, cells, features) on the extractor's device, in its dtype.
+        """
+        encoder = self.slice_autoencoder
+        background = BACKGROUND[signal or self.signal]
+        slices = volumes_to_slices(volumes.to(encoder.device)).flatten(0, 2)
+        is_empty = (slices == background).flatten(1).all(1)
+        occupied = self._in_batches(encoder.encode, slices[~is_empty])
+        empty = encoder.encode(torch.full((1, *slices.shape[1:]), background))
+        latents = empty.expand(len(slices), -1, -1, -1).clone()
+        latents[~is_empty] = occupied.to(latents.dtype) if len(occupied) else latents[~is_empty]
+        return latents_to_tokens(latents.unflatten(0, (len(volumes), 3, self.volume_size)))
+
+    # --- tokens to volumes
+
+    def decode(
+        self, tokens: Tensor, intensity_scale: float | None = None, mean_tokens: Tensor | None = None
+    ) -> Tensor:
+        """Decode tokens to volumes: every slice of every axis, then the mean of the three volumes.
+
+        Args:
+            tokens: (..., cells, features): frames, or a batch of runs of frames.
+            intensity_scale: the intensity that stands for 1 (`TokenizedRun.intensity_scale`). With it the result is
+                in the scan's own unit, without it in [-1, 1] as the autoencoder sees it.
+            mean_tokens: (1, cells, features) tokens of the run's mean volume, needed with `intensity_scale` under
+                `signal="percent_change"`.
+
+        Returns:
+            (..., V, V, V) float32 on the CPU.
+
+        Raises:
+            ValueError: tokens of another geometry, or no mean to add a change to.
+        """
+        encoder = self.slice_autoencoder
+        if tuple(tokens.shape[-2:]) != (self.grid_size**3, self.token_size):
+            raise ValueError(
+                f"Tokens of shape {tuple(tokens.shape)} do not fit {self.autoencoder}, whose frames have shape "
+                f"({self.grid_size**3}, {self.token_size}); decode them with the autoencoder that made them."
+            )
+        if intensity_scale is not None and self.signal == "percent_change" and mean_tokens is None:
+            raise ValueError("Tokens of percent change go back to intensities with the run's mean_tokens only.")
+        frames = tokens.flatten(0, -3)
+        volumes = torch.cat([self._decode_frames(block, encoder) for block in frames.split(FRAMES_PER_BLOCK)])
+        if intensity_scale is not None and self.signal == "percent_change":
+            mean = unscale_intensity(self._decode_frames(mean_tokens, encoder).numpy()[0], intensity_scale)
+            volumes = torch.from_numpy(undo_percent_change(volumes.numpy(), mean))
+        elif intensity_scale is not None:
+            volumes = torch.from_numpy(unscale_intensity(volumes.numpy(), intensity_scale))
+        return volumes.unflatten(0, tokens.shape[:-2])
+
+    def _decode_frames(self, tokens: Tensor, encoder) -> Tensor:
+        latents = tokens_to_latents(tokens.to(encoder.device), self.volume_size)
+        slices = self._in_batches(encoder.decode, latents.flatten(0, 2))
+        slices = slices.unflatten(0, (len(tokens), 3, self.volume_size))
+        return slices_to_volumes(slices.float()).mean(1).clamp(-1, 1).cpu()
+
+    def _in_batches(self, function: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
+        """Apply `function` batch by batch, with smaller batches from the first time that one does not fit."""
+        if self._slices_per_batch is None:
+            self._slices_per_batch = SLICES_PER_BATCH.get(self._device.type, SLICES_PER_BATCH["cpu"])
+        done: list[Tensor] = []
+        position = 0
+        while position < len(items):
+            try:
+                done.append(function(items[position : position + self._slices_per_batch]))
+            except torch.OutOfMemoryError:
+                if self._slices_per_batch == 1:
+                    raise
+                self._slices_per_batch = max(1, self._slices_per_batch // 2)
+                torch.cuda.empty_cache()
+                logger.info(f"Out of memory: {self._slices_per_batch} slices at once from here on.")
+                continue
+            position += len(done[-1])
+        return torch.cat(done) if done else items[:0]
+
+    # --- saving
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved in preprocessor_config.json: names and settings, never weights."""
+        state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return copy.deepcopy(state) | {"feature_extractor_type": type(self).__name__}
+
+
+def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow_short: bool) -> np.ndarray:
+    if start < 0 or stride < 1 or (num_frames is not None and num_frames < 1):
+        raise ValueError(
+            f"A window needs start >= 0, stride >= 1 and num_frames >= 1, not {start}, {stride} and {num_frames}."
+        )
+    frames = np.arange(start, run.num_frames, stride)[:num_frames]
+    if not len(frames):
+        raise InputError(f"{run.name}: it has {run.num_frames} frames, so none from frame {start} on; lower start.")
+    if num_frames is not None and len(frames) < num_frames and not allow_short:
+        raise InputError(
+            f"{run.name}: {num_frames} frames were asked for (start {start}, stride {stride}) but only {len(frames)} "
+            f"of its {run.num_frames} are there; ask for fewer, or for padding."
+        )
+    return frames
+
+
+def _is_one_scan(scans: Any) -> bool:
+    if not isinstance(scans, list | tuple):
+        return True
+    return isinstance(scans, tuple) and len(scans) == 2 and not isinstance(scans[0], str) and np.shape(scans[1]) == (4, 4)
+
+
+def _one_each(values: Any, count: int, name: str) -> list:
+    if not isinstance(values, list):
+        if count > 1 and values is not None and name != "repetition_time":
+            raise ValueError(f"{name}: give a list with one for each of the {count} scans.")
+        return [values] * count
+    if len(values) != count:
+        raise ValueError(f"{name}: {len(values)} were given for {count} scans.")
+    return values
+
+
+__all__ = ["TabletFeatureExtractor", "TokenizedRun"]

@@ -1,0 +1,107 @@
+"""The bijection volumes <-> slices <-> latents <-> tokens: pure tensor code, no autoencoder, no files.
+
+A frame is a cube of V x V x V voxels. It is cut into V slices along each of its axes (0 sagittal, 1 coronal, 2 axial),
+a 2D encoder with spatial compression f turns a slice into C latent channels on a g x g grid, g = V / f, and the cube
+of g x g x g cells is read off: a cell gathers, from each axis, the f slices that cross it, at its place within them.
+The layout is that of the code released with arXiv:2604.03619.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["latents_to_tokens", "slices_to_volumes", "tokens_to_latents", "volumes_to_slices"]
+
+# Dimensions, counted from the end, of the latents of one axis once its slices are split into (cell along the axis,
+# slice in the cell): (along, slice, channel, first, second). Each row brings them to (i, j, k, slice, channel), and
+# first and second are the two other axes of the cube in their order.
+_TO_CELLS = ((-5, -2, -1, -4, -3), (-2, -5, -1, -4, -3), (-2, -1, -5, -4, -3))
+
+
+def volumes_to_slices(volumes: Tensor) -> Tensor:
+    """Cut volumes (..., V, V, V) over (x, y, z) into slices (..., 3, V, V, V) over (axis, slice, row, column).
+
+    Slice s of axis 0 is volume[s, :, :], of axis 1 volume[:, s, :], of axis 2 volume[:, :, s].
+    """
+    _check_cube(volumes, "volumes (..., V, V, V)")
+    return torch.stack([volumes, volumes.transpose(-3, -2), volumes.movedim(-1, -3)], dim=-4)
+
+
+def slices_to_volumes(slices: Tensor) -> Tensor:
+    """Put slices (..., 3, V, V, V) back together: (..., 3, V, V, V) over (axis, x, y, z), a volume from each axis."""
+    _check_cube(slices, "slices (..., 3, V, V, V)")
+    _check_axes(slices, -4, "slices (..., 3, V, V, V)")
+    sagittal, coronal, axial = slices.unbind(-4)
+    return torch.stack([sagittal, coronal.transpose(-3, -2), axial.movedim(-3, -1)], dim=-4)
+
+
+def latents_to_tokens(latents: Tensor) -> Tensor:
+    """Fold the latents of every slice of a frame into the tokens of its cells.
+
+    Args:
+        latents: (..., 3, V, C, g, g), any dtype: axis, slice, channel, row, column. g must divide V.
+
+    Returns:
+        (..., g^3, 3 * f * C) with f = V / g: cells (i, j, k) with i slowest; in a token axis, then slice within the
+        cell, then channel fastest.
+
+    Raises:
+        ValueError: another shape.
+    """
+    expected = "latents (..., 3, V, C, g, g) with g a divisor of V"
+    if latents.ndim < 5 or latents.shape[-1] != latents.shape[-2] or latents.shape[-4] % latents.shape[-1]:
+        raise ValueError(f"Expected {expected}, got {tuple(latents.shape)}.")
+    _check_axes(latents, -5, expected)
+    grid = latents.shape[-1]
+    split = latents.unflatten(-4, (grid, latents.shape[-4] // grid))
+    cells = torch.stack(
+        [_permute_last(part, order) for part, order in zip(split.unbind(-6), _TO_CELLS, strict=True)], dim=-3
+    )
+    return cells.flatten(-3).flatten(-4, -2)
+
+
+def tokens_to_latents(tokens: Tensor, volume_size: int) -> Tensor:
+    """The exact inverse of `latents_to_tokens`.
+
+    Args:
+        tokens: (..., g^3, 3 * f * C), any dtype.
+        volume_size: V = f * g, voxels along an edge.
+
+    Returns:
+        (..., 3, V, C, g, g).
+
+    Raises:
+        ValueError: a shape that no encoder makes of such a volume.
+    """
+    cells, size = tokens.shape[-2:] if tokens.ndim >= 2 else (0, 0)
+    grid = round(cells ** (1 / 3))
+    if grid < 1 or grid**3 != cells or volume_size % grid or size % (3 * (volume_size // grid)):
+        raise ValueError(
+            f"Expected tokens (..., g^3, 3 * {volume_size} / g * C) with g a divisor of {volume_size}, "
+            f"got {tuple(tokens.shape)}."
+        )
+    slices_in_cell = volume_size // grid
+    split = tokens.unflatten(-1, (3, slices_in_cell, -1)).unflatten(-4, (grid, grid, grid))
+    axes = [
+        _permute_last(part, _inverse(order)).flatten(-5, -4)
+        for part, order in zip(split.unbind(-3), _TO_CELLS, strict=True)
+    ]
+    return torch.stack(axes, dim=-5)
+
+
+def _permute_last(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    leading = tensor.ndim - len(order)
+    return tensor.permute(*range(leading), *(tensor.ndim + dim for dim in order))
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(dim) - len(order) for dim in range(-len(order), 0))
+
+
+def _check_cube(tensor: Tensor, expected: str) -> None:
+    if tensor.ndim < 3 or len(set(tensor.shape[-3:])) != 1:
+        raise ValueError(f"Expected {expected}, got {tuple(tensor.shape)}.")
+
+
+def _check_axes(tensor: Tensor, dim: int, expected: str) -> None:
+    if tensor.ndim < -dim or tensor.shape[dim] != 3:
+        raise ValueError(f"Expected {expected}, got {tuple(tensor.shape)}.")
