@@ -70,6 +70,9 @@ class TabletConfig(PreTrainedConfig):
         positive_weight (`float`, *optional*):
             Weight of the positive class in the loss of a one-logit classifier; the paper's is the size of the larger
             class over that of the smaller.
+        num_frames (`int`, *optional*):
+            Frames of the windows the model was trained on. Nothing in the model limits a run to them; prediction cuts
+            a longer run into such windows.
         autoencoder, autoencoder_revision, signal, scaling, volume_size (*optional*):
             How the tokens the model was trained on were made; `None` where that is not known.
 
@@ -133,6 +136,7 @@ class TabletConfig(PreTrainedConfig):
     target_std: list[float | int] | None = None
     positive_weight: float | int | None = None
 
+    num_frames: int | None = None
     autoencoder: str | None = None
     autoencoder_revision: str | None = None
     signal: Literal["intensity", "percent_change"] | None = None
@@ -158,6 +162,7 @@ class TabletConfig(PreTrainedConfig):
             "num_attention_heads",
             "num_key_value_heads",
             "intermediate_size",
+            "num_frames",
             "volume_size",
         )
         for name in sizes:

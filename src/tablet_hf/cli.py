@@ -1,0 +1,534 @@
+"""The command line, `tablet-hf`. Every command calls what a script of the user's own would call.
+
+Exit codes: 0, 2 for input that could not be used (what could be used was done), 1 for our own failure.
+"""
+
+import csv
+import functools
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tablet_hf.errors import InputError
+
+app = typer.Typer(
+    name="tablet-hf",
+    help="Whole fMRI runs as tokens of a natural-image autoencoder, and a transformer over them (TABLeT).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+output = Console(soft_wrap=True, highlight=False)
+messages = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Scans = Annotated[list[Path], typer.Argument(help="4D NIfTI files in MNI152 space.", show_default=False)]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+MaskOption = Annotated[Path | None, typer.Option("--mask", help="Brain mask on the scan's own grid; for one scan.")]
+SecondsOption = Annotated[
+    float | None, typer.Option("--repetition-time", help="Seconds, in place of what sidecar or header say.")
+]
+MeanOption = Annotated[Path | None, typer.Option("--add-mean", help="Image to add back to a demeaned scan.")]
+SpaceOption = Annotated[
+    bool, typer.Option("--space-check/--no-space-check", help="Refuse scans that are not in MNI152 space.")
+]
+FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1, help="Frames of the window; all by default.")]
+StartOption = Annotated[int, typer.Option("--start", min=0, help="First frame of the window.")]
+StrideOption = Annotated[int, typer.Option("--stride", min=1, help="Take one of so many frames.")]
+AutoencoderOption = Annotated[
+    str, typer.Option("--autoencoder", help="Shipped name, folder or Hub id of a diffusers autoencoder.")
+]
+SubfolderOption = Annotated[str | None, typer.Option("--autoencoder-subfolder", help="Where it lies in there.")]
+SignalOption = Annotated[str, typer.Option("--signal", help="intensity or percent_change.")]
+ScalingOption = Annotated[str, typer.Option("--scaling", help="max or percentile.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do again what is already there.")]
+
+
+def one_sentence(command: Callable) -> Callable:
+    """Tell unusable input in its sentence and leave with 2; anything else is our failure, and Python leaves with 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except InputError as error:
+            messages.print(f"Error: {escape(str(error))}")
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+@app.command()
+@one_sentence
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned model.", show_default=False)],
+    scans: Annotated[
+        list[Path], typer.Argument(help="4D NIfTI files, or files of `tablet-hf tokenize`.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write; scans already in it are kept.")] = None,
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", min=1, help="Frames of a window; the model's own by default.")
+    ] = None,
+    mask: MaskOption = None,
+    repetition_time: SecondsOption = None,
+    add_mean: MeanOption = None,
+    space_check: SpaceOption = True,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Predict with a fine-tuned model: a row for each scan."""
+    for_one_scan("--mask", mask, scans)
+    for_one_scan("--add-mean", add_mean, scans)
+    rows = {} if out is None or overwrite else finished_rows(out, model)
+    todo = [scan for scan in scans if str(scan) not in rows]
+    if len(todo) < len(scans):
+        messages.print(f"{len(scans) - len(todo)} scans are in {escape(str(out))} already and are kept.")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
+    failures: dict[Path, str] = {}
+    if todo:
+        from tablet_hf.pipelines import ScanPredictor
+
+        predictor = ScanPredictor.from_pretrained(model, choose_device(device), num_frames)
+
+        def predict_one(scan: Path, on_progress: Callable) -> None:
+            result = predictor(scan, mask, repetition_time, add_mean, space_check, on_progress)
+            rows[str(scan)] = {
+                "scan": str(scan),
+                "model": model,
+                "prediction": result.prediction,
+                **{f"score_{name}": f"{score:.6g}" for name, score in result.scores.items()},
+                "num_frames": result.num_frames,
+                "num_windows": result.num_windows,
+                "repetition_time": result.repetition_time,
+            }
+            if out is not None:
+                write_csv(rows.values(), out)
+
+        failures = for_each_scan(todo, predict_one)
+    show_rows(rows[str(scan)] for scan in scans if str(scan) in rows)
+    tell_and_leave(failures, len(scans), None if out is None or not rows else f"Written: {out}")
+
+
+@app.command()
+@one_sentence
+def tokenize(
+    scans: Scans,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the token files; made if needed.")],
+    autoencoder: AutoencoderOption = "natural-f32c32",
+    autoencoder_subfolder: SubfolderOption = None,
+    signal: SignalOption = "intensity",
+    scaling: ScalingOption = "max",
+    num_frames: FramesOption = None,
+    start: StartOption = 0,
+    stride: StrideOption = 1,
+    mask: MaskOption = None,
+    repetition_time: SecondsOption = None,
+    add_mean: MeanOption = None,
+    space_check: SpaceOption = True,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Turn scans into tokens: one float16 safetensors file for each."""
+    from tablet_hf.token_files import read_record, save_tokens, token_file_name
+
+    for_one_scan("--mask", mask, scans)
+    for_one_scan("--add-mean", add_mean, scans)
+    extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
+    extractor.slice_autoencoder  # noqa: B018  (loaded now, so that a wrong name is told before any scan is read)
+    out.mkdir(parents=True, exist_ok=True)
+    claimed: dict[Path, Path] = {}
+
+    def tokenize_one(scan: Path, on_progress: Callable) -> None:
+        path = out / token_file_name(scan)
+        if path in claimed:
+            raise InputError(
+                f"{scan}: {claimed[path]} has the same file name, and both would become {path}; tokenize them into "
+                "different folders."
+            )
+        claimed[path] = scan
+        request = {
+            **extractor.to_dict(),
+            "source": source_identity(scan),
+            "window": {"num_frames": num_frames, "start": start, "stride": stride},
+            "options": {
+                "mask": mask and str(mask),
+                "repetition_time": repetition_time,
+                "add_mean": add_mean and str(add_mean),
+                "space_check": space_check,
+            },
+        }
+        if path.exists() and not overwrite:
+            if read_record(path) == request:
+                messages.print(f"{escape(str(path))} is there already.")
+                return
+            raise InputError(f"{path}: it holds tokens made otherwise; choose another --out, or pass --overwrite.")
+        run = extractor.tokenize(
+            scan,
+            mask,
+            num_frames=num_frames,
+            start=start,
+            stride=stride,
+            repetition_time=repetition_time,
+            add_mean=add_mean,
+            check_space=space_check,
+            on_progress=on_progress,
+        )
+        save_tokens(run, request, path)
+        output.print(f"{escape(str(path))}  {' x '.join(map(str, run.tokens.shape))}")
+
+    tell_and_leave(for_each_scan(scans, tokenize_one), len(scans), None)
+
+
+@app.command()
+@one_sentence
+def reconstruct(
+    scan: Annotated[Path, typer.Argument(help="A 4D NIfTI file in MNI152 space.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="NIfTI file to write (.nii.gz or .nii), on the scan's own grid.")],
+    autoencoder: AutoencoderOption = "natural-f32c32",
+    autoencoder_subfolder: SubfolderOption = None,
+    signal: SignalOption = "intensity",
+    scaling: ScalingOption = "max",
+    num_frames: FramesOption = None,
+    start: StartOption = 0,
+    stride: StrideOption = 1,
+    mask: MaskOption = None,
+    repetition_time: SecondsOption = None,
+    add_mean: MeanOption = None,
+    space_check: SpaceOption = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Encode a scan, decode it again, and say how much of it is left."""
+    import torch
+
+    from tablet_hf.autoencoders.fidelity import psnr, temporal_correlation
+    from tablet_hf.volumes import open_run, save_nifti, volumes_to_nifti
+
+    check_nifti_name(out)
+    extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
+    run = open_run(scan, mask, repetition_time, extractor.volume_size, add_mean, space_check)
+    with progress_bars() as progress:
+        task = progress.add_task("encode", total=None)
+        tokenized = extractor.tokenize(
+            run,
+            num_frames=num_frames,
+            start=start,
+            stride=stride,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+        task = progress.add_task("decode", total=len(tokenized.tokens))
+        volumes = []
+        for block in tokenized.tokens.split(4):
+            volumes.append(extractor.decode(block, tokenized.intensity_scale, tokenized.mean_tokens))
+            progress.advance(task, len(block))
+    decoded = torch.cat(volumes)
+    inside = torch.from_numpy(run.mask)
+    decoded *= inside
+    original = torch.cat([torch.from_numpy(block) for _, block in run.blocks(tokenized.frames)])
+    image = volumes_to_nifti(decoded.numpy(), run, tokenized.repetition_time)
+    save_nifti(image, out)
+    output.print(f"{escape(str(out))}  {' x '.join(map(str, image.shape))}, in the scan's own unit and on its own grid")
+    output.print(f"PSNR inside the brain: {psnr(original, decoded, run.maximum, inside):.1f} dB (peak: its maximum)")
+    if len(decoded) > 2:
+        median = temporal_correlation(original, decoded, inside).median()
+        output.print(f"Correlation over time of a voxel with itself, median over the brain: {median:.2f}")
+
+
+@app.command()
+@one_sentence
+def info(
+    model_or_scan: Annotated[
+        str, typer.Argument(help="A scan, a model, an autoencoder or a token file.", show_default=False)
+    ],
+    mask: MaskOption = None,
+    repetition_time: SecondsOption = None,
+    space_check: SpaceOption = True,
+) -> None:
+    """Say what a scan, a model, an autoencoder or a file of tokens holds."""
+    from tablet_hf.autoencoders import shipped_autoencoders
+    from tablet_hf.token_files import SUFFIX
+
+    path = Path(model_or_scan)
+    if model_or_scan in shipped_autoencoders():
+        facts = describe_autoencoder(model_or_scan)
+    elif model_or_scan.endswith(SUFFIX):
+        facts = describe_tokens(path)
+    elif path.is_dir() or not (path.exists() or model_or_scan.endswith((".nii", ".nii.gz"))):
+        facts = describe_model(model_or_scan)
+    else:
+        facts = describe_scan(path, mask, repetition_time, space_check)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        output.print(f"{name:{width}}  {escape(str(value))}")
+
+
+@app.command()
+@one_sentence
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="Released folder, Hub id, or a .pth of the released code.", show_default=False)
+    ],
+    destination: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    config: Annotated[Path | None, typer.Option("--config", help="Released config.json, for a .pth.")] = None,
+    head: Annotated[str | None, typer.Option("--head", help="masked or classification, where both are there.")] = None,
+    problem_type: Annotated[
+        str | None,
+        typer.Option(help="multi_label_classification (one logit), single_label_classification or regression."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+) -> None:
+    """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`."""
+    from tablet_hf.hub.conversion import convert_checkpoint
+
+    settings = {} if problem_type is None else {"problem_type": problem_type}
+    output.print(
+        escape(str(convert_checkpoint(source, destination, config=config, head=head, revision=revision, **settings)))
+    )
+
+
+@app.command()
+@one_sentence
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for cohort, model and pictures.")] = Path("tablet-demo"),
+    seed: Annotated[int, typer.Option(help="Draws the cohort and the weights.")] = 0,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Make a small cohort, tokenize it, fine-tune a small TABLeT on it, and show what it learnt. Needs no network."""
+    from tablet_hf.demo import run_demo
+
+    run_demo(out, device=choose_device(device), seed=seed)
+
+
+# --- what commands share
+
+
+def choose_device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device {name}: this machine has no such device ({reason}); use auto or cpu.") from error
+    return name
+
+
+def make_extractor(autoencoder: str, subfolder: str | None, signal: str, scaling: str, device: str) -> Any:
+    import torch
+
+    from tablet_hf import TabletFeatureExtractor
+
+    try:
+        extractor = TabletFeatureExtractor(autoencoder, autoencoder_subfolder=subfolder, signal=signal, scaling=scaling)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return extractor.to(device, torch.float16 if device.startswith("cuda") else torch.float32)
+
+
+def for_one_scan(option: str, value: Path | None, scans: list[Path]) -> None:
+    if value is not None and len(scans) > 1:
+        raise InputError(f"{option} belongs to one scan, but {len(scans)} scans were given; run them one by one.")
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
+    with Progress(*columns, TimeRemainingColumn(), console=messages, transient=True) as progress:
+        yield progress
+
+
+def for_each_scan(scans: list[Path], work: Callable[[Path, Callable], None]) -> dict[Path, str]:
+    """Call `work(scan, on_progress)` for every scan; the sentence for each that could not be used comes back."""
+    failures: dict[Path, str] = {}
+    with progress_bars() as progress:
+        for number, scan in enumerate(scans, 1):
+            task = progress.add_task(f"[{number}/{len(scans)}] {escape(scan.name[:48])}", total=None)
+            try:
+                work(scan, lambda done, total, task=task: progress.update(task, completed=done, total=total))
+            except InputError as error:
+                failures[scan] = str(error)
+                messages.print(f"Skipped: {escape(str(error))}")
+            progress.remove_task(task)
+    return failures
+
+
+def tell_and_leave(failures: dict[Path, str], total: int, done: str | None) -> None:
+    if done:
+        messages.print(escape(done))
+    if failures:
+        messages.print(f"{len(failures)} of {total} scans could not be used:")
+        for sentence in failures.values():
+            messages.print(f"  {escape(sentence)}")
+        raise typer.Exit(2)
+
+
+def source_identity(scan: Path) -> dict[str, Any]:
+    if not scan.is_file():
+        raise InputError(f"{scan}: there is no such file.")
+    status = scan.stat()
+    return {"path": str(scan.resolve()), "bytes": status.st_size, "modified": status.st_mtime}
+
+
+def check_nifti_name(path: Path) -> None:
+    """Before hours of work, not after."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: images are written as NIfTI; choose a name that ends in .nii.gz or .nii.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
+
+
+def finished_rows(path: Path, model: str) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier run with the same model, by scan."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: it is no CSV file that can be continued; choose another --out.") from error
+    if any(row.get("scan") is None or row.get("model") != model for row in rows):
+        raise InputError(f"{path}: it holds something else than predictions of {model}; choose another --out.")
+    return {row["scan"]: {name: value for name, value in row.items() if value not in (None, "")} for row in rows}
+
+
+def write_csv(rows: Any, path: Path) -> None:
+    rows = list(rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
+    try:
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def show_rows(rows: Any) -> None:
+    rows = list(rows)
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    columns = [name for name in rows[0] if name != "model"]
+    for name in columns:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(
+            *(escape(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name])) for name in columns)
+        )
+    output.print(table)
+
+
+# --- info
+
+
+def describe_scan(path: Path, mask: Path | None, repetition_time: float | None, check_space: bool) -> dict[str, Any]:
+    import numpy as np
+
+    from tablet_hf.volumes import open_run
+
+    run = open_run(path, mask, repetition_time, check_space=check_space)
+    run.survey()
+    voxel = np.linalg.norm(run.source_affine[:3, :3], axis=0)
+    masks = {
+        "given": "the one given",
+        "bids": "the BIDS brain mask beside the scan",
+        "nonzero": "voxels that are not zero",
+        "epi": "EPI mask of the mean image",
+    }
+    return {
+        "scan": path,
+        "frames": run.num_frames,
+        "repetition time": f"{run.repetition_time:g} s ({run.num_frames * run.repetition_time / 60:.1f} min)",
+        "grid": f"{' x '.join(map(str, run.source_shape))} voxels of {' x '.join(f'{edge:.3g}' for edge in voxel)} mm",
+        "way to the 2 mm cube": "resampled" if run.is_resampled else "moved by whole voxels, not interpolated",
+        "brain mask": f"{masks[run.mask_source]}, {np.count_nonzero(run.mask) * 8e-6:.2f} litres on the cube",
+        "largest intensity": f"{run.maximum:g}",
+        "tokens (f32c32)": f"{run.num_frames} x 27 x 3072, {run.num_frames * 27 * 3072 * 2 / 2**20:.0f} MiB in float16",
+    }
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    from tablet_hf import TabletConfig
+
+    try:
+        config = TabletConfig.from_pretrained(name)
+        weights = cached_file(name, "model.safetensors")
+    except (OSError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: it is no scan, and no model could be read from there; {reason}") from error
+    if config.model_type != "tablet":
+        raise InputError(f"{name}: it is a model of type {config.model_type!r}, not a TABLeT.")
+    with safe_open(weights, framework="pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
+    parameters = sum(functools.reduce(lambda product, size: product * size, shape, 1) for shape in shapes)
+    facts = {
+        "model": name,
+        "class": ", ".join(config.architectures or ["not recorded"]),
+        "parameters": f"{parameters:,}",
+        "layers": f"{config.num_hidden_layers} of width {config.hidden_size}, {config.num_attention_heads} heads "
+        f"({config.num_key_value_heads} key/value)",
+        "positions": config.position_embedding_type,
+        "tokens": f"{config.num_cells} x {config.token_size} a frame",
+        "autoencoder": f"{config.autoencoder or 'not recorded'} {config.autoencoder_revision or ''}".strip(),
+        "signal, scaling": f"{config.signal or 'not recorded'}, {config.scaling or 'not recorded'}",
+        "window": f"{config.num_frames} frames" if config.num_frames else "not recorded",
+    }
+    if "TabletForSequenceClassification" in (config.architectures or []):
+        facts["predicts"] = f"{', '.join(config.id2label.values())} ({config.problem_type or 'problem_type not set'})"
+    return facts
+
+
+def describe_autoencoder(name: str) -> dict[str, Any]:
+    from tablet_hf import TabletFeatureExtractor
+
+    extractor = TabletFeatureExtractor(name)
+    model = extractor.slice_autoencoder.model
+    size = extractor.token_size // (3 * (extractor.volume_size // extractor.grid_size))
+    return {
+        "autoencoder": name,
+        "class": type(model).__name__,
+        "revision": extractor.autoencoder_revision,
+        "compression": f"f{extractor.volume_size // extractor.grid_size}c{size}",
+        "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
+        "tokens": f"{extractor.grid_size**3} x {extractor.token_size} a frame",
+    }
+
+
+def describe_tokens(path: Path) -> dict[str, Any]:
+    from tablet_hf.token_files import load_tokens
+
+    run, record = load_tokens(path)
+    return {
+        "tokens": path,
+        "shape": f"{' x '.join(map(str, run.tokens.shape))} float16",
+        "frames": f"{run.frames[0]} to {run.frames[-1]}",
+        "repetition time": f"{run.repetition_time:g} s",
+        "made from": record["source"]["path"],
+        "made by": json.dumps({name: value for name, value in record.items() if name not in ("source", "options")}),
+    }
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

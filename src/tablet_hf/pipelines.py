@@ -1,0 +1,209 @@
+"""A scan goes in, a prediction comes out: a fine-tuned model and the extractor that made its tokens, together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tablet_hf.errors import InputError
+from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
+from tablet_hf.modeling_tablet import TabletForSequenceClassification
+from tablet_hf.token_files import SUFFIX, load_tokens
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one run.
+
+    Attributes:
+        scan: the name of the scan.
+        prediction: the class, or the value of the (first) regression target in its own unit.
+        scores: a probability for each class of a classifier, a value for each target of a regression.
+        num_frames: frames that were used.
+        num_windows: windows that they were cut into; the logits of all windows are averaged.
+        repetition_time: seconds.
+    """
+
+    scan: str
+    prediction: str | float
+    scores: dict[str, float]
+    num_frames: int
+    num_windows: int
+    repetition_time: float
+
+
+class ScanPredictor:
+    """A fine-tuned TABLeT with its feature extractor.
+
+    Args:
+        model: its config must say what it predicts (`problem_type`).
+        extractor: makes tokens as the model knows them; another geometry is refused, another autoencoder, signal or
+            scaling is warned of.
+        num_frames: frames of a window; by default those the model was trained on (`config.num_frames`), else the
+            whole run at once.
+
+    Raises:
+        InputError: a model that does not say what it predicts.
+    """
+
+    def __init__(
+        self,
+        model: TabletForSequenceClassification,
+        extractor: TabletFeatureExtractor,
+        num_frames: int | None = None,
+    ):
+        if model.config.problem_type is None:
+            raise InputError(
+                f"{model.name_or_path or 'The model'}: its configuration does not say what it predicts; fine-tune it, "
+                "or set problem_type and id2label in its config.json."
+            )
+        self.model = model.eval()
+        self.extractor = extractor
+        self.num_frames = num_frames or model.config.num_frames
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: torch.device | str = "cpu",
+        num_frames: int | None = None,
+        revision: str = "main",
+    ) -> "ScanPredictor":
+        """Load model and extractor from one folder or Hub id; on a GPU the extractor encodes in float16.
+
+        Raises:
+            InputError: there is no such model, it has no weights or no trained head, or weights of another shape.
+        """
+        model = load_model(name, revision)
+        extractor = load_extractor(name, model, revision)
+        device = torch.device(device)
+        extractor.to(device, torch.float16 if device.type == "cuda" else torch.float32)
+        return cls(model.to(device), extractor, num_frames)
+
+    def __call__(
+        self,
+        scan: Any,
+        mask: Any = None,
+        repetition_time: float | None = None,
+        add_mean: Any = None,
+        check_space: bool = True,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Predict from one scan (see `TabletFeatureExtractor`) or from a file of `tablet-hf tokenize`.
+
+        Raises:
+            InputError: the scan or its tokens cannot be used.
+        """
+        if isinstance(scan, str | Path) and str(scan).endswith(SUFFIX):
+            run, record = load_tokens(scan)
+            self._check_tokens(record, str(scan))
+        else:
+            run = self.extractor.tokenize(
+                scan,
+                mask,
+                repetition_time=repetition_time,
+                add_mean=add_mean,
+                check_space=check_space,
+                on_progress=on_progress,
+            )
+            self._check_tokens(self.extractor.to_dict(), run.name)
+        return self.predict_tokens(run)
+
+    def _check_tokens(self, record: dict[str, Any], name: str) -> None:
+        try:
+            self.model.config.check_tokens_compatible(record)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from error
+
+    @torch.inference_mode()
+    def predict_tokens(self, run: TokenizedRun) -> Prediction:
+        """Predict from tokens (frames, cells, features).
+
+        A run is cut into windows that do not overlap, a remainder is left out, and only a run shorter than one window
+        is used as it is: the evaluation of the code released with arXiv:2604.03619, except that a short run needs no
+        padding here.
+        """
+        windows = cut_windows(run.tokens, self.num_frames)
+        device = self.model.device
+        seconds = torch.tensor([run.repetition_time], device=device)
+        logits = []
+        for window in windows:
+            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+                outputs = self.model(window[None].to(device, self.model.dtype), repetition_time=seconds)
+            logits.append(outputs.logits[0].float().cpu())
+        prediction, scores = read_logits(torch.stack(logits).mean(0), self.model.config)
+        return Prediction(run.name, prediction, scores, sum(map(len, windows)), len(windows), run.repetition_time)
+
+
+def cut_windows(tokens: Tensor, num_frames: int | None) -> list[Tensor]:
+    """Windows of `num_frames` frames that do not overlap, without the remainder; a shorter run is one window."""
+    if num_frames is None or len(tokens) <= num_frames:
+        return [tokens]
+    return list(tokens[: len(tokens) // num_frames * num_frames].split(num_frames))
+
+
+def read_logits(logits: Tensor, config: Any) -> tuple[str | float, dict[str, float]]:
+    """What logits (labels,) mean by `config.problem_type`: the prediction, and a score for each label."""
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if config.problem_type == "regression":
+        scores = dict(zip(names, logits.tolist(), strict=True))
+        return scores[names[0]], scores
+    if config.problem_type == "single_label_classification":
+        scores = dict(zip(names, logits.softmax(-1).tolist(), strict=True))
+        return max(scores, key=scores.__getitem__), scores
+    scores = dict(zip(names, logits.sigmoid().tolist(), strict=True))
+    positive = [name for name in names if scores[name] >= 0.5]
+    return " ".join(positive) if positive else f"not {' '.join(names)}", scores
+
+
+def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceClassification:
+    """Load a classifier or regressor, refusing what is not one.
+
+    Raises:
+        InputError: see `ScanPredictor.from_pretrained`.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        model, info = TabletForSequenceClassification.from_pretrained(
+            str(name), revision=revision, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: no model could be loaded from there; {reason}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{name}: it holds no trained weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}, so "
+            "it cannot predict; fine-tune it as a TabletForSequenceClassification first."
+        )
+    return model
+
+
+def load_extractor(
+    name: str | Path, model: TabletForSequenceClassification | None = None, revision: str = "main"
+) -> TabletFeatureExtractor:
+    """Load the extractor saved beside a model or, where there is none, one as the model's config records it.
+
+    Raises:
+        InputError: neither says how tokens are made.
+    """
+    try:
+        return TabletFeatureExtractor.from_pretrained(str(name), revision=revision)
+    except OSError as error:
+        config = getattr(model, "config", None)
+        if config is None or config.autoencoder is None:
+            raise InputError(
+                f"{name}: there is no preprocessor_config.json that says how its tokens are made; save the "
+                "TabletFeatureExtractor that made them into the same folder."
+            ) from error
+        recorded = {
+            field: getattr(config, field)
+            for field in ("autoencoder", "autoencoder_revision", "signal", "scaling", "volume_size")
+            if getattr(config, field) is not None
+        }
+        return TabletFeatureExtractor(**recorded, token_size=config.token_size, grid_size=config.grid_size)

@@ -1,0 +1,89 @@
+"""The tokens of one run in one safetensors file, with what they were made from."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tablet_hf.errors import InputError
+from tablet_hf.feature_extraction_tablet import TokenizedRun
+
+SUFFIX = "_tokens.safetensors"
+FORMAT = "tablet_hf tokens 1"
+
+
+def token_file_name(scan: Path) -> str:
+    """`sub-01_..._bold.nii.gz` -> `sub-01_..._bold_tokens.safetensors`."""
+    return scan.name.removesuffix(".gz").removesuffix(".nii") + SUFFIX
+
+
+def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
+    """Write tokens as float16, under a temporary name first, so that `path` never holds half a run.
+
+    Args:
+        run: the tokens, (frames, cells, features).
+        record: JSON-able: what made them (`TabletFeatureExtractor.to_dict()`) and from what. Read back as it was.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {"tokens": run.tokens.half().contiguous(), "frames": torch.from_numpy(np.asarray(run.frames))}
+    if run.mean_tokens is not None:
+        tensors["mean_tokens"] = run.mean_tokens.half().contiguous()
+    description = {
+        "format": FORMAT,
+        "name": run.name,
+        "repetition_time": run.repetition_time,
+        "intensity_scale": run.intensity_scale,
+        "clipped_share": run.clipped_share,
+        "record": record,
+    }
+    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
+    try:
+        save_file(tensors, unfinished, metadata={name: json.dumps(value) for name, value in description.items()})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_tokens(path: str | Path) -> tuple[TokenizedRun, dict[str, Any]]:
+    """Read a file of `save_tokens`: the run, tokens float16, and its record.
+
+    Raises:
+        InputError: the file is missing, cut short, or no file of tokens.
+    """
+    from safetensors import safe_open
+
+    record = read_record(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file, not a dict)
+        metadata = file.metadata()
+    run = TokenizedRun(
+        tokens=tensors["tokens"],
+        frames=tensors["frames"].numpy(),
+        repetition_time=json.loads(metadata["repetition_time"]),
+        intensity_scale=json.loads(metadata["intensity_scale"]),
+        mean_tokens=tensors.get("mean_tokens"),
+        clipped_share=json.loads(metadata["clipped_share"]),
+        name=str(path),
+    )
+    return run, record
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record alone, without reading the tokens; errors as for `load_tokens`."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise InputError(f"{path}: there is no such file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: it is not a whole safetensors file ({error}); tokenize the scan again.") from error
+    if json.loads(metadata.get("format", "null")) != FORMAT:
+        raise InputError(f"{path}: it holds no tokens of a run; files of `tablet-hf tokenize` end in {SUFFIX}.")
+    return json.loads(metadata["record"])
