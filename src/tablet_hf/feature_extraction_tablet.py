@@ -1,8 +1,11 @@
 """Feature extractor class for TABLeT: 4D fMRI scans to tokens, and tokens back to volumes."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,10 @@ SIGNALS = ("intensity", "percent_change")
 SCALINGS = ("max", "percentile")
 BACKGROUND = {"intensity": -1.0, "percent_change": 0.0}
 
-# Slices encoded at once: more than these are no faster. On a GPU, what does not fit is halved and tried again.
-SLICES_PER_BATCH = {"cpu": 48, "cuda": 1152}
+# Slices encoded at once, by all threads together: more than these are no faster, and on a CPU, whose caches they leave,
+# up to half as fast. What does not fit into memory is halved and tried again.
+SLICES_AT_ONCE = {"cpu": 48, "cuda": 1152}
+FEWEST_SLICES_PER_THREAD = 8
 FRAMES_PER_BLOCK = 8
 
 
@@ -114,7 +119,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         self.grid_size = grid_size
         self._slice_autoencoder = None
         self._device, self._dtype = torch.device("cpu"), torch.float32
-        self._background_latent: Tensor | None = None
+        self._empty_latents: dict[float, Tensor] = {}
         self._slices_per_batch: int | None = None
 
     # --- the autoencoder
@@ -133,10 +138,10 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     def slice_autoencoder(self, model: Any) -> None:
         from tablet_hf.autoencoders import SliceAutoencoder
 
-        self.token_size = self.grid_size = None
         if not isinstance(model, SliceAutoencoder):
-            model = SliceAutoencoder(model, name=getattr(model, "name_or_path", None) or type(model).__name__)
-        self.autoencoder, self.autoencoder_revision = model.name, None
+            model = SliceAutoencoder(model, name=model.config.get("_name_or_path") or type(model).__name__)
+        self.token_size = self.grid_size = None
+        self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder = model.name, None, None
         self._adopt(model)
 
     def _adopt(self, loaded) -> None:
@@ -163,7 +168,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             setattr(self, name, found)
         self.autoencoder_revision = loaded.revision or self.autoencoder_revision
         self._slice_autoencoder = loaded.to(self._device, self._dtype)
-        self._background_latent = None
+        self._empty_latents = {}
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +188,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         self._device, self._dtype = device or self._device, dtype or self._dtype
         if self._slice_autoencoder is not None:
             self._slice_autoencoder.to(self._device, self._dtype)
-        self._background_latent = None
+        self._empty_latents = {}
         self._slices_per_batch = None
         return self
 
@@ -197,7 +202,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         start: int = 0,
         stride: int = 1,
         padding: bool = False,
-        repetition_time: float | Sequence[float] | None = None,
+        repetition_time: float | list[float] | None = None,
         add_mean: Any = None,
         check_space: bool = True,
         return_tensors: str = "pt",
@@ -220,13 +225,13 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             padding (`bool`, defaults to `False`):
                 Whether a scan that is shorter than the window is padded with zeros and masked; it is refused otherwise.
             repetition_time:
-                Seconds, one number or one a scan, in place of what sidecar or header say.
+                Seconds, one number or a list with one for each scan, in place of what sidecar or header say.
             add_mean:
                 For demeaned runs: an image to add back to every frame, or a list with one (or None) for each scan.
             check_space (`bool`, defaults to `True`):
                 Whether scans that are not in MNI152 space are refused.
             return_tensors (`str`, defaults to `"pt"`):
-                "pt" or "np".
+                "pt" or "np" (which has no bfloat16).
 
         Returns:
             `BatchFeature` with `input_values` `(scans, frames, cells, features)` in the extractor's dtype,
@@ -236,6 +241,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         Raises:
             `InputError`: a scan cannot be used; one sentence says which, why and what to do.
         """
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f'return_tensors must be "pt" or "np", not {return_tensors!r}.')
         runs = [scans] if _is_one_scan(scans) else list(scans)
         if not runs:
             raise ValueError("No scans were given.")
@@ -328,22 +335,21 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         encoder = self.slice_autoencoder
         background = BACKGROUND[signal or self.signal]
         slices = volumes_to_slices(volumes.to(encoder.device)).flatten(0, 2)
-        is_empty = (slices == background).flatten(1).all(1)
-        occupied = self._in_batches(encoder.encode, slices[~is_empty])
-        empty = encoder.encode(torch.full((1, *slices.shape[1:]), background))
-        latents = empty.expand(len(slices), -1, -1, -1).clone()
-        latents[~is_empty] = occupied.to(latents.dtype) if len(occupied) else latents[~is_empty]
+        is_occupied = (slices != background).flatten(1).any(1)
+        if background not in self._empty_latents:
+            self._empty_latents[background] = encoder.encode(torch.full((1, *slices.shape[1:]), background))
+        latents = self._empty_latents[background].repeat(len(slices), 1, 1, 1)
+        if is_occupied.any():
+            latents[is_occupied] = self._in_batches(encoder.encode, slices[is_occupied])
         return latents_to_tokens(latents.unflatten(0, (len(volumes), 3, self.volume_size)))
 
     # --- tokens to volumes
 
-    def decode(
-        self, tokens: Tensor, intensity_scale: float | None = None, mean_tokens: Tensor | None = None
-    ) -> Tensor:
+    def decode(self, tokens: Tensor, intensity_scale: float | None = None, mean_tokens: Tensor | None = None) -> Tensor:
         """Decode tokens to volumes: every slice of every axis, then the mean of the three volumes.
 
         Args:
-            tokens: (..., cells, features): frames, or a batch of runs of frames.
+            tokens: (..., cells, features): a frame, frames, or a batch of runs of frames.
             intensity_scale: the intensity that stands for 1 (`TokenizedRun.intensity_scale`). With it the result is
                 in the scan's own unit, without it in [-1, 1] as the autoencoder sees it.
             mean_tokens: (1, cells, features) tokens of the run's mean volume, needed with `intensity_scale` under
@@ -363,14 +369,14 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             )
         if intensity_scale is not None and self.signal == "percent_change" and mean_tokens is None:
             raise ValueError("Tokens of percent change go back to intensities with the run's mean_tokens only.")
-        frames = tokens.flatten(0, -3)
+        frames = tokens.reshape(-1, *tokens.shape[-2:])
         volumes = torch.cat([self._decode_frames(block, encoder) for block in frames.split(FRAMES_PER_BLOCK)])
         if intensity_scale is not None and self.signal == "percent_change":
             mean = unscale_intensity(self._decode_frames(mean_tokens, encoder).numpy()[0], intensity_scale)
             volumes = torch.from_numpy(undo_percent_change(volumes.numpy(), mean))
         elif intensity_scale is not None:
             volumes = torch.from_numpy(unscale_intensity(volumes.numpy(), intensity_scale))
-        return volumes.unflatten(0, tokens.shape[:-2])
+        return volumes.reshape(*tokens.shape[:-2], *volumes.shape[1:])
 
     def _decode_frames(self, tokens: Tensor, encoder) -> Tensor:
         latents = tokens_to_latents(tokens.to(encoder.device), self.volume_size)
@@ -379,23 +385,21 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         return slices_to_volumes(slices.float()).mean(1).clamp(-1, 1).cpu()
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
-        """Apply `function` batch by batch, with smaller batches from the first time that one does not fit."""
+        """Apply `function` batch by batch; when one does not fit into memory, all again in batches of half the size."""
         if self._slices_per_batch is None:
-            self._slices_per_batch = SLICES_PER_BATCH.get(self._device.type, SLICES_PER_BATCH["cpu"])
-        done: list[Tensor] = []
-        position = 0
-        while position < len(items):
+            at_once = SLICES_AT_ONCE.get(self._device.type, SLICES_AT_ONCE["cpu"])
+            threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+            self._slices_per_batch = max(at_once // threads, FEWEST_SLICES_PER_THREAD)
+        while True:
             try:
-                done.append(function(items[position : position + self._slices_per_batch]))
+                with _map_over_threads(self._device) as map_batches:
+                    return torch.cat(list(map_batches(function, items.split(self._slices_per_batch))))
             except torch.OutOfMemoryError:
                 if self._slices_per_batch == 1:
                     raise
-                self._slices_per_batch = max(1, self._slices_per_batch // 2)
-                torch.cuda.empty_cache()
-                logger.info(f"Out of memory: {self._slices_per_batch} slices at once from here on.")
-                continue
-            position += len(done[-1])
-        return torch.cat(done) if done else items[:0]
+                self._slices_per_batch //= 2
+            torch.cuda.empty_cache()
+            logger.info(f"Out of memory: {self._slices_per_batch} slices at once from here on.")
 
     # --- saving
 
@@ -403,6 +407,25 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         """What is saved in preprocessor_config.json: names and settings, never weights."""
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return copy.deepcopy(state) | {"feature_extractor_type": type(self).__name__}
+
+
+@contextmanager
+def _map_over_threads(device: torch.device) -> Iterator[Callable]:
+    """`map`, which on a CPU gives every core batches of its own.
+
+    That is faster than all cores working on one batch and then waiting for the slowest of them at every layer, and far
+    faster where other programs keep some of the cores busy.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield map
+        return
+    try:
+        # The setting holds for the thread that makes it and for threads still to come, hence the restoring.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+            yield workers.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow_short: bool) -> np.ndarray:
@@ -424,12 +447,13 @@ def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow
 def _is_one_scan(scans: Any) -> bool:
     if not isinstance(scans, list | tuple):
         return True
-    return isinstance(scans, tuple) and len(scans) == 2 and not isinstance(scans[0], str) and np.shape(scans[1]) == (4, 4)
+    is_pair = isinstance(scans, tuple) and len(scans) == 2
+    return is_pair and not isinstance(scans[0], str | Path) and np.shape(scans[1]) == (4, 4)
 
 
 def _one_each(values: Any, count: int, name: str) -> list:
     if not isinstance(values, list):
-        if count > 1 and values is not None and name != "repetition_time":
+        if count > 1 and values is not None and not isinstance(values, int | float):
             raise ValueError(f"{name}: give a list with one for each of the {count} scans.")
         return [values] * count
     if len(values) != count:

@@ -58,10 +58,7 @@ def reconstruct_volumes(volumes: Tensor, reconstruct: Reconstruct) -> Tensor:
     for axis in (1, 2, 3):
         slices = volumes.movedim(axis, 1).flatten(0, 1)
         decoded = torch.cat(
-            [
-                reconstruct(batch[:, None].expand(-1, 3, -1, -1)).float().mean(1)
-                for batch in slices.split(SLICE_BATCH)
-            ]
+            [reconstruct(batch[:, None].expand(-1, 3, -1, -1)).float().mean(1) for batch in slices.split(SLICE_BATCH)]
         )
-        total += decoded.unflatten(0, volumes.shape[:1] + (volumes.shape[axis],)).movedim(1, axis)
+        total += decoded.unflatten(0, (*volumes.shape[:1], volumes.shape[axis])).movedim(1, axis)
     return total / 3

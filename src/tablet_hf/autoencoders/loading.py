@@ -91,28 +91,38 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
     Raises:
         InputError: nothing usable under that name.
     """
-    from diffusers import AutoModel
+    import diffusers
 
     folder = _local_folder(name)
     location = str(folder) if folder else name
+    options = {
+        "subfolder": subfolder,
+        "revision": None if folder else revision,
+        "local_files_only": folder is not None,
+    }
     try:
-        model = AutoModel.from_pretrained(
-            location,
-            subfolder=subfolder,
-            revision=None if folder else revision,
-            torch_dtype=torch.float32,
-            local_files_only=folder is not None,
-            use_safetensors=True,
+        kind = diffusers.AutoModel.load_config(location, **options).get("_class_name", "model of no known class")
+        model_class = getattr(diffusers, kind, None)
+        if not (hasattr(model_class, "encode") and hasattr(model_class, "decode")):
+            raise InputError(f"{name}: a {kind} is not an autoencoder of diffusers; it needs encode and decode.")
+        model, loaded = model_class.from_pretrained(
+            location, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise InputError(
             f"{name}: no autoencoder could be loaded from this {'folder' if folder else 'Hub id'} ({reason}); give a "
             f"shipped name ({', '.join(shipped_autoencoders())}), a folder with config.json and safetensors weights, "
             "or a Hub id that this machine can reach or has cached."
         ) from error
-    if not (hasattr(model, "encode") and hasattr(model, "decode")):
-        raise InputError(f"{name}: a {type(model).__name__} is not an autoencoder; it needs encode and decode.")
+    if missing := loaded["missing_keys"]:
+        # diffusers would leave them random, with a warning.
+        raise InputError(
+            f"{name}: {len(missing)} of the weights that its config.json asks for are missing, first {min(missing)}; "
+            "copy or download it again."
+        )
     if folder is None:
         return SliceAutoencoder(model, name, _hub_commit(name, subfolder, revision))
     found = _fingerprint(folder / (subfolder or ""))
@@ -127,7 +137,7 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
 def _local_folder(name: str) -> Path | None:
     if name in shipped_autoencoders():
         return SHIPPED_WEIGHTS / name
-    return Path(name) if Path(name).is_dir() else None
+    return Path(name) if name and Path(name).is_dir() else None
 
 
 def _fingerprint(folder: Path) -> str:
@@ -145,5 +155,5 @@ def _hub_commit(repository: str, subfolder: str | None, revision: str | None) ->
     cached: Any = try_to_load_from_cache(repository, filename, revision=revision)
     if not isinstance(cached, str):
         return revision
-    parts = Path(cached).parts
-    return parts[parts.index("snapshots") + 1]
+    # .../snapshots/COMMIT/FILENAME
+    return Path(cached).parts[-1 - len(Path(filename).parts)]
