@@ -4,12 +4,14 @@ Exit codes: 0, 2 for input that could not be used (what could be used was done),
 """
 
 import csv
+import errno
 import functools
-import json
+import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +20,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from tablet_hf.errors import InputError
 
@@ -64,6 +65,12 @@ def one_sentence(command: Callable) -> Callable:
         except InputError as error:
             messages.print(f"Error: {escape(str(error))}")
             raise typer.Exit(2) from error
+        except OSError as error:
+            # A full disk, a folder that may not be written to: no fault of the program's, but nothing else either.
+            if error.filename is None and error.errno != errno.ENOSPC:
+                raise
+            messages.print(f"Error: {escape(str(error.filename or 'disk'))}: {escape(str(error.strerror))}.")
+            raise typer.Exit(2) from error
 
     return wrapped
 
@@ -92,7 +99,7 @@ def predict(
     rows = {} if out is None or overwrite else finished_rows(out, model)
     todo = [scan for scan in scans if str(scan) not in rows]
     if len(todo) < len(scans):
-        messages.print(f"{len(scans) - len(todo)} scans are in {escape(str(out))} already and are kept.")
+        messages.print(f"Already in {escape(str(out))} and kept: {len(scans) - len(todo)} of {len(scans)}.")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
     failures: dict[Path, str] = {}
@@ -255,18 +262,9 @@ def info(
     space_check: SpaceOption = True,
 ) -> None:
     """Say what a scan, a model, an autoencoder or a file of tokens holds."""
-    from tablet_hf.autoencoders import shipped_autoencoders
-    from tablet_hf.token_files import SUFFIX
+    from tablet_hf.describe import describe
 
-    path = Path(model_or_scan)
-    if model_or_scan in shipped_autoencoders():
-        facts = describe_autoencoder(model_or_scan)
-    elif model_or_scan.endswith(SUFFIX):
-        facts = describe_tokens(path)
-    elif path.is_dir() or not (path.exists() or model_or_scan.endswith((".nii", ".nii.gz"))):
-        facts = describe_model(model_or_scan)
-    else:
-        facts = describe_scan(path, mask, repetition_time, space_check)
+    facts = describe(model_or_scan, mask, repetition_time, space_check)
     width = max(map(len, facts))
     for name, value in facts.items():
         output.print(f"{name:{width}}  {escape(str(value))}")
@@ -310,6 +308,22 @@ def demo(
 
 
 # --- what commands share
+
+
+def quiet_libraries() -> None:
+    """Warnings as one line each; no progress bars, load reports or retry notices between ours."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as library_logging
+
+    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if issubclass(category, UserWarning):
+            messages.print(f"Note: {escape(str(message))}")
+
+    warnings.showwarning = show
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    logging.getLogger("tablet_hf").setLevel(logging.WARNING)
+    hub_logging.set_verbosity_error()
 
 
 def choose_device(name: str) -> str:
@@ -403,7 +417,7 @@ def finished_rows(path: Path, model: str) -> dict[str, dict[str, Any]]:
     return {row["scan"]: {name: value for name, value in row.items() if value not in (None, "")} for row in rows}
 
 
-def write_csv(rows: Any, path: Path) -> None:
+def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
@@ -417,116 +431,24 @@ def write_csv(rows: Any, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def show_rows(rows: Any) -> None:
+def show_rows(rows: Iterable[dict[str, Any]]) -> None:
+    """Aligned columns, never cut: what is printed may be read by a program."""
     rows = list(rows)
     if not rows:
         return
-    table = Table(box=None, pad_edge=False)
     columns = [name for name in rows[0] if name != "model"]
-    for name in columns:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(
-            *(escape(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name])) for name in columns)
-        )
-    output.print(table)
+    lines = [columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    for line in lines:
+        output.print(escape("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
 
 
-# --- info
-
-
-def describe_scan(path: Path, mask: Path | None, repetition_time: float | None, check_space: bool) -> dict[str, Any]:
-    import numpy as np
-
-    from tablet_hf.volumes import open_run
-
-    run = open_run(path, mask, repetition_time, check_space=check_space)
-    run.survey()
-    voxel = np.linalg.norm(run.source_affine[:3, :3], axis=0)
-    masks = {
-        "given": "the one given",
-        "bids": "the BIDS brain mask beside the scan",
-        "nonzero": "voxels that are not zero",
-        "epi": "EPI mask of the mean image",
-    }
-    return {
-        "scan": path,
-        "frames": run.num_frames,
-        "repetition time": f"{run.repetition_time:g} s ({run.num_frames * run.repetition_time / 60:.1f} min)",
-        "grid": f"{' x '.join(map(str, run.source_shape))} voxels of {' x '.join(f'{edge:.3g}' for edge in voxel)} mm",
-        "way to the 2 mm cube": "resampled" if run.is_resampled else "moved by whole voxels, not interpolated",
-        "brain mask": f"{masks[run.mask_source]}, {np.count_nonzero(run.mask) * 8e-6:.2f} litres on the cube",
-        "largest intensity": f"{run.maximum:g}",
-        "tokens (f32c32)": f"{run.num_frames} x 27 x 3072, {run.num_frames * 27 * 3072 * 2 / 2**20:.0f} MiB in float16",
-    }
-
-
-def describe_model(name: str) -> dict[str, Any]:
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import safe_open
-    from transformers.utils import cached_file
-
-    from tablet_hf import TabletConfig
-
-    try:
-        config = TabletConfig.from_pretrained(name)
-        weights = cached_file(name, "model.safetensors")
-    except (OSError, ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: it is no scan, and no model could be read from there; {reason}") from error
-    if config.model_type != "tablet":
-        raise InputError(f"{name}: it is a model of type {config.model_type!r}, not a TABLeT.")
-    with safe_open(weights, framework="pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
-    parameters = sum(functools.reduce(lambda product, size: product * size, shape, 1) for shape in shapes)
-    facts = {
-        "model": name,
-        "class": ", ".join(config.architectures or ["not recorded"]),
-        "parameters": f"{parameters:,}",
-        "layers": f"{config.num_hidden_layers} of width {config.hidden_size}, {config.num_attention_heads} heads "
-        f"({config.num_key_value_heads} key/value)",
-        "positions": config.position_embedding_type,
-        "tokens": f"{config.num_cells} x {config.token_size} a frame",
-        "autoencoder": f"{config.autoencoder or 'not recorded'} {config.autoencoder_revision or ''}".strip(),
-        "signal, scaling": f"{config.signal or 'not recorded'}, {config.scaling or 'not recorded'}",
-        "window": f"{config.num_frames} frames" if config.num_frames else "not recorded",
-    }
-    if "TabletForSequenceClassification" in (config.architectures or []):
-        facts["predicts"] = f"{', '.join(config.id2label.values())} ({config.problem_type or 'problem_type not set'})"
-    return facts
-
-
-def describe_autoencoder(name: str) -> dict[str, Any]:
-    from tablet_hf import TabletFeatureExtractor
-
-    extractor = TabletFeatureExtractor(name)
-    model = extractor.slice_autoencoder.model
-    size = extractor.token_size // (3 * (extractor.volume_size // extractor.grid_size))
-    return {
-        "autoencoder": name,
-        "class": type(model).__name__,
-        "revision": extractor.autoencoder_revision,
-        "compression": f"f{extractor.volume_size // extractor.grid_size}c{size}",
-        "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
-        "tokens": f"{extractor.grid_size**3} x {extractor.token_size} a frame",
-    }
-
-
-def describe_tokens(path: Path) -> dict[str, Any]:
-    from tablet_hf.token_files import load_tokens
-
-    run, record = load_tokens(path)
-    return {
-        "tokens": path,
-        "shape": f"{' x '.join(map(str, run.tokens.shape))} float16",
-        "frames": f"{run.frames[0]} to {run.frames[-1]}",
-        "repetition time": f"{run.repetition_time:g} s",
-        "made from": record["source"]["path"],
-        "made by": json.dumps({name: value for name, value in record.items() if name not in ("source", "options")}),
-    }
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
+    quiet_libraries()
     app()
 
 

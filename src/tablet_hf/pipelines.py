@@ -168,6 +168,7 @@ def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceCla
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    check_model_name(name)
     try:
         model, info = TabletForSequenceClassification.from_pretrained(
             str(name), revision=revision, output_loading_info=True
@@ -182,6 +183,16 @@ def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceCla
             "it cannot predict; fine-tune it as a TabletForSequenceClassification first."
         )
     return model
+
+
+def check_model_name(name: str | Path) -> None:
+    """Refuse what can be neither a folder nor a Hub id, before the Hub is asked for it.
+
+    Raises:
+        InputError: no such folder, and no `owner/name`.
+    """
+    if not Path(name).is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
+        raise InputError(f"{name}: there is no such folder, and models on the Hub are called owner/name.")
 
 
 def load_extractor(

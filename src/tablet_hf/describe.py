@@ -1,0 +1,127 @@
+"""What a scan, a model, an autoencoder or a file of tokens holds, as facts to be printed: {name: value}."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from tablet_hf.errors import InputError
+
+MASK_SOURCES = {
+    "given": "the one given",
+    "bids": "the BIDS brain mask beside the scan",
+    "nonzero": "voxels that are not zero",
+    "epi": "EPI mask of the mean image",
+}
+
+
+def describe(
+    name: str, mask: Path | None = None, repetition_time: float | None = None, check_space: bool = True
+) -> dict[str, Any]:
+    """Facts about whatever `name` is: a shipped autoencoder, a token file, a model's folder or Hub id, else a scan.
+
+    Raises:
+        InputError: it cannot be read as what it seems to be.
+    """
+    from tablet_hf.autoencoders import shipped_autoencoders
+    from tablet_hf.token_files import SUFFIX
+
+    path = Path(name)
+    if name in shipped_autoencoders():
+        return describe_autoencoder(name)
+    if name.endswith(SUFFIX):
+        return describe_tokens(path)
+    if path.is_dir() or not (path.exists() or name.endswith((".nii", ".nii.gz"))):
+        return describe_model(name)
+    return describe_scan(path, mask, repetition_time, check_space)
+
+
+def describe_scan(
+    path: Path, mask: Path | None = None, repetition_time: float | None = None, check_space: bool = True
+) -> dict[str, Any]:
+    import numpy as np
+
+    from tablet_hf.volumes import open_run
+
+    run = open_run(path, mask, repetition_time, check_space=check_space)
+    run.survey()
+    voxel = np.linalg.norm(run.source_affine[:3, :3], axis=0)
+    return {
+        "scan": path,
+        "frames": run.num_frames,
+        "repetition time": f"{run.repetition_time:g} s ({run.num_frames * run.repetition_time / 60:.1f} min)",
+        "grid": f"{' x '.join(map(str, run.source_shape))} voxels of {' x '.join(f'{edge:.3g}' for edge in voxel)} mm",
+        "way to the 2 mm cube": "resampled" if run.is_resampled else "moved by whole voxels, not interpolated",
+        "brain mask": f"{MASK_SOURCES[run.mask_source]}, {np.count_nonzero(run.mask) * 8e-6:.2f} litres on the cube",
+        "largest intensity": f"{run.maximum:g}",
+        "tokens (f32c32)": f"{run.num_frames} x 27 x 3072, {run.num_frames * 27 * 3072 * 2 / 2**20:.0f} MiB in float16",
+    }
+
+
+def describe_model(name: str) -> dict[str, Any]:
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    from tablet_hf import TabletConfig
+    from tablet_hf.pipelines import check_model_name
+
+    try:
+        check_model_name(name)
+        config = TabletConfig.from_pretrained(name)
+        weights = cached_file(name, "model.safetensors")
+    except InputError:
+        raise
+    except (OSError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: it is no scan, and no model could be read from there; {reason}") from error
+    if config.model_type != "tablet":
+        raise InputError(f"{name}: it is a model of type {config.model_type!r}, not a TABLeT.")
+    with safe_open(weights, framework="pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
+    parameters = sum(map(math.prod, shapes))
+    facts = {
+        "model": name,
+        "class": ", ".join(config.architectures or ["not recorded"]),
+        "parameters": f"{parameters:,}",
+        "layers": f"{config.num_hidden_layers} of width {config.hidden_size}, {config.num_attention_heads} heads "
+        f"({config.num_key_value_heads} key/value)",
+        "positions": config.position_embedding_type,
+        "tokens": f"{config.num_cells} x {config.token_size} a frame",
+        "autoencoder": f"{config.autoencoder or 'not recorded'} {config.autoencoder_revision or ''}".strip(),
+        "signal, scaling": f"{config.signal or 'not recorded'}, {config.scaling or 'not recorded'}",
+        "window": f"{config.num_frames} frames" if config.num_frames else "not recorded",
+    }
+    if "TabletForSequenceClassification" in (config.architectures or []):
+        facts["predicts"] = f"{', '.join(config.id2label.values())} ({config.problem_type or 'problem_type not set'})"
+    return facts
+
+
+def describe_autoencoder(name: str) -> dict[str, Any]:
+    from tablet_hf import TabletFeatureExtractor
+
+    extractor = TabletFeatureExtractor(name)
+    model = extractor.slice_autoencoder.model
+    size = extractor.token_size // (3 * (extractor.volume_size // extractor.grid_size))
+    return {
+        "autoencoder": name,
+        "class": type(model).__name__,
+        "revision": extractor.autoencoder_revision,
+        "compression": f"f{extractor.volume_size // extractor.grid_size}c{size}",
+        "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
+        "tokens": f"{extractor.grid_size**3} x {extractor.token_size} a frame",
+    }
+
+
+def describe_tokens(path: Path) -> dict[str, Any]:
+    from tablet_hf.token_files import load_tokens
+
+    run, record = load_tokens(path)
+    return {
+        "tokens": path,
+        "shape": f"{' x '.join(map(str, run.tokens.shape))} float16",
+        "frames": f"{run.frames[0]} to {run.frames[-1]}",
+        "repetition time": f"{run.repetition_time:g} s",
+        "made from": record["source"]["path"],
+        "made by": json.dumps({name: value for name, value in record.items() if name not in ("source", "options")}),
+    }

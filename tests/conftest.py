@@ -1,0 +1,30 @@
+import os
+
+import nibabel
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+FSL_MNI_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture(scope="session")
+def make_scan():
+    """A function that writes a small 4D scan in MNI space: an ellipsoid inside the brain that varies smoothly."""
+    x, y, z = np.meshgrid(*(np.arange(size) for size in (91, 109, 91)), indexing="ij")
+    inside = ((x - 45) / 24) ** 2 + ((y - 58) / 32) ** 2 + ((z - 40) / 22) ** 2 < 1
+    anatomy = (600 + 300 * np.sin(x / 9) * np.cos(y / 11) + 100 * np.cos(z / 7)) * inside
+
+    def make(path, frames=3, repetition_time=2.0, seed=0):
+        random = np.random.default_rng(seed)
+        waves = random.standard_normal((2, frames)) * 0.02
+        values = anatomy[..., None] * (1 + waves[0] * (x > 45)[..., None] + waves[1] * (z > 40)[..., None])
+        image = nibabel.Nifti1Image(values.astype(np.int16), FSL_MNI_AFFINE)
+        image.header.set_zooms((2, 2, 2, repetition_time))
+        image.header.set_xyzt_units("mm", "sec")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(image, path)
+        return path
+
+    return make

@@ -1,0 +1,331 @@
+"""What a person at the keyboard sees: output, files and exit codes."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
+from tablet_hf.cli import app
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 64,
+}
+
+
+def tablet_hf(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def scans(folder, make_scan):
+    return [make_scan(folder / f"sub-0{number}_bold.nii.gz", frames=3, seed=number) for number in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    torch.manual_seed(0)
+    extractor = TabletFeatureExtractor()
+    _ = extractor.slice_autoencoder
+    extractor.save_pretrained(folder / "model")
+    config = TabletConfig(
+        **TINY,
+        num_labels=1,
+        problem_type="multi_label_classification",
+        id2label={0: "female"},
+        label2id={"female": 0},
+        num_frames=2,
+        **{name: getattr(extractor, name) for name in ("autoencoder", "autoencoder_revision", "signal", "scaling")},
+    )
+    TabletForSequenceClassification(config).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def tokens(folder, scans):
+    result = tablet_hf("tokenize", *scans, "--out", folder / "tokens")
+    assert result.exit_code == 0, result.output
+    return sorted((folder / "tokens").iterdir())
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestTokenize:
+    def test_a_file_for_each_scan(self, tokens, scans):
+        from tablet_hf.token_files import load_tokens
+
+        assert [path.name for path in tokens] == ["sub-01_bold_tokens.safetensors", "sub-02_bold_tokens.safetensors"]
+        run, record = load_tokens(tokens[0])
+        expected = TabletFeatureExtractor()(scans[0])["input_values"][0]
+        assert run.tokens.dtype == torch.float16
+        torch.testing.assert_close(run.tokens, expected.half(), rtol=2e-3, atol=2e-3)
+        assert run.repetition_time == 2.0
+        assert record["autoencoder"] == "natural-f32c32"
+        assert record["source"]["path"] == str(scans[0])
+
+    def test_what_is_there_is_not_done_again(self, tokens, scans, folder):
+        before = [path.stat().st_mtime_ns for path in tokens]
+        result = tablet_hf("tokenize", *scans, "--out", folder / "tokens")
+        assert result.exit_code == 0
+        assert "already" in result.output
+        assert [path.stat().st_mtime_ns for path in tokens] == before
+
+    def test_tokens_made_otherwise_are_not_overwritten_unasked(self, tokens, scans, folder):
+        before = tokens[0].read_bytes()
+        result = tablet_hf("tokenize", scans[0], "--out", folder / "tokens", "--num-frames", 2)
+        assert result.exit_code == 2
+        assert "--overwrite" in result.output
+        assert tokens[0].read_bytes() == before
+
+    def test_overwrite(self, scans, tmp_path):
+        from tablet_hf.token_files import load_tokens
+
+        for frames in (1, 2):
+            result = tablet_hf("tokenize", scans[0], "--out", tmp_path, "--num-frames", frames, "--overwrite")
+            assert result.exit_code == 0
+        run, _ = load_tokens(tmp_path / "sub-01_bold_tokens.safetensors")
+        assert len(run.tokens) == 2
+
+    def test_bad_scans_are_listed_and_good_ones_done(self, scans, tmp_path):
+        broken = tmp_path / "broken_bold.nii.gz"
+        broken.write_bytes(scans[0].read_bytes()[:5000])
+        out = tmp_path / "out"
+        result = tablet_hf("tokenize", broken, scans[0], tmp_path / "missing.nii.gz", "--out", out, "--num-frames", 1)
+        assert result.exit_code == 2
+        assert [path.name for path in out.iterdir()] == ["sub-01_bold_tokens.safetensors"]
+        ending = result.output[result.output.index("2 of 3 scans could not be used") :]
+        assert str(broken) in ending
+        assert "missing.nii.gz" in ending
+
+    def test_two_scans_of_one_name(self, scans, make_scan, tmp_path):
+        other = make_scan(tmp_path / "ses-2" / scans[0].name, frames=1)
+        result = tablet_hf("tokenize", scans[0], other, "--out", tmp_path / "out", "--num-frames", 1)
+        assert result.exit_code == 2
+        assert "same file name" in result.output
+
+    @pytest.mark.parametrize(
+        ("option", "value", "said"),
+        [("--signal", "zscore", "signal must be one of"), ("--autoencoder", "no-such-thing", "no autoencoder")],
+    )
+    def test_options_that_name_nothing(self, scans, tmp_path, option, value, said):
+        result = tablet_hf("tokenize", scans[0], "--out", tmp_path / "out", option, value)
+        assert result.exit_code == 2
+        assert said in result.output
+
+    def test_an_out_that_is_a_file(self, scans, tmp_path):
+        (tmp_path / "file").touch()
+        result = tablet_hf("tokenize", scans[0], "--out", tmp_path / "file", "--num-frames", 1)
+        assert result.exit_code == 2
+        assert str(tmp_path / "file") in result.output
+
+
+class TestPredict:
+    def test_from_scan_and_from_tokens_alike(self, model, scans, tokens, tmp_path):
+        result = tablet_hf("predict", model, scans[0], tokens[0], "--out", tmp_path / "predictions.csv")
+        assert result.exit_code == 0, result.output
+        from_scan, from_tokens = rows_of(tmp_path / "predictions.csv")
+        assert float(from_scan["score_female"]) == pytest.approx(float(from_tokens["score_female"]), abs=1e-3)
+        assert from_scan["prediction"] == ("female" if float(from_scan["score_female"]) >= 0.5 else "not female")
+        assert from_scan["num_frames"] == "2"
+        assert from_scan["prediction"] in result.output
+
+    def test_finished_rows_are_kept_when_started_again(self, model, tokens, tmp_path):
+        out = tmp_path / "predictions.csv"
+        assert tablet_hf("predict", model, tokens[0], "--out", out).exit_code == 0
+        out.write_text(out.read_text().replace("female", "FEMALE-KEPT", 2))
+        first = rows_of(out)[0]
+        result = tablet_hf("predict", model, *tokens, "--out", out)
+        assert result.exit_code == 0
+        assert "1 of 2" in result.output
+        assert rows_of(out)[0] == first | dict.fromkeys(set(rows_of(out)[0]) - set(first), "")
+        assert rows_of(out)[1]["scan"] == str(tokens[1])
+
+    def test_a_csv_of_something_else_is_left_alone(self, model, tokens, tmp_path):
+        out = tmp_path / "participants.csv"
+        out.write_text("participant_id,age\nsub-01,30\n")
+        result = tablet_hf("predict", model, tokens[0], "--out", out)
+        assert result.exit_code == 2
+        assert out.read_text() == "participant_id,age\nsub-01,30\n"
+
+    def test_bad_scans_do_not_stop_good_ones(self, model, tokens, tmp_path):
+        out = tmp_path / "predictions.csv"
+        result = tablet_hf("predict", model, tmp_path / "missing.nii.gz", tokens[0], "--out", out)
+        assert result.exit_code == 2
+        assert [row["scan"] for row in rows_of(out)] == [str(tokens[0])]
+        assert "1 of 2 scans could not be used" in result.output
+
+    def test_tokens_of_another_geometry(self, folder, tokens):
+        config = TabletConfig(
+            **TINY, token_size=96, grid_size=12, num_labels=2, problem_type="single_label_classification"
+        )
+        TabletForSequenceClassification(config).save_pretrained(folder / "other")
+        TabletFeatureExtractor().save_pretrained(folder / "other")
+        result = tablet_hf("predict", folder / "other", tokens[0])
+        assert result.exit_code == 2
+        assert "token_size 3072 instead of 96" in result.output
+
+    def test_models_that_cannot_predict(self, model, folder, tokens):
+        TabletModel(TabletConfig(**TINY)).save_pretrained(folder / "backbone")
+        without_weights = folder / "without_weights"
+        without_weights.mkdir(exist_ok=True)
+        shutil.copy(model / "config.json", without_weights)
+        reshaped = folder / "reshaped"
+        shutil.copytree(model, reshaped, dirs_exist_ok=True)
+        config = TabletConfig.from_pretrained(model)
+        config.intermediate_size = 128
+        config.save_pretrained(reshaped)
+        untold = folder / "untold"
+        shutil.copytree(model, untold, dirs_exist_ok=True)
+        config = TabletConfig.from_pretrained(model)
+        config.problem_type = None
+        config.save_pretrained(untold)
+        expected = {
+            folder / "backbone": "no trained weights for classifier",
+            without_weights: "model.safetensors",
+            reshaped: "mlp.fc1",
+            untold: "does not say what it predicts",
+            folder / "nowhere": "no such folder",
+        }
+        for name, said in expected.items():
+            result = tablet_hf("predict", name, tokens[0])
+            assert result.exit_code == 2, name
+            assert said in result.output, (name, result.output)
+            assert [line.startswith("Error: ") for line in result.output.splitlines()].count(True) == 1, result.output
+
+    def test_one_mask_for_many_scans_is_refused(self, model, scans):
+        result = tablet_hf("predict", model, *scans, "--mask", scans[0])
+        assert result.exit_code == 2
+        assert "--mask belongs to one scan" in result.output
+
+
+class TestReconstruct:
+    @pytest.mark.parametrize("signal", ["intensity", "percent_change"])
+    def test_on_the_scans_own_grid_and_in_its_unit(self, scans, tmp_path, signal):
+        out = tmp_path / "recon.nii.gz"
+        result = tablet_hf("reconstruct", scans[0], "--out", out, "--signal", signal)
+        assert result.exit_code == 0, result.output
+        original, decoded = nibabel.load(scans[0]), nibabel.load(out)
+        assert decoded.shape == original.shape
+        np.testing.assert_array_equal(decoded.affine, original.affine)
+        assert decoded.header.get_zooms()[3] == 2.0
+        truth, estimate = original.get_fdata(), decoded.get_fdata()
+        assert not estimate[truth.max(-1) == 0].any()
+        mean_square = ((truth - estimate)[truth > 0] ** 2).mean()
+        decibels = 10 * np.log10(truth.max() ** 2 / mean_square)
+        assert decibels > 25
+        assert f"{decibels:.1f} dB" in result.output
+
+    def test_a_name_that_is_no_nifti_is_refused_before_the_work(self, scans, tmp_path):
+        result = tablet_hf("reconstruct", scans[0], "--out", tmp_path / "recon.png")
+        assert result.exit_code == 2
+        assert ".nii.gz" in result.output
+
+
+class TestInfo:
+    def test_scan(self, scans):
+        result = tablet_hf("info", scans[0])
+        assert result.exit_code == 0
+        for fact in ("91 x 109 x 91", "2 s", "moved by whole voxels", "3 x 27 x 3072"):
+            assert fact in result.output
+
+    def test_model(self, model):
+        result = tablet_hf("info", model)
+        parameters = sum(
+            weight.numel() for weight in TabletForSequenceClassification.from_pretrained(model).parameters()
+        )
+        assert f"{parameters:,}" in result.output
+        assert "female" in result.output
+        assert "natural-f32c32" in result.output
+
+    def test_autoencoder_and_tokens(self, tokens):
+        assert "f32c32" in tablet_hf("info", "natural-f32c32").output
+        assert "3 x 27 x 3072" in tablet_hf("info", tokens[0]).output
+
+    @pytest.mark.parametrize("name", ["nothing.nii.gz", "nothing", "nothing_tokens.safetensors"])
+    def test_nothing_there(self, name):
+        result = tablet_hf("info", name)
+        assert result.exit_code == 2
+        assert name in result.output
+
+
+class TestConvert:
+    def test_a_training_checkpoint_becomes_a_model(self, tmp_path):
+        from tablet_hf.hub.conversion import released_name
+
+        torch.manual_seed(0)
+        model = TabletForSequenceClassification(
+            TabletConfig(
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                intermediate_size=64,
+                position_embedding_type="none",
+                num_labels=1,
+                problem_type="multi_label_classification",
+            )
+        )
+        state = {released_name(name): weight for name, weight in model.state_dict().items()}
+        torch.save({"model_state_dict": state}, tmp_path / "best.pth")
+        (tmp_path / "config.json").write_text('{"num_heads": 4, "dropout": 0.0, "hidden_act": "relu"}')
+        result = tablet_hf(
+            "convert", tmp_path / "best.pth", tmp_path / "out", "--config", tmp_path / "config.json",
+            "--problem-type", "multi_label_classification",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        converted = TabletForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+        tokens = torch.randn(2, 3, 27, 3072)
+        torch.testing.assert_close(converted(tokens).logits, model.eval()(tokens).logits)
+
+    def test_code_inside_is_not_run(self, tmp_path):
+        class Trap:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "sprung"),)
+
+        torch.save({"model_state_dict": Trap()}, tmp_path / "trap.pth")
+        result = tablet_hf("convert", tmp_path / "trap.pth", tmp_path / "out")
+        assert result.exit_code == 2
+        assert not (tmp_path / "sprung").exists()
+        assert not (tmp_path / "out").exists()
+
+
+def test_device_that_is_not_there(scans, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = tablet_hf("tokenize", scans[0], "--out", tmp_path, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device cuda" in result.output
+
+
+def test_exit_codes_and_streams_of_the_real_command(tokens, model, tmp_path):
+    """Results on standard output, everything else on standard error, no traceback for bad input."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tablet_hf.cli", "predict", model, tokens[0], tmp_path / "missing.nii.gz"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stdout.splitlines()[0].split()[:2] == ["scan", "prediction"]
+    assert len(result.stdout.splitlines()) == 2
+    assert "missing.nii.gz" in result.stderr
+    assert "Traceback" not in result.stderr
