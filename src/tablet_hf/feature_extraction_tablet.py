@@ -403,6 +403,21 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
     # --- saving
 
+    @classmethod
+    def from_config(cls, config: Any) -> "TabletFeatureExtractor":
+        """The extractor of the tokens that a model was trained on, as its `TabletConfig` records them.
+
+        Raises:
+            InputError: the config does not record an autoencoder.
+        """
+        if config.autoencoder is None:
+            raise InputError(
+                "The model's configuration does not record which autoencoder made its tokens; save the "
+                "TabletFeatureExtractor that made them beside the model."
+            )
+        names = ("autoencoder", "autoencoder_revision", "signal", "scaling", "volume_size", "token_size", "grid_size")
+        return cls(**{name: value for name in names if (value := getattr(config, name)) is not None})
+
     def to_dict(self) -> dict[str, Any]:
         """What is saved in preprocessor_config.json: names and settings, never weights."""
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}

@@ -171,11 +171,18 @@ def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceCla
     check_model_name(name)
     try:
         model, info = TabletForSequenceClassification.from_pretrained(
-            str(name), revision=revision, output_loading_info=True
+            str(name), revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: no model could be loaded from there; {reason}") from error
+    misshapen = sorted(info["mismatched_keys"])
+    if misshapen:
+        key, found, expected = misshapen[0]
+        raise InputError(
+            f"{name}: {len(misshapen)} of its weights do not have the shape its config.json asks for, first {key} with "
+            f"{tuple(found)} instead of {tuple(expected)}; use the config.json that was saved with these weights."
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
@@ -206,15 +213,9 @@ def load_extractor(
     try:
         return TabletFeatureExtractor.from_pretrained(str(name), revision=revision)
     except OSError as error:
-        config = getattr(model, "config", None)
-        if config is None or config.autoencoder is None:
+        if model is None or model.config.autoencoder is None:
             raise InputError(
                 f"{name}: there is no preprocessor_config.json that says how its tokens are made; save the "
                 "TabletFeatureExtractor that made them into the same folder."
             ) from error
-        recorded = {
-            field: getattr(config, field)
-            for field in ("autoencoder", "autoencoder_revision", "signal", "scaling", "volume_size")
-            if getattr(config, field) is not None
-        }
-        return TabletFeatureExtractor(**recorded, token_size=config.token_size, grid_size=config.grid_size)
+        return TabletFeatureExtractor.from_config(model.config)

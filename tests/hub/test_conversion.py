@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from tablet_hf.errors import InputError
+from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.hub import conversion
 from tablet_hf.hub.conversion import convert_checkpoint
 from tablet_hf.modeling_tablet import (
@@ -325,6 +326,9 @@ def test_tokens_of_the_published_size_are_recorded_as_the_published_ones(tmp_pat
 
     assert written.autoencoder == "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"
     assert (written.signal, written.scaling, written.volume_size) == ("intensity", "max", 96)
+    extractor = TabletFeatureExtractor.from_pretrained(tmp_path / "converted")
+    assert extractor.autoencoder == written.autoencoder
+    assert (extractor.token_size, extractor.grid_size) == (3072, 3)
 
 
 # --- refusals

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.errors import InputError
+from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.modeling_tablet import (
     TabletForMaskedTokenModeling,
     TabletForSequenceClassification,
@@ -449,6 +450,8 @@ def save_whole(model: TabletPreTrainedModel, destination: Path) -> None:
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as scratch:
         unfinished = Path(scratch) / "model"
         model.save_pretrained(unfinished)
+        if model.config.autoencoder is not None:
+            TabletFeatureExtractor.from_config(model.config).save_pretrained(unfinished)
         unfinished.rename(destination)
 
 
