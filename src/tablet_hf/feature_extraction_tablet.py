@@ -109,7 +109,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"signal must be one of {SIGNALS}, not {signal!r}.")
         if scaling not in SCALINGS:
             raise ValueError(f"scaling must be one of {SCALINGS}, not {scaling!r}.")
-        self.autoencoder = autoencoder
+        self.autoencoder = str(autoencoder)  # a Path cannot be saved
         self.autoencoder_revision = autoencoder_revision
         self.autoencoder_subfolder = autoencoder_subfolder
         self.signal = signal
@@ -139,26 +139,28 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         from tablet_hf.autoencoders import SliceAutoencoder
 
         if not isinstance(model, SliceAutoencoder):
-            model = SliceAutoencoder(model, name=model.config.get("_name_or_path") or type(model).__name__)
+            model = SliceAutoencoder(model, name=str(model.config.get("_name_or_path") or type(model).__name__))
         self.token_size = self.grid_size = None
         self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder = model.name, None, None
         self._adopt(model)
 
     def _adopt(self, loaded) -> None:
+        size = self.volume_size
         try:
-            probe = loaded.encode(torch.zeros(1, self.volume_size, self.volume_size))
+            probe = loaded.encode(torch.zeros(1, size, size))
+            decoded = loaded.decode(probe)
         except RuntimeError as error:
             raise InputError(
-                f"{self.autoencoder}: this autoencoder cannot encode slices of {self.volume_size} x "
-                f"{self.volume_size} voxels; choose a volume_size that its spatial compression divides."
+                f"{self.autoencoder}: this autoencoder cannot take slices of {size} x {size} voxels; choose a "
+                "volume_size that its spatial compression divides."
             ) from error
         _, channels, grid, width = probe.shape
-        if grid != width or self.volume_size % grid:
+        if grid != width or size % grid or decoded.shape[1:] != (size, size):
             raise InputError(
-                f"{self.autoencoder}: slices of {self.volume_size} voxels become latents of {grid} x {width}, which "
-                "does not divide them; choose a volume_size that the spatial compression divides."
+                f"{self.autoencoder}: slices of {size} voxels become latents of {grid} x {width} and come back as "
+                f"{decoded.shape[1]} x {decoded.shape[2]}; choose a volume_size that the spatial compression divides."
             )
-        geometry = {"token_size": 3 * (self.volume_size // grid) * channels, "grid_size": grid}
+        geometry = {"token_size": 3 * (size // grid) * channels, "grid_size": grid}
         for name, found in geometry.items():
             if getattr(self, name) not in (None, found):
                 raise InputError(

@@ -1,0 +1,631 @@
+"""From scans to tokens and back, against a slow reading of the specification and against the scan itself."""
+
+import json
+import math
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from torch import nn
+from transformers import AutoFeatureExtractor, BatchFeature
+
+from tablet_hf import InputError, TabletFeatureExtractor
+from tablet_hf.autoencoders import load_autoencoder
+from tablet_hf.autoencoders.fidelity import psnr, temporal_correlation
+from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, SLICES_AT_ONCE
+from tablet_hf.volumes import open_run
+
+REAL_SCAN = (
+    Path(__file__).parents[2]
+    / "shared/data/bold/sub-01/func/sub-01_task-localizer_space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz"
+)
+needs_real_scan = pytest.mark.skipif(not REAL_SCAN.exists(), reason="the real scan is not here")
+
+REPETITION_TIME = 2.5
+
+
+def tiny_dc(compression=32, channels=32):
+    """An AutoencoderDC with random weights: f32c32 is the shape of the paper's."""
+    torch.manual_seed(0)
+    levels = int(math.log2(compression)) + 1
+    widths = (4, 4, 8, 8, 16, 32)[:levels]
+    return AutoencoderDC(
+        latent_channels=channels,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(1,) * levels,
+        decoder_layers_per_block=(1,) * levels,
+        encoder_qkv_multiscales=((),) * levels,
+        decoder_qkv_multiscales=((),) * levels,
+    )
+
+
+def tiny_kl():
+    """An f8c4 AutoencoderKL, whose latents are a distribution."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=2,
+    )
+
+
+def tiny_tiny():
+    """An f8c4 AutoencoderTiny."""
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (4,) * 4, "decoder_block_out_channels": (4,) * 4}
+    return AutoencoderTiny(**widths, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, latent_channels=4)
+
+
+class Lossless(nn.Module):
+    """An autoencoder that only moves pixels, f4c16: what comes back is what went in."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.config = {"in_channels": 1, "_name_or_path": "lossless"}
+
+    def encode(self, images):
+        return SimpleNamespace(latent=F.pixel_unshuffle(images, 4) * self.scale)
+
+    def decode(self, latents):
+        return SimpleNamespace(sample=F.pixel_shuffle(latents, 4) * self.scale)
+
+
+def make_scan(num_frames=5, shape=(9, 12, 10), seed=0, change=0.02):
+    """A block of brain within nothing, on the lattice, in the middle of the MNI brain: (array, affine).
+
+    Intensities vary over space by a factor of four, and over time by `change` of their mean.
+    """
+    generator = np.random.default_rng(seed)
+    anatomy = generator.uniform(500, 2000, (*shape, 1))
+    frames = anatomy * (1 + change * generator.uniform(-1, 1, (*shape, num_frames)))
+    frames[0] = frames[:, -1] = frames[:, :, 0] = 0
+    affine = np.diag([-2.0, 2, 2, 1])
+    affine[:3, 3] = (10, -30, 12)
+    return frames.astype(np.float32), affine
+
+
+def as_image(scan):
+    image = nib.Nifti1Image(*scan)
+    image.set_sform(scan[1], code=4)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_zooms((2, 2, 2, REPETITION_TIME))
+    return image
+
+
+def extractor_with(model=None, **settings):
+    extractor = TabletFeatureExtractor(**settings)
+    extractor.slice_autoencoder = tiny_dc(4, 4) if model is None else model
+    return extractor
+
+
+def small(**settings):
+    """An extractor on a small cube that `make_scan` fits into, with an f4c4 autoencoder of random weights."""
+    return extractor_with(volume_size=32, **settings)
+
+
+@pytest.fixture
+def scan():
+    return make_scan()
+
+
+@pytest.fixture
+def options():
+    return {"repetition_time": REPETITION_TIME}
+
+
+# --- the specification, read slowly
+
+
+def reference_cube(frame, affine):
+    """Voxel by voxel from millimetres onto the cube of 96."""
+    cube = np.zeros((96, 96, 96), dtype=np.float32)
+    for place in np.argwhere(frame):
+        x, y, z = affine[:3, :3] @ place + affine[:3, 3]
+        cube[round((96 - x) / 2), round((y + 112) / 2), round((z + 78) / 2)] = frame[tuple(place)]
+    return cube
+
+
+def reference_tokens(cube, encode):
+    """Slice by slice and cell by cell. `encode` maps (1, 3, 96, 96) to (1, C, g, g)."""
+    axes = []
+    for axis in range(3):
+        latents = []
+        for place in range(96):
+            slice_ = np.ascontiguousarray(np.take(cube, place, axis=axis))
+            image = torch.from_numpy(slice_).expand(1, 3, 96, 96)
+            with torch.no_grad():
+                latents.append(encode(image)[0].numpy())
+        axes.append(latents)
+    channels, grid, _ = axes[0][0].shape
+    in_cell = 96 // grid
+    tokens = np.zeros((grid**3, 3 * in_cell * channels), dtype=np.float32)
+    for i, j, k in np.ndindex(grid, grid, grid):
+        cell = (i * grid + j) * grid + k
+        for axis, (along, row, column) in enumerate([(i, j, k), (j, i, k), (k, i, j)]):
+            for number in range(in_cell):
+                first = (axis * in_cell + number) * channels
+                latent = axes[axis][along * in_cell + number]
+                tokens[cell, first : first + channels] = latent[:, row, column]
+    return tokens
+
+
+def encode_of(model):
+    def encode(images):
+        encoded = model.encode(images)
+        if isinstance(model, AutoencoderKL):
+            return encoded.latent_dist.mean
+        return encoded.latents if isinstance(model, AutoencoderTiny) else encoded.latent
+
+    return encode
+
+
+AUTOENCODERS = {
+    "shipped": lambda: load_autoencoder("natural-f32c32").model,
+    "dc": tiny_dc,
+    "kl": tiny_kl,
+    "tiny": tiny_tiny,
+}
+
+
+@pytest.mark.parametrize("kind", AUTOENCODERS)
+def test_tokens_of_intensities_are_those_of_the_specification(kind, scan, options):
+    model = AUTOENCODERS[kind]()
+    extractor = TabletFeatureExtractor() if kind == "shipped" else extractor_with(model)
+    tokens = extractor(scan, start=3, **options)["input_values"]
+
+    frames, affine = scan
+    assert tokens.shape == ((1, 2, 27, 3072) if kind in ("shipped", "dc") else (1, 2, 1728, 96))
+    assert tokens.dtype == torch.float32
+    cube = reference_cube(frames[..., 3], affine) / frames.max() * 2 - 1
+    np.testing.assert_allclose(tokens[0, 0], reference_tokens(cube, encode_of(model.eval())), atol=2e-4, rtol=1e-3)
+
+
+def test_tokens_of_percent_change_are_those_of_the_specification(options):
+    frames, affine = make_scan(change=0.08)
+    frames[4, 5, 5] *= 0.01  # in the brain, but too dark to divide by
+    model = tiny_dc()
+    run = extractor_with(model, signal="percent_change").tokenize((frames, affine), **options)
+
+    brain = frames.any(-1)
+    mean = frames.mean(-1)
+    is_defined = brain & (mean >= 0.05 * np.percentile(frames[brain], 99.9))
+    assert brain.sum() - is_defined.sum() == 1
+    with np.errstate(invalid="ignore"):
+        change = np.where(is_defined[..., None], (frames - mean[..., None]) / mean[..., None] / 0.0625, 0)
+    assert (np.abs(change) > 1).mean() > 0.01
+    cube = reference_cube(np.clip(change[..., 2], -1, 1).astype(np.float32), affine)
+    np.testing.assert_allclose(run.tokens[2], reference_tokens(cube, encode_of(model)), atol=2e-4, rtol=1e-3)
+    np.testing.assert_allclose(run.clipped_share, (np.abs(change[is_defined]) > 1).mean(), atol=1e-6)
+
+    mean_cube = reference_cube(mean, affine) / frames.max() * 2 - 1
+    np.testing.assert_allclose(run.mean_tokens[0], reference_tokens(mean_cube, encode_of(model)), atol=2e-4, rtol=1e-3)
+
+
+def test_percentile_scaling_sets_another_scale_and_clips(scan, options):
+    frames, affine = scan
+    bright = frames.copy()
+    bright[4, 4, 4, 0] = 1e5
+    of_maximum = small().tokenize((bright, affine), **options)
+    of_percentile = small(scaling="percentile").tokenize((bright, affine), **options)
+    assert of_maximum.intensity_scale == 1e5
+    assert of_maximum.clipped_share == 0
+    brain = frames.any(-1)
+    assert of_percentile.intensity_scale == pytest.approx(np.percentile(bright[brain], 99.9), rel=1e-3)
+    assert 0 < of_percentile.clipped_share < 0.002
+
+
+# --- what may be given
+
+
+class TestScans:
+    def test_a_pair_an_image_and_a_file_are_the_same_scan(self, scan, options, tmp_path):
+        nib.save(as_image(scan), tmp_path / "bold.nii.gz")
+        extractor = small()
+        expected = extractor(scan, **options)
+        for other in (as_image(scan), str(tmp_path / "bold.nii.gz"), tmp_path / "bold.nii.gz", [as_image(scan)]):
+            found = extractor(other)
+            assert torch.equal(found["input_values"], expected["input_values"])
+            assert found["repetition_time"].tolist() == [REPETITION_TIME]
+
+    def test_a_batch_feature_of_the_promised_names_shapes_and_types(self, scan, options):
+        features = small()(scan, **options)
+        assert isinstance(features, BatchFeature)
+        assert list(features) == TabletFeatureExtractor.model_input_names
+        assert features["input_values"].shape == (1, 5, 8**3, 3 * 4 * 4)
+        assert features["attention_mask"].shape == (1, 5)
+        assert features["attention_mask"].dtype == torch.int64
+        assert features["repetition_time"].dtype == torch.float32
+        features["input_values"].requires_grad_().sum().backward()  # not a tensor of inference mode
+
+    def test_scans_of_different_length_are_padded_with_zeros_and_masked(self):
+        extractor = small()
+        long, short = make_scan(6), make_scan(4, seed=1)
+        features = extractor([long, short], repetition_time=[2.0, 0.72])
+        assert features["attention_mask"].tolist() == [[1] * 6, [1] * 4 + [0] * 2]
+        assert torch.equal(features["input_values"][1, :4], extractor(short, repetition_time=1)["input_values"][0])
+        assert not features["input_values"][1, 4:].any()
+        torch.testing.assert_close(features["repetition_time"], torch.tensor([2.0, 0.72]))
+
+    def test_numpy_arrays_on_request(self, scan, options):
+        extractor = small()
+        features = extractor(scan, return_tensors="np", **options)
+        assert all(isinstance(value, np.ndarray) for value in features.values())
+        np.testing.assert_array_equal(features["input_values"], extractor(scan, **options)["input_values"].numpy())
+        with pytest.raises(ValueError, match='"pt" or "np"'):
+            extractor(scan, return_tensors="tf")
+
+    def test_a_mask_leaves_the_rest_out(self, scan, options):
+        frames, affine = scan
+        mask = np.zeros(frames.shape[:3], dtype=bool)
+        mask[3:6, 3:7, 3:6] = True
+        extractor = small()
+        masked = extractor(scan, masks=mask, **options)["input_values"]
+        assert torch.equal(masked, extractor((frames * mask[..., None], affine), **options)["input_values"])
+        assert not torch.equal(masked, extractor(scan, **options)["input_values"])
+        both = extractor([scan, scan], masks=[None, nib.Nifti1Image(mask.astype(np.uint8), affine)], **options)
+        assert torch.equal(both["input_values"][1], masked[0])
+
+    def test_a_mean_brings_a_demeaned_run_back(self, scan, options):
+        frames, affine = scan
+        mean = frames.mean(-1)
+        extractor = small()
+        with pytest.raises(InputError, match="demeaned"):
+            extractor((frames - mean[..., None], affine), **options)
+        restored = extractor((frames - mean[..., None], affine), add_mean=mean, **options)
+        expected = extractor(scan, **options)["input_values"]
+        torch.testing.assert_close(restored["input_values"], expected, atol=1e-4, rtol=1e-4)
+
+    def test_lists_must_match(self, scan):
+        extractor = small()
+        with pytest.raises(ValueError, match="masks: 1 were given for 2 scans"):
+            extractor([scan, scan], masks=[None])
+        with pytest.raises(ValueError, match="masks: give a list"):
+            extractor([scan, scan], masks=np.ones((9, 12, 10)))
+        with pytest.raises(ValueError, match="repetition_time: 3 were given for 2 scans"):
+            extractor([scan, scan], repetition_time=[1.0, 2.0, 3.0])
+        with pytest.raises(ValueError, match="No scans"):
+            extractor([])
+
+    def test_a_scan_outside_mni_space_is_refused_unless_told_otherwise(self, scan, options):
+        frames, affine = scan
+        moved = affine.copy()
+        moved[2, 3] -= 80
+        extractor = small()
+        with pytest.raises(InputError, match="MNI152"):
+            extractor((frames, moved), **options)
+        far = extractor_with(volume_size=96)((frames, moved), check_space=False, num_frames=1, **options)
+        assert far["input_values"].shape[1] == 1
+
+    def test_an_open_run_is_tokenized_and_progress_is_told(self, scan, options):
+        told = []
+        extractor = small()
+        run = extractor.tokenize(
+            open_run(make_scan(11), repetition_time=2, volume_size=32), on_progress=lambda *now: told.append(now)
+        )
+        assert told == [(8, 11), (11, 11)]
+        assert torch.equal(run.tokens, extractor(make_scan(11), **options)["input_values"][0])
+
+
+class TestWindows:
+    @pytest.mark.parametrize(
+        ("window", "frames"),
+        [
+            ({}, [0, 1, 2, 3, 4, 5, 6]),
+            ({"start": 2}, [2, 3, 4, 5, 6]),
+            ({"num_frames": 3}, [0, 1, 2]),
+            ({"num_frames": 2, "start": 4}, [4, 5]),
+            ({"stride": 3}, [0, 3, 6]),
+            ({"num_frames": 2, "start": 1, "stride": 4}, [1, 5]),
+        ],
+    )
+    def test_frames_of_a_window(self, window, frames, options):
+        extractor = small()
+        scan = make_scan(7)
+        features = extractor(scan, **window, **options)
+        assert torch.equal(features["input_values"], extractor(scan, **options)["input_values"][:, frames])
+        assert features["repetition_time"].item() == REPETITION_TIME * window.get("stride", 1)
+        assert extractor.tokenize(scan, **window, **options).frames.tolist() == frames
+
+    @pytest.mark.parametrize("window", [{"num_frames": 6}, {"num_frames": 3, "stride": 2, "start": 1}, {"start": 5}])
+    def test_more_frames_than_there_are_is_one_sentence(self, window, scan, options):
+        with pytest.raises(InputError, match="frames") as caught:
+            small()(scan, **window, **options)
+        sentence = str(caught.value)
+        assert sentence.endswith(".")
+        assert "\n" not in sentence
+        assert ". " not in sentence
+
+    def test_padding_fills_the_window(self, scan, options):
+        extractor = small()
+        features = extractor(scan, num_frames=7, padding=True, **options)
+        assert features["attention_mask"].tolist() == [[1] * 5 + [0] * 2]
+        assert torch.equal(features["input_values"][:, :5], extractor(scan, **options)["input_values"])
+        assert not features["input_values"][:, 5:].any()
+
+    @pytest.mark.parametrize("window", [{"start": -1}, {"stride": 0}, {"num_frames": 0}])
+    def test_windows_that_mean_nothing(self, window, scan, options):
+        with pytest.raises(ValueError, match="A window needs"):
+            small()(scan, **window, **options)
+
+
+# --- what is encoded, and when
+
+
+class CountedEncode:
+    """The real encoder of an extractor, with an account of what it was given."""
+
+    def __init__(self, extractor, monkeypatch, most=None):
+        self.encoder = extractor.slice_autoencoder
+        self.real, self.most = self.encoder.encode, most
+        self.batches, self.threads = [], set()
+        monkeypatch.setattr(self.encoder, "encode", self)
+
+    def __call__(self, slices):
+        self.batches.append(len(slices))
+        self.threads.add(threading.get_ident())
+        if self.most is not None and len(slices) > self.most:
+            raise torch.OutOfMemoryError("too many slices")
+        return self.real(slices)
+
+
+class TestEncoding:
+    def test_empty_slices_are_encoded_once_for_all_frames(self, options, monkeypatch):
+        frames, affine = make_scan(FRAMES_PER_BLOCK + 3)
+        extractor = small()
+        counted = CountedEncode(extractor, monkeypatch)
+        extractor((frames, affine), **options)
+        occupied = sum(
+            np.take(frames[..., t], place, axis=axis).any()
+            for t in range(frames.shape[-1])
+            for axis in range(3)
+            for place in range(frames.shape[axis])
+        )
+        assert sum(counted.batches) == occupied + 1
+        extractor((frames, affine), **options)
+        assert sum(counted.batches) == 2 * occupied + 1
+
+    def test_a_frame_of_nothing_is_all_background(self, options):
+        extractor = small(signal="percent_change")
+        frames, affine = make_scan(3, change=0)
+        with pytest.warns(UserWarning, match="the same"):
+            run = extractor.tokenize((frames, affine), **options)
+        empty = extractor.slice_autoencoder.encode(torch.zeros(1, 32, 32))[0, :, 0, 0]
+        assert torch.equal(run.tokens[0, 0].view(3, 4, 4)[1, 2], empty)
+
+    def test_batches_and_blocks_are_bounded_however_long_the_run(self, options, monkeypatch):
+        extractor = small()
+        counted = CountedEncode(extractor, monkeypatch)
+        blocks = []
+        whole = extractor.volumes_to_tokens
+
+        def volumes_to_tokens(volumes, signal):
+            blocks.append(len(volumes))
+            return whole(volumes, signal)
+
+        monkeypatch.setattr(extractor, "volumes_to_tokens", volumes_to_tokens)
+        extractor(make_scan(20), **options)
+        assert max(counted.batches) <= SLICES_AT_ONCE["cpu"]
+        assert blocks == [8, 8, 4]
+
+    def test_out_of_memory_halves_the_batches_from_then_on(self, scan, options, monkeypatch):
+        expected = small()(scan, **options)["input_values"]
+        extractor = small()
+        counted = CountedEncode(extractor, monkeypatch, most=5)
+        found = extractor(scan, **options)["input_values"]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        first_that_fits = next(place for place, size in enumerate(counted.batches[1:], 1) if size <= 5)
+        assert max(counted.batches[first_that_fits:]) <= 5
+        done = len(counted.batches)
+        extractor(scan, **options)
+        assert max(counted.batches[done:]) <= 5
+
+    def test_out_of_memory_with_a_single_slice_is_raised(self, scan, options, monkeypatch):
+        extractor = small()
+        extractor.volumes_to_tokens(torch.full((1, 32, 32, 32), -1.0))  # the empty slice is known from here on
+        CountedEncode(extractor, monkeypatch, most=0)
+        with pytest.raises(torch.OutOfMemoryError):
+            extractor(scan, **options)
+
+    def test_several_threads_share_the_batches_and_give_the_same(self, options, monkeypatch):
+        scan = make_scan(8)
+        extractor = small()
+        extractor(scan, num_frames=1, **options)
+        expected = extractor(scan, **options)["input_values"]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            extractor.to("cpu")
+            counted = CountedEncode(extractor, monkeypatch)
+            found = extractor(scan, **options)["input_values"]
+            assert torch.get_num_threads() == 3
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+            assert max(counted.batches) <= SLICES_AT_ONCE["cpu"] // 3
+            assert len(counted.threads - {threading.get_ident()}) >= 1
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_to_sets_the_precision_before_and_after_loading(self, scan, options):
+        expected = small()(scan, **options)["input_values"]
+        before, after = TabletFeatureExtractor(volume_size=32).to(torch.float16), small()
+        before.slice_autoencoder = tiny_dc(4, 4)
+        assert after.to("cpu", torch.float16) is after
+        for extractor in (before, after):
+            assert (extractor.device, extractor.dtype) == (torch.device("cpu"), torch.float16)
+            tokens = extractor(scan, **options)["input_values"]
+            assert tokens.dtype == torch.float16
+            error = (tokens.float() - expected).norm() / expected.norm()
+            assert 0 < error < 0.005
+
+
+# --- and back
+
+
+class TestDecoding:
+    def test_volumes_come_back_from_a_lossless_autoencoder(self, scan, options):
+        extractor = extractor_with(Lossless(), volume_size=32)
+        tokens = extractor(scan, **options)["input_values"]
+        run = open_run(scan, repetition_time=2, volume_size=32)
+        scaled = torch.from_numpy(np.concatenate([volumes for _, volumes in run.scaled_blocks()]))
+        torch.testing.assert_close(extractor.decode(tokens), scaled[None], atol=1e-6, rtol=0)
+        torch.testing.assert_close(extractor.decode(tokens[0]), scaled, atol=1e-6, rtol=0)
+        torch.testing.assert_close(extractor.decode(tokens[0, 2]), scaled[2], atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("signal", ["intensity", "percent_change"])
+    def test_intensities_come_back_in_the_scans_own_unit(self, signal, scan, options):
+        extractor = extractor_with(Lossless(), volume_size=32, signal=signal)
+        run = extractor.tokenize(scan, **options)
+        intensities = extractor.decode(run.tokens, run.intensity_scale, run.mean_tokens)
+        original = open_run(scan, repetition_time=2, volume_size=32)
+        expected = torch.from_numpy(np.concatenate([volumes for _, volumes in original.blocks()]))
+        assert expected.max() == scan[0].max()
+        assert intensities.dtype == torch.float32
+        torch.testing.assert_close(intensities, expected, atol=0.01, rtol=1e-5)
+
+    def test_the_three_axes_are_averaged(self):
+        model = tiny_dc(4, 4)
+        extractor = extractor_with(model, volume_size=8)
+        volume = torch.rand(1, 8, 8, 8) * 2 - 1
+        decoded = extractor.decode(extractor.volumes_to_tokens(volume))
+        total = torch.zeros(8, 8, 8)
+        with torch.no_grad():
+            for place in range(8):
+                for axis in range(3):
+                    image = volume[0].select(axis, place).expand(1, 3, 8, 8)
+                    total.select(axis, place).add_(model.decode(model.encode(image).latent).sample[0].mean(0))
+        torch.testing.assert_close(decoded[0], (total / 3).clamp(-1, 1), atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("shape", [(2, 27, 3072), (512, 47), (1, 2, 511, 48)])
+    def test_tokens_of_another_geometry_are_refused_by_their_shapes(self, shape):
+        with pytest.raises(ValueError, match=r"512, 48") as caught:
+            small().decode(torch.zeros(shape))
+        assert str(shape) in str(caught.value)
+
+    def test_percent_change_without_its_mean_has_no_intensities(self, scan, options):
+        extractor = small(signal="percent_change")
+        run = extractor.tokenize(scan, **options)
+        assert extractor.decode(run.tokens).abs().max() <= 1
+        with pytest.raises(ValueError, match="mean_tokens"):
+            extractor.decode(run.tokens, run.intensity_scale)
+
+
+# --- saving, and the autoencoder's name
+
+
+@pytest.fixture
+def saved_autoencoder(tmp_path):
+    folder = tmp_path / "autoencoder"
+    tiny_dc(4, 4).save_pretrained(folder)
+    return folder
+
+
+class TestSaving:
+    def test_what_preprocessor_config_holds(self, saved_autoencoder, scan, options, tmp_path):
+        extractor = TabletFeatureExtractor(str(saved_autoencoder), signal="percent_change", volume_size=32)
+        extractor(scan, **options)
+        (file,) = extractor.save_pretrained(tmp_path / "saved")
+        recorded = json.loads(Path(file).read_text())
+        assert Path(file).name == "preprocessor_config.json"
+        assert recorded == {
+            "autoencoder": str(saved_autoencoder),
+            "autoencoder_revision": load_autoencoder(str(saved_autoencoder)).revision,
+            "autoencoder_subfolder": None,
+            "feature_extractor_type": "TabletFeatureExtractor",
+            "grid_size": 8,
+            "scaling": "max",
+            "signal": "percent_change",
+            "token_size": 48,
+            "volume_size": 32,
+        }
+        assert [entry.name for entry in (tmp_path / "saved").iterdir()] == ["preprocessor_config.json"]
+
+    @pytest.mark.parametrize("auto", [TabletFeatureExtractor, AutoFeatureExtractor])
+    def test_a_saved_extractor_comes_back_and_gives_the_same(self, auto, saved_autoencoder, scan, options, tmp_path):
+        extractor = TabletFeatureExtractor(str(saved_autoencoder), scaling="percentile", volume_size=32)
+        expected = extractor(scan, **options)["input_values"]
+        extractor.save_pretrained(tmp_path / "saved")
+        again = auto.from_pretrained(tmp_path / "saved")
+        assert type(again) is TabletFeatureExtractor
+        assert again.to_dict() == extractor.to_dict()
+        assert torch.equal(again(scan, **options)["input_values"], expected)
+
+    def test_other_weights_under_the_same_name_are_refused(self, saved_autoencoder, scan, options, tmp_path):
+        extractor = TabletFeatureExtractor(str(saved_autoencoder), volume_size=32)
+        extractor(scan, **options)
+        extractor.save_pretrained(tmp_path / "saved")
+        torch.manual_seed(1)
+        model = tiny_dc(4, 4)
+        nn.init.normal_(model.encoder.conv_out.weight)
+        model.save_pretrained(saved_autoencoder)
+        with pytest.raises(InputError, match=extractor.autoencoder_revision):
+            TabletFeatureExtractor.from_pretrained(tmp_path / "saved")(scan, **options)
+
+    def test_a_recorded_geometry_that_is_not_the_autoencoders_is_refused(self, saved_autoencoder, scan, options):
+        for record in ({"token_size": 96}, {"grid_size": 3}):
+            extractor = TabletFeatureExtractor(str(saved_autoencoder), volume_size=32, **record)
+            with pytest.raises(InputError, match=next(iter(record))):
+                extractor(scan, **options)
+
+    def test_a_volume_that_the_compression_does_not_divide_is_refused(self):
+        for model in (tiny_dc(4, 4), tiny_kl()):
+            with pytest.raises(InputError, match="volume_size"):
+                extractor_with(model, volume_size=30)
+
+    def test_a_path_is_kept_as_text(self, saved_autoencoder):
+        extractor = TabletFeatureExtractor(saved_autoencoder)
+        assert json.loads(extractor.to_json_string())["autoencoder"] == str(saved_autoencoder)
+
+    def test_nothing_is_loaded_until_it_is_needed(self):
+        extractor = TabletFeatureExtractor("nowhere/at-all")
+        assert extractor.to_dict()["autoencoder"] == "nowhere/at-all"
+        assert extractor.token_size is None
+
+    def test_an_injected_model_is_named_after_where_it_came_from(self, saved_autoencoder):
+        model = AutoencoderDC.from_pretrained(saved_autoencoder)
+        assert extractor_with(model, volume_size=32).autoencoder == str(saved_autoencoder)
+        assert extractor_with(tiny_tiny(), volume_size=32).autoencoder == "AutoencoderTiny"
+
+    @pytest.mark.parametrize("setting", [{"signal": "bold"}, {"scaling": "z-score"}])
+    def test_settings_that_do_not_exist(self, setting):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))} must be one of"):
+            TabletFeatureExtractor(**setting)
+
+
+# --- the shipped autoencoder on a real scan
+
+
+@needs_real_scan
+@pytest.mark.slow
+def test_a_real_scan_survives_the_shipped_autoencoder_and_no_random_one():
+    run = open_run(REAL_SCAN)
+    scaled = torch.from_numpy(next(run.scaled_blocks(block_frames=8))[1])
+    brain = torch.from_numpy(run.mask)
+
+    def fidelity(extractor, num_frames):
+        decoded = extractor.decode(extractor.tokenize(run, num_frames=num_frames).tokens)
+        original = scaled[:num_frames]
+        correlations = temporal_correlation(original, decoded, brain)
+        return psnr(original, decoded, peak=2, where=brain), float(correlations.median())
+
+    decibels, correlation = fidelity(TabletFeatureExtractor(), 8)
+    assert decibels >= 28.5
+    assert correlation >= 0.62
+
+    torch.manual_seed(0)
+    random = AutoencoderDC.from_config(load_autoencoder("natural-f32c32").model.config)
+    floor, no_correlation = fidelity(extractor_with(random), 3)
+    assert floor < decibels - 8
+    assert no_correlation < 0.2
