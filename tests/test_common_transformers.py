@@ -47,9 +47,9 @@ def run_suite(suite: Path, common_tests: Path) -> tuple[Counter, Counter, str]:
     return outcomes, reasons, result.stdout + result.stderr
 
 
-# A suite of another common test (feature extraction) is one more line here and one more file beside the first.
+# A suite of another common test is one more pair here and one more file beside the others.
 @pytest.mark.slow
-@pytest.mark.parametrize(("suite", "at_least"), [("tablet_suite.py", 95)])
+@pytest.mark.parametrize(("suite", "at_least"), [("tablet_suite.py", 95), ("feature_extraction_suite.py", 4)])
 def test_common_tests_of_transformers(suite, at_least, common_tests, capsys):
     outcomes, reasons, output = run_suite(SUITES / suite, common_tests)
 

@@ -1,0 +1,82 @@
+"""Measures of fidelity against loops in numpy."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tablet_hf.autoencoders.fidelity import psnr, reconstruct_volumes, temporal_correlation
+
+
+@pytest.fixture
+def frames():
+    generator = np.random.default_rng(0)
+    original = generator.uniform(-1, 1, (6, 4, 5, 3)).astype(np.float32)
+    estimate = (0.7 * original + 0.3 * generator.uniform(-1, 1, original.shape)).astype(np.float32)
+    mask = generator.uniform(size=original.shape[1:]) < 0.6
+    return original, estimate, mask
+
+
+def tensors(*arrays):
+    return [torch.from_numpy(array) for array in arrays]
+
+
+def test_psnr_is_that_of_the_loop(frames):
+    original, estimate, mask = frames
+    squared = [
+        (float(original[t, x, y, z]) - float(estimate[t, x, y, z])) ** 2
+        for t in range(6)
+        for x, y, z in np.argwhere(mask)
+    ]
+    reference, decoded, where = tensors(original, estimate, mask)
+    assert psnr(reference, decoded, 2, where) == pytest.approx(10 * np.log10(4 / np.mean(squared)), abs=1e-9)
+    everywhere = 10 * np.log10(1 / np.mean((original.astype(float) - estimate) ** 2))
+    assert psnr(reference, decoded, 1) == pytest.approx(everywhere, abs=1e-9)
+
+
+def test_psnr_of_a_known_error():
+    assert psnr(torch.zeros(10), torch.full((10,), 0.2), peak=2) == pytest.approx(20, abs=1e-5)
+
+
+def test_temporal_correlation_is_numpys_voxel_by_voxel(frames):
+    original, estimate, mask = frames
+    expected = [np.corrcoef(original[:, x, y, z], estimate[:, x, y, z])[0, 1] for x, y, z in np.argwhere(mask)]
+    found = temporal_correlation(*tensors(original, estimate, mask))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_still_voxels_count_as_nothing_kept_and_are_left_out_where_nothing_moved(frames):
+    original, estimate, _ = (frame.copy() for frame in frames)
+    estimate[:, 0, 0, 0] = 0.5  # moved, and was held still
+    original[:, 1, 1, 1] = 0.5  # never moved
+    mask = np.zeros(original.shape[1:], dtype=bool)
+    mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = True
+    found = temporal_correlation(*tensors(original, estimate, mask))
+    assert found[0] == 0
+    assert found[1] == pytest.approx(np.corrcoef(original[:, 2, 2, 2], estimate[:, 2, 2, 2])[0, 1], abs=1e-6)
+    assert len(found) == 2
+
+
+def test_a_large_offset_does_not_blur_the_correlation():
+    signal = torch.sin(torch.arange(20.0))[:, None, None, None]
+    found = temporal_correlation(signal + 1000, signal * 0.01 - 1000, torch.ones(1, 1, 1, dtype=torch.bool))
+    assert found.item() == pytest.approx(1, abs=1e-3)
+
+
+def test_volumes_are_the_mean_of_three_axes_of_slices():
+    volumes = torch.rand(2, 6, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def blur(images):
+        assert images.shape[1:] == (3, 6, 6)
+        return F.avg_pool2d(images, 3, 1, 1)
+
+    expected = np.zeros(volumes.shape)
+    for t in range(2):
+        for axis in range(3):
+            for place in range(6):
+                image = volumes[t].select(axis, place)[None, None].expand(1, 3, 6, 6)
+                index = [slice(None)] * 3
+                index[axis] = place
+                expected[(t, *index)] += blur(image)[0].mean(0).numpy() / 3
+    np.testing.assert_allclose(reconstruct_volumes(volumes, blur), expected, atol=1e-6)
+    torch.testing.assert_close(reconstruct_volumes(volumes, lambda images: images), volumes)

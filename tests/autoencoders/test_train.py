@@ -1,0 +1,206 @@
+"""What the network is shown, that it learns, and what the script leaves behind."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderDC
+from PIL import Image
+from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
+
+from tablet_hf.autoencoders import load_autoencoder, train
+from tablet_hf.autoencoders.train import FINISHING, Photographs, Recipe, TrainingViews, photograph_psnr, training_loss
+
+TINY = {
+    "latent_channels": 16,
+    "attention_head_dim": 4,
+    "encoder_block_types": "ResBlock",
+    "decoder_block_types": "ResBlock",
+    "encoder_block_out_channels": (8, 16, 16),
+    "decoder_block_out_channels": (8, 16, 16),
+    "encoder_layers_per_block": (0, 1, 1),
+    "decoder_layers_per_block": (0, 1, 1),
+    "encoder_qkv_multiscales": ((),) * 3,
+    "decoder_qkv_multiscales": ((),) * 3,
+    "upsample_block_type": "interpolate",
+}
+RECIPE = replace(Recipe(), batch_size=8, warmup_steps=5, average_decay=0.9)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Ten smooth images, three of them held out, of different sizes."""
+    folder = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        pixels = gaussian_filter(generator.standard_normal((100 + 3 * number, 128, 3)), (6, 6, 0))
+        pixels = np.clip(128 + 100 * pixels / pixels.std(), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{'held_out' if number < 3 else 'train'}_{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(folder):
+    return Photographs(sorted(folder.glob("train*")), "cpu")
+
+
+@pytest.fixture(scope="module")
+def held_out(folder):
+    return Photographs(sorted(folder.glob("held_out*")), "cpu")
+
+
+class TestPhotographs:
+    def test_crops_at_their_own_scale_are_exact_pixels(self, folder):
+        files = sorted(folder.iterdir())
+        photographs = Photographs(files, "cpu")
+        index = torch.tensor([0, 4, 9])
+        corner = torch.tensor([[0, 0], [3, 17], [31, 32]])
+        crops = photographs.crop(index, corner, torch.full((3,), 96.0))
+        for crop, number, (row, column) in zip(crops, index, corner, strict=True):
+            pixels = np.asarray(Image.open(files[number]))[row : row + 96, column : column + 96]
+            np.testing.assert_allclose(crop.permute(1, 2, 0), pixels / 127.5 - 1, atol=1e-4)
+
+    def test_a_magnified_crop_lies_between_its_pixels(self, folder):
+        files = sorted(folder.iterdir())
+        crop = Photographs(files, "cpu").crop(torch.tensor([5]), torch.tensor([[20, 30]]), torch.tensor([48.0]))[0]
+        pixels = np.asarray(Image.open(files[5]))[20:68, 30:78] / 127.5 - 1
+        averaged = crop.permute(1, 2, 0).reshape(48, 2, 48, 2, 3).mean((1, 3))
+        np.testing.assert_allclose(averaged[1:-1, 1:-1], pixels[1:-1, 1:-1], atol=0.1)
+
+    def test_centre_crops_are_the_middle(self, held_out, folder):
+        crops = held_out.centre_crops()
+        for crop, file in zip(crops, sorted(folder.glob("held_out*")), strict=True):
+            pixels = np.asarray(Image.open(file))
+            row, column = (pixels.shape[0] - 96) // 2, (pixels.shape[1] - 96) // 2
+            expected = pixels[row : row + 96, column : column + 96] / 127.5 - 1
+            np.testing.assert_allclose(crop.permute(1, 2, 0), expected, atol=1e-4)
+
+    def test_none_and_too_small(self, tmp_path):
+        with pytest.raises(ValueError, match="no photographs"):
+            Photographs([], "cpu")
+        Image.new("RGB", (95, 200)).save(tmp_path / "small.png")
+        with pytest.raises(ValueError, match=r"small\.png.*at least 96"):
+            Photographs([tmp_path / "small.png"], "cpu")
+
+
+class TestViews:
+    @pytest.mark.parametrize("recipe", [Recipe(), FINISHING], ids=["first", "finishing"])
+    def test_images_with_and_without_overlay_stay_in_range(self, photographs, recipe):
+        views = TrainingViews(photographs, replace(recipe, batch_size=64))
+        images, overlays = views.draw()
+        assert images.shape == overlays.shape == (64, 3, 96, 96)
+        for shown in (images, images + overlays):
+            assert shown.min() >= -1 - 1e-6
+            assert shown.max() <= 1 + 1e-6
+        faintest, strongest = recipe.overlay_strengths
+        assert overlays.abs().max() <= 2 * strongest
+        typical = overlays.square().mean((1, 2, 3)).sqrt().median()
+        assert faintest / 10 < typical < strongest
+
+    def test_silhouettes_stand_on_an_empty_background_that_overlays_leave_alone(self, photographs):
+        recipe = replace(Recipe(), batch_size=64, silhouette_share=1.0)
+        images, overlays = TrainingViews(photographs, recipe).draw()
+        on_background = [image for image in images if (image[:, 0, 0] == -1).all()]
+        on_zero = [image for image in images if (image[:, 0, 0] == 0).all()]
+        assert len(on_background) > 2 * len(on_zero) > 0
+        for image, overlay in zip(images, overlays, strict=True):
+            corner = image[0, 0, 0]
+            if corner in (-1, 0):
+                assert not overlay[:, 0, 0].any()
+
+    def test_shares_of_grey_images(self, photographs):
+        for share, expected in ((0.0, 0), (1.0, 64)):
+            images, _ = TrainingViews(photographs, replace(Recipe(), batch_size=64, grey_share=share)).draw()
+            grey = (images - images.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-6
+            assert grey.sum() == expected
+
+    def test_a_seed_gives_the_same_views_again(self, photographs):
+        first, second = (TrainingViews(photographs, RECIPE).draw() for _ in range(2))
+        assert torch.equal(first[0], second[0])
+        assert torch.equal(first[1], second[1])
+        other = TrainingViews(photographs, replace(RECIPE, seed=5)).draw()
+        assert not torch.equal(first[0], other[0])
+
+
+class TestLoss:
+    def test_a_perfect_autoencoder_has_none_of_the_three_errors(self, photographs):
+        images, overlays = TrainingViews(photographs, RECIPE).draw()
+        losses = training_loss(lambda shown: Sample(shown), images, overlays, RECIPE)
+        assert all(value == pytest.approx(0, abs=1e-6) for value in losses.values())
+
+    def test_the_difference_is_measured_by_its_own_power(self, photographs):
+        images, overlays = TrainingViews(photographs, RECIPE).draw()
+        overlays = overlays + 0.05  # none is empty
+        count = len(images)
+        half = lambda shown: Sample(torch.cat([shown[:count], shown[:count] + overlays / 2]))  # noqa: E731
+        for factor in (1, 0.3):
+            overlays = overlays * factor
+            losses = training_loss(half, images, overlays, RECIPE)
+            assert losses["difference"].item() == pytest.approx(0.25, rel=1e-4)
+
+
+class Sample:
+    def __init__(self, sample):
+        self.sample = sample
+
+
+class TestTraining:
+    def test_a_few_seconds_make_images_come_back_better(self, photographs, held_out):
+        torch.manual_seed(RECIPE.seed)
+        images = held_out.centre_crops()
+        before = photograph_psnr(AutoencoderDC(**TINY), images)
+        trained = train.train(photographs, held_out, 4, RECIPE, compiled=False, architecture=TINY)
+        after = photograph_psnr(trained, images)
+        assert after["colour"] > before["colour"] + 2
+        assert after["grey"] > before["grey"] + 2
+        assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
+
+    def test_it_can_start_from_weights_and_leaves_those_alone(self, photographs, held_out):
+        torch.manual_seed(3)
+        start = AutoencoderDC(**TINY).requires_grad_(False)
+        weights = {name: weight.clone() for name, weight in start.state_dict().items()}
+        recipe = replace(RECIPE, learning_rate=0.0)
+        trained = train.train(photographs, held_out, 0.1, recipe, compiled=False, start=start)
+        for name, weight in trained.state_dict().items():
+            torch.testing.assert_close(weight, weights[name])
+        trained = train.train(photographs, held_out, 0.1, RECIPE, compiled=False, start=start)
+        assert any(not torch.equal(weight, weights[name]) for name, weight in trained.state_dict().items())
+        assert all(torch.equal(weight, weights[name]) for name, weight in start.state_dict().items())
+
+    def test_gradients_that_stay_infinite_end_it(self, photographs, held_out, monkeypatch):
+        def broken(autoencoder, images, overlays, recipe):
+            losses = training_loss(autoencoder, images, overlays, recipe)
+            return losses | {"loss": losses["loss"] * float("inf")}
+
+        monkeypatch.setattr(train, "training_loss", broken)
+        with pytest.raises(FloatingPointError, match="not finite"):
+            train.train(photographs, held_out, 60, replace(RECIPE, batch_size=1), compiled=False, architecture=TINY)
+
+    def test_psnr_of_photographs_is_the_mean_over_images(self, held_out):
+        images = held_out.centre_crops()
+        dim = lambda shown: Sample(shown * 0.9)  # noqa: E731
+        squared = (images * 0.1).double().square().mean((1, 2, 3))
+        expected = (10 * torch.log10(4 / squared)).mean().item()
+        assert photograph_psnr(dim, images)["colour"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_script_leaves_half_precision_weights_and_a_record(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "ARCHITECTURE", TINY)
+    settings = {"device": "cpu", "batch_size": 4, "compiled": False}
+    train.main(folder, tmp_path / "out", minutes=0.01, finish_minutes=0.01, start_from=None, **settings)
+    weights = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (record["training_photographs"], record["held_out_photographs"]) == (7, 3)
+    assert [stage["minutes"] for stage in record["stages"]] == [0.01, 0.01]
+    assert record["stages"][1]["recipe"]["batch_size"] == 4
+    assert record["stages"][1]["recipe"]["native_scale_share"] == FINISHING.native_scale_share
+    assert load_autoencoder(str(tmp_path / "out")).encode(torch.zeros(1, 96, 96)).shape == (1, 16, 24, 24)
+
+    train.main(folder, tmp_path / "next", minutes=0, finish_minutes=0.01, start_from=tmp_path / "out", **settings)
+    record = json.loads((tmp_path / "next" / "training.json").read_text())
+    assert len(record["stages"]) == 3
