@@ -138,7 +138,7 @@ def main() -> None:
     scores = np.array([predictor(path).scores[arguments.positive] for path in held_out.tokens])
 
     regions = power_regions(people.scan.iloc[0])
-    baseline = linear_classifier(arguments.seed)
+    baseline = linear_classifier(seed=arguments.seed)
     baseline.fit(connectivity_features(region_time_courses(train.scan, regions)), train.y)
     baseline_scores = baseline.predict_proba(connectivity_features(region_time_courses(held_out.scan, regions)))[:, 1]
 
