@@ -1,0 +1,1 @@
+"""Pictures of what the package does to scans, and pages that hold them."""
