@@ -58,7 +58,7 @@ def test_a_difference_in_dynamics_is_learnt_and_reported_as_it_is(tmp_path):
         tokens[..., :8] += course
         tokens[..., 8:16] += course if label == 0 else -course
         runs.append(make_run(tokens))
-    settings = FinetuneSettings(epochs=30)
+    settings = FinetuneSettings(epochs=30, learning_rate=1e-3)
     steps = []
     found = finetune(
         small_config(EXTRACTOR, ("together", "apart"), settings),
