@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoFeatureExtractor, BatchFeature
 
@@ -19,6 +23,7 @@ from tablet_hf import InputError, TabletFeatureExtractor
 from tablet_hf.autoencoders import load_autoencoder
 from tablet_hf.autoencoders.fidelity import psnr, temporal_correlation
 from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, SLICES_AT_ONCE
+from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
 from tablet_hf.volumes import open_run
 
 REAL_SCAN = (
@@ -629,3 +634,25 @@ def test_a_real_scan_survives_the_shipped_autoencoder_and_no_random_one():
     floor, no_correlation = fidelity(extractor_with(random), 3)
     assert floor < decibels - 8
     assert no_correlation < 0.2
+
+
+def test_the_files_work_as_custom_code_from_the_hub(tmp_path, make_scan, monkeypatch):
+    """A process that does not import tablet_hf tokenizes with what `save_pretrained` wrote."""
+    monkeypatch.setattr(TabletFeatureExtractor, "_auto_class", None)
+    TabletFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
+    scan = make_scan(tmp_path / "sub-01_bold.nii.gz", frames=1)
+    extractor = TabletFeatureExtractor(str(SHIPPED_WEIGHTS / "natural-f32c32"))
+    expected = extractor(scan)["input_values"]
+    extractor.save_pretrained(tmp_path / "extractor")
+    without_the_package = f"""
+import sys
+from safetensors.torch import save_file
+from transformers import AutoFeatureExtractor
+extractor = AutoFeatureExtractor.from_pretrained({str(tmp_path / "extractor")!r}, trust_remote_code=True)
+tokens = extractor({str(scan)!r})["input_values"]
+save_file({{"tokens": tokens}}, {str(tmp_path / "tokens.safetensors")!r})
+assert "tablet_hf" not in sys.modules
+"""
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([sys.executable, "-c", without_the_package], check=True, env=environment)
+    torch.testing.assert_close(load_file(tmp_path / "tokens.safetensors")["tokens"], expected)

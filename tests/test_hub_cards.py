@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tablet_hf.autoencoders import load_autoencoder, shipped_autoencoders
-from tablet_hf.autoencoders.loading import SHIPPED_WEIGHTS
+from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
 
 REPOSITORY = Path(__file__).parents[1]
 CARDS = REPOSITORY / "hub_cards"

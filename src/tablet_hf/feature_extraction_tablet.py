@@ -15,6 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import logging
 
 from .errors import InputError
+from .slice_autoencoder import SliceAutoencoder, load_autoencoder
 from .tokens import latents_to_tokens, slices_to_volumes, tokens_to_latents, volumes_to_slices
 from .volumes import BoldRun, Scan, open_run, undo_percent_change, unscale_intensity
 
@@ -126,18 +127,14 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
     @property
     def slice_autoencoder(self):
-        """The frozen autoencoder, a `tablet_hf.autoencoders.SliceAutoencoder`; loaded at first use. Assign a diffusers
+        """The frozen autoencoder, a `SliceAutoencoder`; loaded at first use. Assign a diffusers
         model to inject one."""
         if self._slice_autoencoder is None:
-            from tablet_hf.autoencoders import load_autoencoder
-
             self._adopt(load_autoencoder(self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder))
         return self._slice_autoencoder
 
     @slice_autoencoder.setter
     def slice_autoencoder(self, model: Any) -> None:
-        from tablet_hf.autoencoders import SliceAutoencoder
-
         if not isinstance(model, SliceAutoencoder):
             model = SliceAutoencoder(model, name=str(model.config.get("_name_or_path") or type(model).__name__))
         self.token_size = self.grid_size = None

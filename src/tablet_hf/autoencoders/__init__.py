@@ -1,6 +1,6 @@
 """2D natural-image autoencoders: loading them by name, the one that ships, and how it was trained."""
 
-from tablet_hf.autoencoders.loading import (
+from tablet_hf.slice_autoencoder import (
     DEFAULT_AUTOENCODER,
     SliceAutoencoder,
     load_autoencoder,

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from tablet_hf.autoencoders import DEFAULT_AUTOENCODER, SliceAutoencoder, load_autoencoder, shipped_autoencoders
-from tablet_hf.autoencoders.loading import SHIPPED_WEIGHTS
 from tablet_hf.errors import InputError
+from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tablet_hf.errors import InputError
+from .errors import InputError
 
-SHIPPED_WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED_WEIGHTS = Path(__file__).parent / "autoencoders" / "weights"
 DEFAULT_AUTOENCODER = "natural-f32c32"
 
 
 def shipped_autoencoders() -> list[str]:
-    """The names of the autoencoders that come with the package."""
-    return sorted(folder.name for folder in SHIPPED_WEIGHTS.iterdir() if folder.is_dir())
+    """The names of the autoencoders that come with the package; none where this file is custom code from the Hub."""
+    return sorted(config.parent.name for config in SHIPPED_WEIGHTS.glob("*/config.json"))
 
 
 @dataclass
