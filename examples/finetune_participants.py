@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 
 from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.pipelines import ScanPredictor
-from tablet_hf.token_files import load_tokens, save_tokens, token_file_name
+from tablet_hf.token_files import load_tokens, read_record, save_tokens, token_file_name
 from tablet_hf.training.baselines import connectivity_features, linear_classifier, power_regions, region_time_courses
 from tablet_hf.training.metrics import binary_metrics
 
@@ -63,9 +63,10 @@ def tokenize(people: pd.DataFrame, extractor: TabletFeatureExtractor, folder: Pa
     files = []
     for number, (person, scan) in enumerate(zip(people.participant_id, people.scan, strict=True), 1):
         path = folder / f"{person}_{token_file_name(scan)}"
+        record = {**extractor.to_dict(), "source": {"path": str(scan)}}
         try:
-            if not path.exists():
-                save_tokens(extractor.tokenize(scan), {**extractor.to_dict(), "source": {"path": str(scan)}}, path)
+            if not (path.exists() and read_record(path) == record):
+                save_tokens(extractor.tokenize(scan), record, path)
             files.append(path)
             print(f"[{number}/{len(people)}] {path.name}", flush=True)
         except InputError as error:
@@ -90,11 +91,11 @@ def main() -> None:
     extractor = TabletFeatureExtractor(signal="percent_change")
     extractor.to(device, torch.float16 if device == "cuda" else torch.float32)
     people = find_people(arguments.derivatives, arguments.label, arguments.positive)
+    _ = extractor.slice_autoencoder  # loaded now, so that every record and the model's name its revision
     people = tokenize(people, extractor, arguments.out / "tokens")
     train, held_out = train_test_split(people, test_size=0.2, stratify=people.y, random_state=arguments.seed)
 
     counts = np.bincount(train.y, minlength=2)
-    _ = extractor.slice_autoencoder  # loaded even where all tokens were there, so that its revision is recorded
     config = TabletConfig(
         token_size=extractor.token_size,
         grid_size=extractor.grid_size,

@@ -329,3 +329,57 @@ def test_exit_codes_and_streams_of_the_real_command(tokens, model, tmp_path):
     assert len(result.stdout.splitlines()) == 2
     assert "missing.nii.gz" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+class TestPredictAgain:
+    """Started again, `predict` keeps what is still true and nothing else."""
+
+    def test_other_options_are_predicted_anew(self, model, tokens, tmp_path):
+        out = tmp_path / "predictions.csv"
+        assert tablet_hf("predict", model, tokens[0], "--out", out).exit_code == 0
+        assert rows_of(out)[0]["num_frames"] == "2"
+        assert tablet_hf("predict", model, tokens[0], "--out", out, "--num-frames", 1).exit_code == 0
+        assert rows_of(out)[0]["num_frames"] == "3"
+
+    def test_a_model_trained_again_is_asked_again(self, model, tokens, tmp_path):
+        out, copy = tmp_path / "predictions.csv", tmp_path / "model"
+        shutil.copytree(model, copy)
+        assert tablet_hf("predict", copy, tokens[0], "--out", out).exit_code == 0
+        before = rows_of(out)[0]["score_female"]
+        trained = TabletForSequenceClassification.from_pretrained(copy)
+        with torch.no_grad():
+            trained.classifier.bias += 1
+        trained.save_pretrained(copy)
+        assert tablet_hf("predict", copy, tokens[0], "--out", out).exit_code == 0
+        assert float(rows_of(out)[0]["score_female"]) > float(before)
+
+    def test_overwrite_leaves_other_rows(self, model, tokens, tmp_path):
+        out = tmp_path / "predictions.csv"
+        assert tablet_hf("predict", model, *tokens, "--out", out).exit_code == 0
+        assert tablet_hf("predict", model, tokens[0], "--out", out, "--overwrite").exit_code == 0
+        assert [row["scan"] for row in rows_of(out)] == [str(path) for path in tokens]
+
+    def test_no_bad_file_stops_the_others(self, model, tokens, tmp_path):
+        weights = tmp_path / "weights_tokens.safetensors"
+        shutil.copy(model / "model.safetensors", weights)
+        endless = tmp_path / f"{'x' * 300}.nii.gz"
+        out = tmp_path / "predictions.csv"
+        result = tablet_hf("predict", model, weights, endless, tokens[0], "--out", out)
+        assert result.exit_code == 2, result.output
+        assert [row["scan"] for row in rows_of(out)] == [str(tokens[0])]
+        assert "2 of 3 scans could not be used" in result.output
+
+
+def test_models_with_damaged_files(model, tokens, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model, damaged)
+    weights = (damaged / "model.safetensors").read_bytes()
+    (damaged / "model.safetensors").write_bytes(weights[:200])
+    assert tablet_hf("info", damaged).exit_code == 2
+    assert tablet_hf("predict", damaged, tokens[0]).exit_code == 2
+    (damaged / "model.safetensors").write_bytes(weights)
+    for text in ('{"autoencoder": "natural-f32c32", "signal": "foo"}', '{"feature_extractor_type": "Other"}', "{"):
+        (damaged / "preprocessor_config.json").write_text(text)
+        result = tablet_hf("predict", damaged, tokens[0])
+        assert result.exit_code == 2, (text, result.output)
+        assert "preprocessor_config.json" in result.output

@@ -646,6 +646,11 @@ def test_the_files_work_as_custom_code_from_the_hub(tmp_path, make_scan, monkeyp
     extractor.save_pretrained(tmp_path / "extractor")
     without_the_package = f"""
 import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] == "tablet_hf":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
 from safetensors.torch import save_file
 from transformers import AutoFeatureExtractor
 extractor = AutoFeatureExtractor.from_pretrained({str(tmp_path / "extractor")!r}, trust_remote_code=True)
@@ -656,3 +661,20 @@ assert "tablet_hf" not in sys.modules
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     subprocess.run([sys.executable, "-c", without_the_package], check=True, env=environment)
     torch.testing.assert_close(load_file(tmp_path / "tokens.safetensors")["tokens"], expected)
+
+
+def test_what_is_saved_unused_still_records_revision_and_geometry(tmp_path):
+    TabletFeatureExtractor().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["autoencoder_revision"].startswith("sha256:")
+    assert (saved["token_size"], saved["grid_size"]) == (3072, 3)
+
+
+def test_its_own_output_is_taken_back(make_scan, tmp_path):
+    scans = [make_scan(tmp_path / f"{number}_bold.nii.gz", frames=1) for number in (1, 2)]
+    extractor = TabletFeatureExtractor()
+    features = extractor(scans, repetition_time=np.array([0.7, 1.4]), return_tensors="np")
+    np.testing.assert_allclose(features["repetition_time"], [0.7, 1.4], rtol=1e-6)
+    again = extractor(scans, repetition_time=torch.tensor([0.7, 1.4]))
+    np.testing.assert_array_equal(again["input_values"], features["input_values"])
+    assert extractor.decode(features["input_values"]).shape == (2, 1, 96, 96, 96)

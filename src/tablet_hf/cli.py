@@ -6,6 +6,8 @@ Exit codes: 0, 2 for input that could not be used (what could be used was done),
 import csv
 import errno
 import functools
+import hashlib
+import json
 import logging
 import os
 import sys
@@ -96,8 +98,17 @@ def predict(
     """Predict with a fine-tuned model: a row for each scan."""
     for_one_scan("--mask", mask, scans)
     for_one_scan("--add-mean", add_mean, scans)
-    rows = {} if out is None or overwrite else finished_rows(out, model)
-    todo = [scan for scan in scans if str(scan) not in rows]
+    options = {
+        "num_frames": num_frames,
+        "mask": mask and str(mask),
+        "repetition_time": repetition_time,
+        "add_mean": add_mean and str(add_mean),
+        "space_check": space_check,
+    }
+    rows = {} if out is None else finished_rows(out, model)
+    requests = {scan: fingerprint([source_identity(scan), model_identity(model), options]) for scan in scans}
+    kept = {str(scan) for scan in scans if rows.get(str(scan), {}).get("request") == requests[scan] and not overwrite}
+    todo = [scan for scan in scans if str(scan) not in kept]
     if len(todo) < len(scans):
         messages.print(f"Already in {escape(str(out))} and kept: {len(scans) - len(todo)} of {len(scans)}.")
     if out is not None and not out.parent.is_dir():
@@ -105,8 +116,11 @@ def predict(
     failures: dict[Path, str] = {}
     if todo:
         from tablet_hf.pipelines import ScanPredictor
+        from tablet_hf.token_files import SUFFIX
 
         predictor = ScanPredictor.from_pretrained(model, choose_device(device), num_frames)
+        if not all(scan.name.endswith(SUFFIX) for scan in todo):
+            predictor.prepare()
 
         def predict_one(scan: Path, on_progress: Callable) -> None:
             result = predictor(scan, mask, repetition_time, add_mean, space_check, on_progress)
@@ -118,12 +132,13 @@ def predict(
                 "num_frames": result.num_frames,
                 "num_windows": result.num_windows,
                 "repetition_time": result.repetition_time,
+                "request": requests[scan],
             }
             if out is not None:
                 write_csv(rows.values(), out)
 
         failures = for_each_scan(todo, predict_one)
-    show_rows(rows[str(scan)] for scan in scans if str(scan) in rows)
+    show_rows(rows[str(scan)] for scan in scans if str(scan) in rows and scan not in failures)
     tell_and_leave(failures, len(scans), None if out is None or not rows else f"Written: {out}")
 
 
@@ -158,6 +173,8 @@ def tokenize(
 
     def tokenize_one(scan: Path, on_progress: Callable) -> None:
         path = out / token_file_name(scan)
+        if path in claimed and claimed[path].resolve() == scan.resolve():
+            return
         if path in claimed:
             raise InputError(
                 f"{scan}: {claimed[path]} has the same file name, and both would become {path}; tokenize them into "
@@ -192,7 +209,8 @@ def tokenize(
             on_progress=on_progress,
         )
         save_tokens(run, request, path)
-        output.print(f"{escape(str(path))}  {' x '.join(map(str, run.tokens.shape))}")
+        clipped = f", {100 * run.clipped_share:.2f}% clipped" if run.clipped_share else ""
+        output.print(f"{escape(str(path))}  {' x '.join(map(str, run.tokens.shape))}{clipped}")
 
     tell_and_leave(for_each_scan(scans, tokenize_one), len(scans), None)
 
@@ -299,7 +317,7 @@ def convert(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for cohort, model and pictures.")] = Path("tablet-demo"),
     seed: Annotated[int, typer.Option(help="Draws the cohort and the weights.")] = 0,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
 ) -> None:
     """Make a small cohort, tokenize it, fine-tune a small TABLeT on it, and show what it learnt. Needs no network."""
     from tablet_hf.demo import run_demo
@@ -371,9 +389,11 @@ def for_each_scan(scans: list[Path], work: Callable[[Path, Callable], None]) -> 
             task = progress.add_task(f"[{number}/{len(scans)}] {escape(scan.name[:48])}", total=None)
             try:
                 work(scan, lambda done, total, task=task: progress.update(task, completed=done, total=total))
-            except InputError as error:
-                failures[scan] = str(error)
-                messages.print(f"Skipped: {escape(str(error))}")
+            except (InputError, OSError) as error:
+                if isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename is None):
+                    raise
+                failures[scan] = str(error) if isinstance(error, InputError) else f"{scan}: {error.strerror}."
+                messages.print(f"Skipped: {escape(failures[scan])}")
             progress.remove_task(task)
     return failures
 
@@ -388,10 +408,22 @@ def tell_and_leave(failures: dict[Path, str], total: int, done: str | None) -> N
         raise typer.Exit(2)
 
 
+def fingerprint(request: Any) -> str:
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def model_identity(name: str) -> list[Any]:
+    """What tells that a model was trained again into the same folder; of a Hub id, its name."""
+    files = sorted(Path(name).glob("*.json")) + sorted(Path(name).glob("*.safetensors"))
+    return [name, *([path.name, path.stat().st_size, path.stat().st_mtime] for path in files)]
+
+
 def source_identity(scan: Path) -> dict[str, Any]:
-    if not scan.is_file():
-        raise InputError(f"{scan}: there is no such file.")
-    status = scan.stat()
+    """Path, size and time of a scan; of one that cannot be looked at, the path: reading it will tell why."""
+    try:
+        status = scan.stat()
+    except OSError:
+        return {"path": str(scan)}
     return {"path": str(scan.resolve()), "bytes": status.st_size, "modified": status.st_mtime}
 
 
@@ -436,7 +468,7 @@ def show_rows(rows: Iterable[dict[str, Any]]) -> None:
     rows = list(rows)
     if not rows:
         return
-    columns = [name for name in rows[0] if name != "model"]
+    columns = [name for name in rows[0] if name not in ("model", "request")]
     lines = [columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     for line in lines:

@@ -60,7 +60,7 @@ def describe_scan(
 
 def describe_model(name: str) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from transformers.utils import cached_file
 
     from tablet_hf import TabletConfig
@@ -77,8 +77,11 @@ def describe_model(name: str) -> dict[str, Any]:
         raise InputError(f"{name}: it is no scan, and no model could be read from there; {reason}") from error
     if config.model_type != "tablet":
         raise InputError(f"{name}: it is a model of type {config.model_type!r}, not a TABLeT.")
-    with safe_open(weights, framework="pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{weights}: it is not a whole safetensors file ({error}); fetch it again.") from error
     parameters = sum(map(math.prod, shapes))
     facts = {
         "model": name,
@@ -122,6 +125,7 @@ def describe_tokens(path: Path) -> dict[str, Any]:
         "shape": f"{' x '.join(map(str, run.tokens.shape))} float16",
         "frames": f"{run.frames[0]} to {run.frames[-1]}",
         "repetition time": f"{run.repetition_time:g} s",
-        "made from": record["source"]["path"],
+        "clipped": f"{100 * run.clipped_share:.2f}% of the brain's values",
+        "made from": record.get("source", {}).get("path", "not recorded"),
         "made by": json.dumps({name: value for name, value in record.items() if name not in ("source", "options")}),
     }

@@ -137,9 +137,14 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     def slice_autoencoder(self, model: Any) -> None:
         if not isinstance(model, SliceAutoencoder):
             model = SliceAutoencoder(model, name=str(model.config.get("_name_or_path") or type(model).__name__))
-        self.token_size = self.grid_size = None
-        self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder = model.name, None, None
-        self._adopt(model)
+        recorded = ("autoencoder", "autoencoder_revision", "autoencoder_subfolder", "token_size", "grid_size")
+        before = {name: getattr(self, name) for name in recorded}
+        vars(self).update(dict.fromkeys(recorded), autoencoder=model.name)
+        try:
+            self._adopt(model)
+        except InputError:
+            vars(self).update(before)
+            raise
 
     def _adopt(self, loaded) -> None:
         size = self.volume_size
@@ -348,7 +353,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         """Decode tokens to volumes: every slice of every axis, then the mean of the three volumes.
 
         Args:
-            tokens: (..., cells, features): a frame, frames, or a batch of runs of frames.
+            tokens: (..., cells, features), a tensor or a numpy array: a frame, frames, or a batch of runs of frames.
             intensity_scale: the intensity that stands for 1 (`TokenizedRun.intensity_scale`). With it the result is
                 in the scan's own unit, without it in [-1, 1] as the autoencoder sees it.
             mean_tokens: (1, cells, features) tokens of the run's mean volume, needed with `intensity_scale` under
@@ -361,6 +366,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             ValueError: tokens of another geometry, or no mean to add a change to.
         """
         encoder = self.slice_autoencoder
+        tokens = torch.as_tensor(tokens)
         if tuple(tokens.shape[-2:]) != (self.grid_size**3, self.token_size):
             raise ValueError(
                 f"Tokens of shape {tuple(tokens.shape)} do not fit {self.autoencoder}, whose frames have shape "
@@ -401,6 +407,15 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             logger.info(f"Out of memory: {self._slices_per_batch} slices at once from here on.")
 
     # --- saving
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Save preprocessor_config.json. The autoencoder is loaded first where it was not yet, so that its revision
+        and the geometry of its tokens are recorded; one that cannot be loaded here is recorded by name alone."""
+        try:
+            _ = self.slice_autoencoder
+        except InputError as error:
+            logger.warning(f"The revision of the autoencoder is not recorded: {error}")
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
     def from_config(cls, config: Any) -> "TabletFeatureExtractor":
@@ -466,13 +481,16 @@ def _is_one_scan(scans: Any) -> bool:
 
 
 def _one_each(values: Any, count: int, name: str) -> list:
-    if not isinstance(values, list):
-        if count > 1 and values is not None and not isinstance(values, int | float):
-            raise ValueError(f"{name}: give a list with one for each of the {count} scans.")
+    if name == "repetition_time" and not np.ndim(values):
         return [values] * count
-    if len(values) != count:
-        raise ValueError(f"{name}: {len(values)} were given for {count} scans.")
-    return values
+    if isinstance(values, list) or (count > 1 and isinstance(values, tuple)) or name == "repetition_time":
+        values = [float(value) for value in values] if name == "repetition_time" else list(values)
+        if len(values) != count:
+            raise ValueError(f"{name}: {len(values)} were given for {count} scans.")
+        return values
+    if count > 1 and values is not None:
+        raise ValueError(f"{name}: give a list with one for each of the {count} scans.")
+    return [values] * count
 
 
 __all__ = ["TabletFeatureExtractor", "TokenizedRun"]

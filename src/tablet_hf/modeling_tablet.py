@@ -621,6 +621,8 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
 
     # As in `TabletForMaskedTokenModeling`.
     accepts_loss_kwargs = False
+    # What pre-training leaves in a checkpoint that is fine-tuned.
+    _keys_to_ignore_on_load_unexpected = [r"mask_token", r"^decoder\."]  # noqa: RUF012  (the library's way)
 
     def __init__(self, config: TabletConfig):
         super().__init__(config)

@@ -112,6 +112,15 @@ class ScanPredictor:
             self._check_tokens(self.extractor.to_dict(), run.name)
         return self.predict_tokens(run)
 
+    def prepare(self) -> None:
+        """Load the autoencoder now and not with the first scan, so that what is wrong with it is told once.
+
+        Raises:
+            InputError: it cannot be loaded, or its tokens do not fit the model.
+        """
+        _ = self.extractor.slice_autoencoder
+        self._check_tokens(self.extractor.to_dict(), self.extractor.autoencoder)
+
     def _check_tokens(self, record: dict[str, Any], name: str) -> None:
         try:
             self.model.config.check_tokens_compatible(record)
@@ -211,8 +220,20 @@ def load_extractor(
         InputError: neither says how tokens are made.
     """
     try:
+        settings, _ = TabletFeatureExtractor.get_feature_extractor_dict(str(name), revision=revision)
+        if "autoencoder" not in settings:
+            raise InputError(
+                f"{name}: its preprocessor_config.json is not that of a TabletFeatureExtractor (it names no "
+                "autoencoder); save the one that made the model's tokens there."
+            )
         return TabletFeatureExtractor.from_pretrained(str(name), revision=revision)
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: its preprocessor_config.json cannot be used; {error}") from error
     except OSError as error:
+        if (Path(name) / "preprocessor_config.json").exists():
+            raise InputError(f"{name}: its preprocessor_config.json is no readable JSON file; save it again.") from error
         if model is None or model.config.autoencoder is None:
             raise InputError(
                 f"{name}: there is no preprocessor_config.json that says how its tokens are made; save the "

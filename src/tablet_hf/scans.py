@@ -459,8 +459,8 @@ def _header_repetition_time(header: Any, time_axis: int) -> tuple[float, str] | 
         unit = header.get_xyzt_units()[1]
     except (AttributeError, KeyError):  # another format, or a code outside the standard
         unit = "unknown"
-    # With time on the fifth axis writers differ over which of the two steps they fill in.
-    steps = [float(zooms[axis]) for axis in (time_axis, 3) if axis < len(zooms)]
+    # NIfTI keeps time on the fourth axis; some writers of a fifth one fill in its step instead.
+    steps = [float(zooms[axis]) for axis in (3, time_axis) if axis < len(zooms)]
     return max(steps, key=lambda step: math.isfinite(step) and step > 0), unit
 
 

@@ -113,9 +113,9 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise InputError(
-            f"{name}: no autoencoder could be loaded from this {'folder' if folder else 'Hub id'} ({reason}); give a "
-            f"shipped name ({', '.join(shipped_autoencoders())}), a folder with config.json and safetensors weights, "
-            "or a Hub id that this machine can reach or has cached."
+            f"{name}: no autoencoder could be loaded from this {'folder' if folder else 'Hub id'} ({reason}); give "
+            f"{_shipped_names()}, a folder with config.json and safetensors weights, or a Hub id that this machine "
+            "can reach or has cached."
         ) from error
     if missing := loaded["missing_keys"]:
         # diffusers would leave them random, with a warning.
@@ -132,6 +132,12 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
             "so use the same weights, or tokenize everything again."
         )
     return SliceAutoencoder(model, name, found)
+
+
+def _shipped_names() -> str:
+    if names := shipped_autoencoders():
+        return f"a shipped name ({', '.join(names)})"
+    return f"a name that ships with tablet-hf, such as {DEFAULT_AUTOENCODER}, after pip install tablet-hf"
 
 
 def _local_folder(name: str) -> Path | None:

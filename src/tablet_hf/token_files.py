@@ -61,15 +61,26 @@ def load_tokens(path: str | Path) -> tuple[TokenizedRun, dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file, not a dict)
         metadata = file.metadata()
-    run = TokenizedRun(
-        tokens=tensors["tokens"],
-        frames=tensors["frames"].numpy(),
-        repetition_time=json.loads(metadata["repetition_time"]),
-        intensity_scale=json.loads(metadata["intensity_scale"]),
-        mean_tokens=tensors.get("mean_tokens"),
-        clipped_share=json.loads(metadata["clipped_share"]),
-        name=str(path),
-    )
+    try:
+        run = TokenizedRun(
+            tokens=tensors["tokens"],
+            frames=tensors["frames"].numpy(),
+            repetition_time=json.loads(metadata["repetition_time"]),
+            intensity_scale=json.loads(metadata["intensity_scale"]),
+            mean_tokens=tensors.get("mean_tokens"),
+            clipped_share=json.loads(metadata["clipped_share"]),
+            name=str(path),
+        )
+        geometry = (record["grid_size"] ** 3, record["token_size"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path}: it lacks a part of what a file of tokens holds ({error}); tokenize again."
+        ) from error
+    if run.tokens.ndim != 3 or tuple(run.tokens.shape[1:]) != geometry:
+        raise InputError(
+            f"{path}: its tokens have the shape {tuple(run.tokens.shape)}, but its record speaks of frames of "
+            f"{geometry[0]} x {geometry[1]}; tokenize the scan again."
+        )
     return run, record
 
 
@@ -84,6 +95,6 @@ def read_record(path: str | Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: it is not a whole safetensors file ({error}); tokenize the scan again.") from error
-    if json.loads(metadata.get("format", "null")) != FORMAT:
+    if metadata.get("format") != json.dumps(FORMAT) or "record" not in metadata:
         raise InputError(f"{path}: it holds no tokens of a run; files of `tablet-hf tokenize` end in {SUFFIX}.")
     return json.loads(metadata["record"])
