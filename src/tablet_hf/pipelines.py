@@ -233,7 +233,7 @@ def load_extractor(
         raise InputError(f"{name}: its preprocessor_config.json cannot be used; {error}") from error
     except OSError as error:
         if (Path(name) / "preprocessor_config.json").exists():
-            raise InputError(f"{name}: its preprocessor_config.json is no readable JSON file; save it again.") from error
+            raise InputError(f"{name}: its preprocessor_config.json is not readable JSON; save it again.") from error
         if model is None or model.config.autoencoder is None:
             raise InputError(
                 f"{name}: there is no preprocessor_config.json that says how its tokens are made; save the "
