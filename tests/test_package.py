@@ -78,3 +78,7 @@ def test_imports_point_one_way(path):
 def test_python_files_name_no_path_of_a_machine():
     for path in [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("*.md")]:
         assert not re.search(r"/(?:home|root|Users)/\w", path.read_text()), path
+
+
+def test_the_readme_is_finished():
+    assert not re.search(r"\b[A-Z]+_[A-Z]+(?:_[A-Z]+)*\b(?<!OMP_NUM_THREADS)", (ROOT / "README.md").read_text())
