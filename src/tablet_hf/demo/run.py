@@ -122,9 +122,8 @@ def _tokenize(
     for person in people:
         path = folder / token_file_name(person.scan)
         state = person.scan.stat()
-        record = {
-            "extractor": extractor.to_dict(),
-            "scan": {"name": person.scan.name, "size": state.st_size, "modified_ns": state.st_mtime_ns},
+        record = extractor.to_dict() | {
+            "scan": {"name": person.scan.name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
         }
         if _holds(path, record):
             num_reused += 1
