@@ -99,7 +99,8 @@ class ScanPredictor:
         """
         if isinstance(scan, str | Path) and str(scan).endswith(SUFFIX):
             run, record = load_tokens(scan)
-            self._check_tokens(record, str(scan))
+            _, cells, token_size = run.tokens.shape
+            self._check_tokens(record | {"grid_size": round(cells ** (1 / 3)), "token_size": token_size}, str(scan))
         else:
             run = self.extractor.tokenize(
                 scan,

@@ -71,15 +71,14 @@ def load_tokens(path: str | Path) -> tuple[TokenizedRun, dict[str, Any]]:
             clipped_share=json.loads(metadata["clipped_share"]),
             name=str(path),
         )
-        geometry = (record["grid_size"] ** 3, record["token_size"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path}: it lacks a part of what a file of tokens holds ({error}); tokenize again."
         ) from error
-    if run.tokens.ndim != 3 or tuple(run.tokens.shape[1:]) != geometry:
+    if run.tokens.ndim != 3 or len(run.tokens) != len(run.frames):
         raise InputError(
-            f"{path}: its tokens have the shape {tuple(run.tokens.shape)}, but its record speaks of frames of "
-            f"{geometry[0]} x {geometry[1]}; tokenize the scan again."
+            f"{path}: its tokens have the shape {tuple(run.tokens.shape)}, not (frames, cells, features) of its "
+            f"{len(run.frames)} frames; tokenize the scan again."
         )
     return run, record
 
