@@ -9,9 +9,7 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import sys
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tablet_hf.errors import InputError
+from tablet_hf.files import written_whole
 
 app = typer.Typer(
     name="tablet-hf",
@@ -452,15 +451,10 @@ def finished_rows(path: Path, model: str) -> dict[str, dict[str, Any]]:
 def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def show_rows(rows: Iterable[dict[str, Any]]) -> None:

@@ -1,8 +1,6 @@
 """The tokens of one run in one safetensors file, with what they were made from."""
 
 import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TokenizedRun
+from tablet_hf.files import written_whole
 
 SUFFIX = "_tokens.safetensors"
 FORMAT = "tablet_hf tokens 1"
@@ -22,7 +21,7 @@ def token_file_name(scan: Path) -> str:
 
 
 def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
-    """Write tokens as float16, under a temporary name first, so that `path` never holds half a run.
+    """Write tokens as float16; `path` never holds half a run.
 
     Args:
         run: the tokens, (frames, cells, features).
@@ -41,12 +40,8 @@ def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
         "clipped_share": run.clipped_share,
         "record": record,
     }
-    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
-    try:
+    with written_whole(path) as unfinished:
         save_file(tensors, unfinished, metadata={name: json.dumps(value) for name, value in description.items()})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load_tokens(path: str | Path) -> tuple[TokenizedRun, dict[str, Any]]:

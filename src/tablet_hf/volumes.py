@@ -10,8 +10,6 @@ wrong with it) and a second one delivers the frames. The steps are told elsewher
 `brain.py` finds and checks the brain, `grid.py` moves frames, `intensities.py` scales them.
 """
 
-import os
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import numpy as np
 
 from .brain import Survey, check_mni_space, zero_where_not_finite
 from .errors import InputError
+from .files import written_whole
 from .grid import VOXEL_SIZE_MM, Resampling, grid_affine, way_to_grid
 from .intensities import (
     NUM_INTENSITY_BINS,
@@ -453,17 +452,13 @@ def save_nifti(image: Any, path: str | Path) -> Path:
         InputError: the name has another ending, or its folder is missing or not writable.
     """
     path = Path(path)
-    ending = next((ending for ending in (".nii.gz", ".nii") if path.name.endswith(ending)), None)
-    if ending is None:
+    if not path.name.endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: images are written as NIfTI; choose a name that ends in .nii.gz or .nii.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
-    unfinished = path.with_name(f".{path.name.removesuffix(ending)}-{uuid.uuid4().hex}{ending}")
     try:
-        image.to_file_map(image.filespec_to_file_map(unfinished))
-        os.replace(unfinished, path)
+        with written_whole(path) as unfinished:
+            image.to_file_map(image.filespec_to_file_map(unfinished))
     except PermissionError as error:
         raise InputError(f"{path}: the folder {path.parent} may not be written to; choose another.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path

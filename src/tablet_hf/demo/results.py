@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tablet_hf.demo.cohort import GROUPS, Person
+from tablet_hf.files import written_whole
 from tablet_hf.training.metrics import (
     accuracy_interval,
     accuracy_p_value,
@@ -181,4 +182,5 @@ def write_results(result: DemoResult, seed: int) -> None:
         },
         "seconds": result.seconds,
     }
-    (result.out / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with written_whole(result.out / "results.json") as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

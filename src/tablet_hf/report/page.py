@@ -1,11 +1,12 @@
 """One HTML file that holds everything it shows, so that it can be mailed, moved and opened without a network."""
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+
+from tablet_hf.files import written_whole
 
 __all__ = ["Picture", "Section", "Table", "write_page"]
 
@@ -55,9 +56,8 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         f"{body}\n</body>\n</html>\n"
     )
-    unfinished = path.with_name(f".{path.name}-unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
     return path
 
 
