@@ -23,7 +23,7 @@ from tablet_hf import InputError, TabletFeatureExtractor
 from tablet_hf.autoencoders import load_autoencoder
 from tablet_hf.autoencoders.fidelity import psnr, temporal_correlation
 from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, SLICES_AT_ONCE
-from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
+from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, SliceAutoencoder
 from tablet_hf.volumes import open_run
 
 REAL_SCAN = (
@@ -475,6 +475,45 @@ class TestEncoding:
             error = (tokens.float() - expected).norm() / expected.norm()
             assert 0 < error < 0.005
 
+    def test_to_takes_device_and_precision_in_any_order(self):
+        for arguments, keywords in [
+            (("meta", torch.float16), {}),
+            ((torch.float16, "meta"), {}),
+            ((torch.device("meta"),), {"dtype": torch.float16}),
+            ((), {"device": "meta", "dtype": torch.float16}),
+        ]:
+            extractor = TabletFeatureExtractor().to(*arguments, **keywords)
+            assert (extractor.device, extractor.dtype) == (torch.device("meta"), torch.float16)
+        assert TabletFeatureExtractor().to(torch.float16).to("meta").dtype == torch.float16
+        assert TabletFeatureExtractor().to("meta").to(torch.float16).device == torch.device("meta")
+
+    @pytest.mark.parametrize("arguments", [("cuda:99",), (torch.float16, "cuda:99"), ("cpu", torch.int8), ("float16",)])
+    @pytest.mark.parametrize("is_loaded", [False, True])
+    def test_what_cannot_be_leaves_the_extractor_as_it_was(self, is_loaded, arguments, scan, options):
+        extractor = small() if is_loaded else TabletFeatureExtractor(volume_size=32)
+        with pytest.raises((AssertionError, RuntimeError, TypeError)):
+            extractor.to(*arguments)
+        assert (extractor.device, extractor.dtype) == (torch.device("cpu"), torch.float32)
+        if not is_loaded:
+            extractor.slice_autoencoder = tiny_dc(4, 4)
+        torch.testing.assert_close(extractor(scan, **options), small()(scan, **options))
+
+    def test_weights_that_moved_before_one_did_not_are_brought_back(self, monkeypatch):
+        extractor = small()
+        move = SliceAutoencoder.to
+
+        def fail_half_way(self, device=None, dtype=None):
+            if dtype == torch.float16:
+                next(self.model.parameters()).data = next(self.model.parameters()).data.half()
+                raise torch.OutOfMemoryError("no room for the second")
+            return move(self, device, dtype)
+
+        monkeypatch.setattr(SliceAutoencoder, "to", fail_half_way)
+        with pytest.raises(torch.OutOfMemoryError):
+            extractor.to(torch.float16)
+        assert extractor.dtype == torch.float32
+        assert {weight.dtype for weight in extractor.slice_autoencoder.model.parameters()} == {torch.float32}
+
 
 # --- and back
 
@@ -518,6 +557,16 @@ class TestDecoding:
         with pytest.raises(ValueError, match=r"512, 48") as caught:
             small().decode(torch.zeros(shape))
         assert str(shape) in str(caught.value)
+
+    @pytest.mark.parametrize("signal", ["intensity", "percent_change"])
+    @pytest.mark.parametrize("leading", [(0,), (2, 0), (0, 3)])
+    def test_no_frames_are_no_volumes(self, signal, leading, scan, options):
+        extractor = small(signal=signal)
+        run = extractor.tokenize(scan, **options)
+        nothing = run.tokens.new_empty(*leading, *run.tokens.shape[1:])
+        for decoded in (extractor.decode(nothing), extractor.decode(nothing, run.intensity_scale, run.mean_tokens)):
+            assert decoded.shape == (*leading, 32, 32, 32)
+            assert decoded.dtype == torch.float32
 
     def test_percent_change_without_its_mean_has_no_intensities(self, scan, options):
         extractor = small(signal="percent_change")
