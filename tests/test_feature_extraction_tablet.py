@@ -561,7 +561,7 @@ class TestDecoding:
     @pytest.mark.parametrize("signal", ["intensity", "percent_change"])
     @pytest.mark.parametrize("leading", [(0,), (2, 0), (0, 3)])
     def test_no_frames_are_no_volumes(self, signal, leading, scan, options):
-        extractor = small(signal=signal)
+        extractor = extractor_with(tiny_kl(), volume_size=32, signal=signal)  # with attention, which wants a batch
         run = extractor.tokenize(scan, **options)
         nothing = run.tokens.new_empty(*leading, *run.tokens.shape[1:])
         for decoded in (extractor.decode(nothing), extractor.decode(nothing, run.intensity_scale, run.mean_tokens)):

@@ -392,7 +392,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             )
         if intensity_scale is not None and self.signal == "percent_change" and mean_tokens is None:
             raise ValueError("Tokens of percent change go back to intensities with the run's mean_tokens only.")
-        if not tokens.numel():  # convolutions do not take batches of nothing
+        if not tokens.numel():  # some autoencoders cannot attend to a batch of nothing
             return torch.empty(*tokens.shape[:-2], *(self.volume_size,) * 3)
         frames = tokens.reshape(-1, *tokens.shape[-2:])
         volumes = torch.cat([self._decode_frames(block, encoder) for block in frames.split(FRAMES_PER_BLOCK)])
