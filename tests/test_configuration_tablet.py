@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import logging as transformers_logging
 
 from tablet_hf.configuration_tablet import TabletConfig
+from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 
 
 @pytest.fixture
@@ -111,6 +112,18 @@ def test_tokens_made_otherwise_are_let_in_with_one_warning(warnings_of):
     (warning,) = warnings_of()
     assert "autoencoder 'lab/other' instead of 'lab/f32c32'" in warning
     assert "signal 'percent_change' instead of 'intensity'" in warning
+
+
+def test_an_autoencoder_in_a_subfolder_is_known_by_it(warnings_of):
+    config = TabletConfig(autoencoder="lab/pipeline", autoencoder_subfolder="vae", volume_size=96)
+
+    extractor = TabletFeatureExtractor.from_config(config)
+    assert extractor.autoencoder_subfolder == "vae"
+    config.check_tokens_compatible(extractor)
+    assert warnings_of() == []
+    config.check_tokens_compatible({"autoencoder": "lab/pipeline", "autoencoder_subfolder": "vae_1_0"})
+    (warning,) = warnings_of()
+    assert "autoencoder_subfolder 'vae_1_0' instead of 'vae'" in warning
 
 
 def test_what_is_not_recorded_is_not_compared(warnings_of):

@@ -73,8 +73,9 @@ class TabletConfig(PreTrainedConfig):
         num_frames (`int`, *optional*):
             Frames of the windows the model was trained on. Nothing in the model limits a run to them; prediction cuts
             a longer run into such windows.
-        autoencoder, autoencoder_revision, signal, scaling, volume_size (*optional*):
-            How the tokens the model was trained on were made; `None` where that is not known.
+        autoencoder, autoencoder_revision, autoencoder_subfolder, signal, scaling, volume_size (*optional*):
+            How the tokens the model was trained on were made, by the names of [`TabletFeatureExtractor`]; `None` where
+            that is not known.
 
     The classification head follows `problem_type`, which is never guessed:
 
@@ -139,6 +140,7 @@ class TabletConfig(PreTrainedConfig):
     num_frames: int | None = None
     autoencoder: str | None = None
     autoencoder_revision: str | None = None
+    autoencoder_subfolder: str | None = None
     signal: Literal["intensity", "percent_change"] | None = None
     scaling: Literal["max", "percentile"] | None = None
     volume_size: int | None = None
@@ -272,7 +274,9 @@ class TabletConfig(PreTrainedConfig):
                 f"These tokens do not fit this model: {', '.join(misfits)}; tokenize the scans with the autoencoder "
                 f"the model was trained with ({self.autoencoder or 'not recorded'}), or use a model made for them."
             )
-        surprises = differing("autoencoder", "autoencoder_revision", "signal", "scaling", "volume_size")
+        surprises = differing(
+            "autoencoder", "autoencoder_revision", "autoencoder_subfolder", "signal", "scaling", "volume_size"
+        )
         if surprises:
             logger.warning_once(
                 f"These tokens were not made as those the model was trained on: {', '.join(surprises)}. "

@@ -449,7 +449,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
                 "The model's configuration does not record which autoencoder made its tokens; save the "
                 "TabletFeatureExtractor that made them beside the model."
             )
-        names = ("autoencoder", "autoencoder_revision", "signal", "scaling", "volume_size", "token_size", "grid_size")
+        names = ("autoencoder", "autoencoder_revision", "autoencoder_subfolder", "signal", "scaling", "volume_size")
+        names += ("token_size", "grid_size")
         return cls(**{name: value for name in names if (value := getattr(config, name)) is not None})
 
     def to_dict(self) -> dict[str, Any]:
