@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tablet_hf.autoencoders.fidelity import psnr, reconstruct_volumes, temporal_correlation
+from tablet_hf.autoencoders.fidelity import RunningFidelity, psnr, reconstruct_volumes, temporal_correlation
 
 
 @pytest.fixture
@@ -61,6 +61,48 @@ def test_a_large_offset_does_not_blur_the_correlation():
     signal = torch.sin(torch.arange(20.0))[:, None, None, None]
     found = temporal_correlation(signal + 1000, signal * 0.01 - 1000, torch.ones(1, 1, 1, dtype=torch.bool))
     assert found.item() == pytest.approx(1, abs=1e-3)
+
+
+def in_blocks(reference, estimate, mask, sizes):
+    running = RunningFidelity(mask)
+    for pair in zip(reference.split(sizes), estimate.split(sizes), strict=True):
+        running.add(*(block.clone() for block in pair))
+    return running
+
+
+@pytest.mark.parametrize("sizes", [[6], [1] * 6, [2, 0, 3, 1]])
+@pytest.mark.parametrize("offset", [0, 10_000])
+def test_running_sums_are_those_of_the_whole_run(frames, sizes, offset):
+    original, estimate, mask = tensors(*frames)
+    original, estimate = original + offset, estimate + offset
+    original[:, 1, 1, 1] = offset + 0.1  # never moved
+    estimate[:, 2, 2, 2] = offset + 0.1  # held still
+    mask[1, 1, 1] = mask[2, 2, 2] = True
+    running = in_blocks(original, estimate, mask, sizes)
+    assert running.psnr(2) == pytest.approx(psnr(original, estimate, 2, mask), abs=1e-9)
+    expected = temporal_correlation(original, estimate, mask)
+    assert len(expected) == mask.sum() - 1
+    assert expected.eq(0).sum() == 1
+    torch.testing.assert_close(running.temporal_correlation(), expected, atol=1e-9, rtol=0)
+    assert running.temporal_correlation().eq(0).sum() == 1
+
+
+def test_running_sums_leave_the_frames_they_are_given_alone(frames):
+    original, estimate, mask = tensors(*frames)
+    mask[:] = True
+    running = RunningFidelity(mask)
+    running.add(original, estimate)
+    np.testing.assert_array_equal(original, frames[0])
+    original[:] = estimate[:] = 0
+    assert running.psnr(2) < 60
+    running.add(torch.from_numpy(frames[0]), torch.from_numpy(frames[1]))
+    assert running.temporal_correlation().median() > 0.5
+
+
+def test_running_psnr_of_what_came_back_whole():
+    running = RunningFidelity(torch.ones(1, 1, 1, dtype=torch.bool))
+    running.add(torch.ones(3, 1, 1, 1), torch.ones(3, 1, 1, 1))
+    assert running.psnr(1) == float("inf")
 
 
 def test_volumes_are_the_mean_of_three_axes_of_slices():

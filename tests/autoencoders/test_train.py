@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from tablet_hf.autoencoders import load_autoencoder, train
 from tablet_hf.autoencoders.train import (
+    FINISHING,
     Muon,
     Photographs,
     Recipe,
@@ -67,14 +68,16 @@ class TestPhotographs:
         photographs = Photographs(files, "cpu")
         index = torch.tensor([0, 4, 9])
         corner = torch.tensor([[0, 0], [3, 17], [31, 32]])
-        crops = photographs.crop(index, corner, torch.full((3,), 96.0))
+        crops = photographs.crop(index, corner, torch.full((3, 2), 96.0))
         for crop, number, (row, column) in zip(crops, index, corner, strict=True):
             pixels = np.asarray(Image.open(files[number]))[row : row + 96, column : column + 96]
             np.testing.assert_allclose(crop.permute(1, 2, 0), pixels / 127.5 - 1, atol=1e-4)
 
     def test_a_magnified_crop_lies_between_its_pixels(self, folder):
         files = sorted(folder.iterdir())
-        crop = Photographs(files, "cpu").crop(torch.tensor([5]), torch.tensor([[20, 30]]), torch.tensor([48.0]))[0]
+        crop = Photographs(files, "cpu").crop(
+            torch.tensor([5]), torch.tensor([[20, 30]]), torch.tensor([[48.0, 48.0]])
+        )[0]
         pixels = np.asarray(Image.open(files[5]))[20:68, 30:78] / 127.5 - 1
         averaged = crop.permute(1, 2, 0).reshape(48, 2, 48, 2, 3).mean((1, 3))
         np.testing.assert_allclose(averaged[1:-1, 1:-1], pixels[1:-1, 1:-1], atol=0.1)
@@ -96,9 +99,9 @@ class TestPhotographs:
 
 
 class TestViews:
-    def test_images_with_and_without_overlay_stay_in_range(self, photographs):
-        recipe = replace(Recipe(), batch_size=64)
-        views = TrainingViews(photographs, recipe)
+    @pytest.mark.parametrize("recipe", [Recipe(), FINISHING], ids=["first", "finishing"])
+    def test_images_with_and_without_overlay_stay_in_range(self, photographs, recipe):
+        views = TrainingViews(photographs, replace(recipe, batch_size=64))
         images, overlays = views.draw()
         assert images.shape == overlays.shape == (64, 3, 96, 96)
         for shown in (images, images + overlays):
@@ -119,6 +122,19 @@ class TestViews:
             corner = image[0, 0, 0]
             if corner in (-1, 0):
                 assert not overlay[:, 0, 0].any()
+
+    def test_cut_out_images_may_stand_on_another_photograph(self, photographs):
+        recipe = replace(Recipe(), batch_size=64, silhouette_share=1.0, filled_share=1.0)
+        images, _ = TrainingViews(photographs, recipe).draw()
+        assert not any((image[:, 0, 0] == -1).all() for image in images)
+
+    def test_recoloured_images_keep_their_shapes(self, photographs):
+        plain = replace(Recipe(), batch_size=64, grey_share=0, low_contrast_share=0, silhouette_share=0)
+        before, _ = TrainingViews(photographs, plain).draw()
+        after, _ = TrainingViews(photographs, replace(plain, recoloured_share=1.0)).draw()
+        for image, other in zip(before, after, strict=True):
+            correlation = torch.corrcoef(torch.cat([image, other]).flatten(1))[:3, 3:]
+            assert (correlation.max(0).values > 0.95).all()
 
     def test_shares_of_grey_images(self, photographs):
         for share, expected in ((0.0, 0), (1.0, 64)):
@@ -236,16 +252,17 @@ class TestTraining:
 def test_the_script_leaves_half_precision_weights_and_a_record(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "ARCHITECTURE", TINY)
     settings = {"device": "cpu", "batch_size": 4, "compiled": False}
-    train.main(folder, tmp_path / "out", minutes=0.01, start_from=None, learning_rate=1e-3, **settings)
+    train.main(folder, tmp_path / "out", minutes=0.01, finish_minutes=0.01, start_from=None, **settings)
     weights = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (record["training_photographs"], record["held_out_photographs"]) == (7, 3)
-    assert [stage["minutes"] for stage in record["stages"]] == [0.01]
-    assert record["stages"][0]["recipe"]["batch_size"] == 4
+    assert [stage["minutes"] for stage in record["stages"]] == [0.01, 0.01]
+    assert record["stages"][1]["recipe"]["batch_size"] == 4
+    assert record["stages"][1]["recipe"]["native_scale_share"] == FINISHING.native_scale_share
     assert load_autoencoder(str(tmp_path / "out")).encode(torch.zeros(1, 96, 96)).shape == (1, 16, 24, 24)
 
-    train.main(folder, tmp_path / "next", minutes=0.01, start_from=tmp_path / "out", learning_rate=1e-4, **settings)
+    train.main(folder, tmp_path / "next", minutes=0, finish_minutes=0.01, start_from=tmp_path / "out", **settings)
     record = json.loads((tmp_path / "next" / "training.json").read_text())
-    assert [stage["recipe"]["learning_rate"] for stage in record["stages"]] == [1e-3, 1e-4]
+    assert len(record["stages"]) == 3
     assert str(tmp_path) not in (tmp_path / "next" / "config.json").read_text()

@@ -1,4 +1,4 @@
-"""How much of an image, and of a signal over time, survives an autoencoder. Pure functions of tensors."""
+"""How much of an image, and of a signal over time, survives an autoencoder. Tensors in, numbers out."""
 
 from collections.abc import Callable
 
@@ -42,6 +42,53 @@ def temporal_correlation(reference: Tensor, estimate: Tensor, mask: Tensor) -> T
     norms = original.square().sum(0).sqrt() * decoded.square().sum(0).sqrt()
     covariances = (original * decoded).sum(0)
     return torch.where(norms > 0, covariances / norms.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+
+
+class RunningFidelity:
+    """`psnr` and `temporal_correlation` in a mask, of frames that come block by block: one pass, only sums are kept.
+
+    Args:
+        mask: (X, Y, Z) boolean.
+    """
+
+    def __init__(self, mask: Tensor):
+        self._mask = mask
+        self._num_frames = 0
+        self._squared_error = 0.0
+        self._first_frames: tuple[Tensor, Tensor] | None = None
+        # Of the reference, the estimate, their squares and their product: (5, voxels).
+        self._sums = torch.zeros(5, int(mask.sum()), dtype=torch.float64)
+
+    def add(self, reference: Tensor, estimate: Tensor) -> None:
+        """Take in the next frames, (n, X, Y, Z) each."""
+        original, decoded = (frames[:, self._mask].double() for frames in (reference, estimate))
+        if not len(original):
+            return
+        self._num_frames += len(original)
+        self._squared_error += float((original - decoded).square().sum())
+        # What is summed is the difference from the first frame: it is 0 where nothing moves, and small against the
+        # intensities elsewhere, so that the variance is no difference of two large sums.
+        if self._first_frames is None:
+            self._first_frames = original[0].clone(), decoded[0].clone()
+        original -= self._first_frames[0]
+        decoded -= self._first_frames[1]
+        products = (original, decoded, original.square(), decoded.square(), original * decoded)
+        self._sums += torch.stack([product.sum(0) for product in products])
+
+    def psnr(self, peak: float) -> float:
+        """See `psnr`."""
+        mean = torch.tensor(self._squared_error / (self._num_frames * self._sums.shape[1]), dtype=torch.float64)
+        return float(10 * torch.log10(peak**2 / mean))
+
+    def temporal_correlation(self) -> Tensor:
+        """See `temporal_correlation`; two frames are the fewest."""
+        original, decoded, original_squared, decoded_squared, product = self._sums
+        original_variation = (original_squared - original.square() / self._num_frames).clamp_min(0)
+        decoded_variation = (decoded_squared - decoded.square() / self._num_frames).clamp_min(0)
+        norms = original_variation.sqrt() * decoded_variation.sqrt()
+        covariances = product - original * decoded / self._num_frames
+        correlations = torch.where(norms > 0, covariances / norms.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+        return correlations[original_variation > 0]
 
 
 def reconstruct_volumes(volumes: Tensor, reconstruct: Reconstruct) -> Tensor:

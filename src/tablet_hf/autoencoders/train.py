@@ -1,6 +1,6 @@
 """Trains the autoencoder that ships with the package, on natural photographs and nothing else.
 
-    python -m tablet_hf.autoencoders.train PHOTOGRAPHS OUT [--minutes 8]
+    python -m tablet_hf.autoencoders.train PHOTOGRAPHS OUT [--minutes 8.1] [--finish-minutes 8.1]
 
 PHOTOGRAPHS is a folder of images whose shorter side is at least 96 pixels; files named `held_out*` are never trained
 on, only measured. No brain is ever shown to it, which is the claim of arXiv:2604.03619: an autoencoder of natural
@@ -15,8 +15,9 @@ The network is diffusers' `AutoencoderDC`. Two things make a small one useful fo
   laid over it, and is asked for the *difference* of the two as well as for the images.
 
 Most views are photographs as they are, and errors are also counted in decibels, so that fidelity to photographs is not
-given away for the rest. Convolutions are trained with `Muon`: in 1,300 steps it came as far as AdamW in fifteen
-thousand.
+given away for the rest. A second stage alters the photographs more (colours, proportions, two in one), because after
+the first one those trained on came back 0.7 dB better than held-out ones. Convolutions are trained with `Muon`: in
+1,300 steps it came as far as AdamW in fifteen thousand.
 """
 
 import json
@@ -57,13 +58,14 @@ ARCHITECTURE = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights are trained; the defaults made the shipped ones.
+    """How one stage trains; the defaults are the shipped weights' first stage, `FINISHING` their second.
 
     `learning_rate` is that of the convolutions under `Muon`, `other_learning_rate` that of everything else under AdamW.
     `pair_share` of a batch is also seen with its overlay; `difference_weight` weighs the error of that change, relative
     to the change's own power, against the image errors. Overlay strengths are factors on a photograph in [-1, 1]; the
     BOLD signal of a run scaled by its maximum has a standard deviation of about 0.01 on that scale, and the step of
-    bfloat16 arithmetic sets the lower bound.
+    bfloat16 arithmetic sets the lower bound. `stretch` is the largest factor between the sides of a crop, and
+    `filled_share` how many of the cut-out images stand on another photograph.
     """
 
     batch_size: int = 256
@@ -78,10 +80,27 @@ class Recipe:
     overlay_strengths: tuple[float, float] = (0.05, 0.3)
     native_scale_share: float = 0.7
     smallest_crop: int = 48
+    stretch: float = 1.0
     grey_share: float = 0.3
+    recoloured_share: float = 0.0
     low_contrast_share: float = 0.15
     silhouette_share: float = 0.25
+    filled_share: float = 0.0
     seed: int = 0
+
+
+FINISHING = Recipe(
+    batch_size=384,
+    learning_rate=2e-3,
+    weight_decay=0.2,
+    native_scale_share=0.5,
+    smallest_crop=64,
+    stretch=1.25,
+    recoloured_share=0.3,
+    silhouette_share=0.45,
+    filled_share=0.5,
+    seed=1,
+)
 
 
 class Photographs:
@@ -114,19 +133,19 @@ class Photographs:
         return len(self.pixels)
 
     def crop(self, index: Tensor, corner: Tensor, side: Tensor) -> Tensor:
-        """Square crops brought to 96 x 96 pixels by bilinear interpolation.
+        """Crops brought to 96 x 96 pixels by bilinear interpolation.
 
         Args:
             index: (N,) which photographs.
             corner: (N, 2) upper left corner, in pixels (row, column).
-            side: (N,) edge of the crop in pixels.
+            side: (N, 2) edges of the crop in pixels.
 
         Returns:
             (N, 3, 96, 96) float32 in [-1, 1].
         """
         extent = torch.tensor(self.pixels.shape[-2:], device=self.pixels.device)
         steps = (torch.arange(IMAGE_SIZE, device=self.pixels.device) + 0.5) / IMAGE_SIZE
-        centres = corner[:, :, None] + side[:, None, None] * steps
+        centres = corner[:, :, None] + side[:, :, None] * steps
         rows, columns = (2 * centres / extent[:, None] - 1).unbind(1)
         grid = torch.stack(
             [columns[:, None, :].expand(-1, IMAGE_SIZE, -1), rows[:, :, None].expand(-1, -1, IMAGE_SIZE)], -1
@@ -139,7 +158,7 @@ class Photographs:
         return self.crop(
             torch.arange(len(self), device=corner.device),
             corner,
-            torch.full((len(self),), IMAGE_SIZE, device=corner.device),
+            torch.full((len(self), 2), IMAGE_SIZE, device=corner.device),
         )
 
 
@@ -166,7 +185,8 @@ class TrainingViews:
         overlays = (overlays - overlays.mean((2, 3), keepdim=True)) * strength * inside
         # An empty surrounding is either the background of an intensity frame or the zero of a frame of changes.
         surround = torch.where(self.uniform(len(images), 1, 1, 1) < 0.75, BACKGROUND, 0.0)
-        images = torch.where(inside, images, surround)
+        filled = self.uniform(len(images), 1, 1, 1) < self.recipe.filled_share
+        images = torch.where(inside, images, torch.where(filled, images.roll(1, 0), surround))
         overlays = (images + overlays).clamp(-1, 1) - images
         return images, overlays
 
@@ -175,15 +195,22 @@ class TrainingViews:
         index = torch.randint(len(photographs), (count,), generator=self.generator, device=self.device)
         shorter = photographs.sizes[index].amin(1)
         magnified = recipe.smallest_crop * (shorter / recipe.smallest_crop) ** self.uniform(count)
-        native = self.uniform(count) < recipe.native_scale_share
-        side = torch.where(native, float(IMAGE_SIZE), magnified)
-        room = photographs.sizes[index] - side[:, None]
+        native = (self.uniform(count) < recipe.native_scale_share)[:, None]
+        narrower = torch.stack([self.uniform(count, low=1 / recipe.stretch), torch.ones_like(magnified)], 1)
+        swapped = self.uniform(count, 1) < 0.5
+        narrower = torch.where(swapped, narrower.flip(1), narrower)
+        side = torch.where(native, float(IMAGE_SIZE), magnified[:, None] * narrower)
+        room = photographs.sizes[index] - side
         corner = room * self.uniform(count, 2)
-        corner = torch.where(native[:, None], corner.round(), corner)
+        corner = torch.where(native, corner.round(), corner)
         views = photographs.crop(index, corner, side)
         views = torch.where(self.uniform(count, 1, 1, 1) < 0.5, views.flip(3), views)
         views = torch.where(self.uniform(count, 1, 1, 1) < 0.5, views.transpose(2, 3), views)
         views = torch.where(self.uniform(count, 1, 1, 1) < 0.5, views.flip(2), views)
+        order = self.uniform(count, 3).argsort(1)[:, :, None, None].expand_as(views)
+        gains = self.uniform(count, 3, 1, 1, low=0.8, high=1.2)
+        recoloured = self.uniform(count, 1, 1, 1) < recipe.recoloured_share
+        views = torch.where(recoloured, (views.gather(1, order) * gains).clamp(-1, 1), views)
         grey = self.uniform(count, 1, 1, 1) < recipe.grey_share
         views = torch.where(grey, views.mean(1, keepdim=True), views)
         contrast = self.uniform(count, 1, 1, 1, low=math.log(0.1), high=math.log(1.2)).exp()
@@ -353,11 +380,11 @@ def train(
 def main(
     photographs: Annotated[Path, typer.Argument(help="Folder of natural photographs.")],
     out: Annotated[Path, typer.Argument(help="Folder for the weights (float16) and the training record.")],
-    minutes: Annotated[float, typer.Option(help="Time to train, without compilation.")] = 8.0,
-    start_from: Annotated[Path | None, typer.Option(help="Weights to go on from instead of random ones.")] = None,
-    learning_rate: Annotated[float, typer.Option(help="Of the convolutions.")] = Recipe.learning_rate,
+    minutes: Annotated[float, typer.Option(help="Time of the first stage, without compilation.")] = 8.1,
+    finish_minutes: Annotated[float, typer.Option(help="Time of the second stage.")] = 8.1,
+    start_from: Annotated[Path | None, typer.Option(help="Result of a first stage, which is then left out.")] = None,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = Recipe.batch_size,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step, in place of the recipe's.")] = None,
     compiled: Annotated[bool, typer.Option()] = True,
 ) -> None:
     """Train an autoencoder on natural photographs."""
@@ -375,22 +402,29 @@ def main(
         "held_out_photographs": len(measured),
         "stages": [],
     }
+    stages = [(minutes, Recipe()), (finish_minutes, FINISHING)]
     autoencoder = None
     if start_from is not None:
         autoencoder = AutoencoderDC.from_pretrained(start_from, torch_dtype=torch.float32)
         record["stages"] += json.loads((start_from / "training.json").read_text())["stages"]
-    recipe = replace(Recipe(), batch_size=batch_size, learning_rate=learning_rate)
-    autoencoder = train(training, measured, 60 * minutes, recipe, compiled=compiled, start=autoencoder)
-    figures = {
-        "held_out_psnr_db": photograph_psnr(autoencoder, measured.centre_crops()),
-        "training_psnr_db": photograph_psnr(autoencoder, training.centre_crops()[:: max(1, len(training) // 100)]),
-    }
-    record["stages"].append({"minutes": minutes, **figures, "recipe": asdict(recipe)})
+        stages = stages[1:]
+    for stage_minutes, recipe in stages:
+        if stage_minutes <= 0:
+            continue
+        recipe = replace(recipe, batch_size=batch_size or recipe.batch_size)
+        autoencoder = train(training, measured, 60 * stage_minutes, recipe, compiled=compiled, start=autoencoder)
+        figures = {
+            "held_out_psnr_db": photograph_psnr(autoencoder, measured.centre_crops()),
+            "training_psnr_db": photograph_psnr(autoencoder, training.centre_crops()[:: max(1, len(training) // 100)]),
+        }
+        record["stages"].append({"minutes": stage_minutes, **figures, "recipe": asdict(recipe)})
+    if autoencoder is None:
+        raise typer.BadParameter("no stage has any time.")
     # A path on the machine that trained is nobody's business.
     autoencoder.register_to_config(_name_or_path=None)
     autoencoder.half().save_pretrained(out)
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(figures)
+    print(record["stages"][-1]["held_out_psnr_db"])
 
 
 if __name__ == "__main__":
