@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+import weakref
 from pathlib import Path
 
 import nibabel as nib
@@ -30,6 +31,7 @@ from tablet_hf.volumes import (
     percent_change,
     save_nifti,
     scale_intensity,
+    stream_to_nifti,
     undo_percent_change,
     unscale_intensity,
     volumes_to_nifti,
@@ -860,6 +862,81 @@ class TestBackToNifti:
     def test_volumes_of_another_shape(self, shape):
         with pytest.raises(ValueError, match=r"\(frames, V, V, V\)"):
             volumes_to_nifti(np.zeros(shape), small_run())
+
+
+class TestStreaming:
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+    @pytest.mark.parametrize("sizes", [(6,), (1, 2, 3), (4, 0, 2)])
+    def test_the_file_is_that_of_the_whole_image(self, tmp_path, ending, sizes):
+        run = small_run()
+        volumes = all_volumes(run)
+        blocks = np.split(volumes, np.cumsum(sizes)[:-1])
+        path = tmp_path / f"streamed{ending}"
+        assert stream_to_nifti(iter(blocks), 6, run, path) == path
+        save_nifti(volumes_to_nifti(volumes, run), tmp_path / f"whole{ending}")
+        assert path.read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
+        np.testing.assert_array_equal(nib.load(path).get_fdata(), small_scan()[0])
+
+    def test_on_a_resampled_grid_and_with_seconds_of_its_own(self, tmp_path):
+        values, affine = small_scan()
+        run = small_run(scan=(values, affine @ np.diag([1.5, 1, 1, 1])))
+        assert run.is_resampled
+        volumes = all_volumes(run)
+        stream_to_nifti([volumes], 6, run, tmp_path / "streamed.nii", repetition_time=0.5)
+        save_nifti(volumes_to_nifti(volumes, run, 0.5), tmp_path / "whole.nii")
+        assert (tmp_path / "streamed.nii").read_bytes() == (tmp_path / "whole.nii").read_bytes()
+
+    def test_nifti_2_where_a_dimension_needs_it(self, tmp_path):
+        affine = FSL_AFFINE.copy()
+        affine[:3, 3] = 0, -18, 18
+        blocks = (np.full((4096, 1, 1, 1), number) for number in range(8))
+        scan = (np.ones((1, 1, 1, 1), np.float32), affine)
+        stream_to_nifti(blocks, 32_768, scan, tmp_path / "long.nii", repetition_time=1)
+        image = nib.load(tmp_path / "long.nii")
+        assert isinstance(image, nib.Nifti2Image)
+        np.testing.assert_array_equal(image.get_fdata().ravel(), np.repeat(np.arange(8), 4096))
+
+    @pytest.mark.parametrize("announced", [5, 7])
+    def test_another_number_of_volumes_than_announced(self, tmp_path, announced):
+        run = small_run()
+        (tmp_path / "a.nii").write_text("old")
+        with pytest.raises(ValueError, match="but 6 came"):
+            stream_to_nifti([all_volumes(run)], announced, run, tmp_path / "a.nii")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
+        assert (tmp_path / "a.nii").read_text() == "old"
+
+    def test_only_one_block_lives_at_a_time(self, tmp_path):
+        run, alive = small_run(), []
+
+        def blocks():
+            for _ in range(6):
+                block = np.ones((1, 48, 48, 48), np.float32)
+                alive.append(weakref.ref(block))
+                assert sum(reference() is not None for reference in alive) <= 2
+                yield block
+
+        stream_to_nifti(blocks(), 6, run, tmp_path / "a.nii.gz")
+        assert len(alive) == 6
+
+    def test_names_and_folders(self, tmp_path):
+        run = small_run()
+        assert "ends in .nii.gz" in refusal(stream_to_nifti, [], 1, run, tmp_path / "a.img")
+        assert "does not exist" in refusal(stream_to_nifti, [], 1, run, tmp_path / "none" / "a.nii")
+
+    def test_a_folder_that_may_not_be_written_to(self, tmp_path, monkeypatch):
+        def forbidden(source, destination):
+            raise PermissionError(13, "Permission denied", str(source))
+
+        monkeypatch.setattr("os.replace", forbidden)
+        run = small_run()
+        assert "may not be written to" in refusal(stream_to_nifti, [all_volumes(run)], 6, run, tmp_path / "a.nii")
+
+        def not_readable():
+            raise PermissionError(13, "Permission denied", "another file")
+            yield
+
+        with pytest.raises(PermissionError, match="another file"):
+            stream_to_nifti(not_readable(), 6, run, tmp_path / "a.nii")
 
 
 class TestSaving:

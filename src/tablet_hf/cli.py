@@ -233,10 +233,8 @@ def reconstruct(
     device: DeviceOption = "auto",
 ) -> None:
     """Encode a scan, decode it again, and say how much of it is left."""
-    import torch
-
-    from tablet_hf.autoencoders.fidelity import psnr, temporal_correlation
-    from tablet_hf.volumes import open_run, save_nifti, volumes_to_nifti
+    from tablet_hf.reconstruction import write_reconstruction
+    from tablet_hf.volumes import check_nifti_name, open_run
 
     check_nifti_name(out)
     extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
@@ -250,21 +248,15 @@ def reconstruct(
             stride=stride,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-        task = progress.add_task("decode", total=len(tokenized.tokens))
-        volumes = []
-        for block in tokenized.tokens.split(4):
-            volumes.append(extractor.decode(block, tokenized.intensity_scale, tokenized.mean_tokens))
-            progress.advance(task, len(block))
-    decoded = torch.cat(volumes)
-    inside = torch.from_numpy(run.mask)
-    decoded *= inside
-    original = torch.cat([torch.from_numpy(block) for _, block in run.blocks(tokenized.frames)])
-    image = volumes_to_nifti(decoded.numpy(), run, tokenized.repetition_time)
-    save_nifti(image, out)
-    output.print(f"{escape(str(out))}  {' x '.join(map(str, image.shape))}, in the scan's own unit and on its own grid")
-    output.print(f"PSNR inside the brain: {psnr(original, decoded, run.maximum, inside):.1f} dB (peak: its maximum)")
-    if len(decoded) > 2:
-        median = temporal_correlation(original, decoded, inside).median()
+        task = progress.add_task("decode", total=None)
+        fidelity = write_reconstruction(
+            tokenized, run, extractor, out, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    shape = " x ".join(map(str, (*run.source_shape, len(tokenized.tokens))))
+    output.print(f"{escape(str(out))}  {shape}, in the scan's own unit and on its own grid")
+    output.print(f"PSNR inside the brain: {fidelity.psnr(run.maximum):.1f} dB (peak: its maximum)")
+    if len(tokenized.tokens) > 2:
+        median = fidelity.temporal_correlation().median()
         output.print(f"Correlation over time of a voxel with itself, median over the brain: {median:.2f}")
 
 
@@ -424,14 +416,6 @@ def source_identity(scan: Path) -> dict[str, Any]:
     except OSError:
         return {"path": str(scan)}
     return {"path": str(scan.resolve()), "bytes": status.st_size, "modified": status.st_mtime}
-
-
-def check_nifti_name(path: Path) -> None:
-    """Before hours of work, not after."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: images are written as NIfTI; choose a name that ends in .nii.gz or .nii.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
 
 
 def finished_rows(path: Path, model: str) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@
     for frames, volumes in run.scaled_blocks():     # volumes: (n, 96, 96, 96) float32 in [-1, 1]
         ...
     save_nifti(volumes_to_nifti(intensities, run), "reconstruction.nii.gz")
+    stream_to_nifti(blocks_of_intensities, num_frames, run, "reconstruction.nii.gz")    # the same, never held whole
 
 A run is never held whole unless it is small: one pass over the file surveys it (brain mask, mean, maximum, what is
 wrong with it) and a second one delivers the frames. The steps are told elsewhere: `scans.py` reads files and headers,
@@ -11,7 +12,8 @@ wrong with it) and a second one delivers the frames. The steps are told elsewher
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,11 +51,13 @@ __all__ = [
     "PERCENT_CHANGE_WINDOW",
     "VOXEL_SIZE_MM",
     "BoldRun",
+    "check_nifti_name",
     "grid_affine",
     "open_run",
     "percent_change",
     "save_nifti",
     "scale_intensity",
+    "stream_to_nifti",
     "undo_percent_change",
     "unscale_intensity",
     "volumes_to_nifti",
@@ -422,26 +426,82 @@ def volumes_to_nifti(volumes: np.ndarray, run_or_scan: BoldRun | Scan, repetitio
     Returns:
         A nibabel image `(X, Y, Z, T)` float32: NIfTI-1, or NIfTI-2 where a dimension exceeds 32,767.
     """
-    import nibabel
-
-    volumes = np.asarray(volumes, dtype=np.float32)
-    if volumes.ndim != 4 or len(set(volumes.shape[1:])) != 1:
-        raise ValueError(f"volumes must have shape (frames, V, V, V), not {volumes.shape}")
-    source = run_or_scan._source if isinstance(run_or_scan, BoldRun) else open_source(run_or_scan, check_space=False)
-    if repetition_time is None and isinstance(run_or_scan, BoldRun):
-        repetition_time = run_or_scan.repetition_time
-    seconds = find_repetition_time(source, repetition_time)
+    volumes = _checked_volumes(volumes)
+    source, seconds = _grid_and_seconds(run_or_scan, repetition_time)
     way = way_to_grid(source.shape, source.affine, volumes.shape[1])
     data = np.empty((*source.shape, len(volumes)), dtype=np.float32, order="F")
     for index, volume in enumerate(volumes):
         data[..., index] = way.to_scan(volume)
+    return _nifti_image(data, source, seconds)
+
+
+def stream_to_nifti(
+    blocks: Iterable[np.ndarray],
+    num_frames: int,
+    run_or_scan: BoldRun | Scan,
+    path: str | Path,
+    repetition_time: float | None = None,
+) -> Path:
+    """Write volumes of the cube to a file, on the grid that a run was stored on, block by block as they come.
+
+    The file is that of `volumes_to_nifti` and `save_nifti`, but never more of it than one block is in memory.
+
+    Args:
+        blocks: volumes `(n, V, V, V)`, n of any size; whatever makes them may do so when it is asked for the next.
+        num_frames: how many volumes will come, since a NIfTI file begins with that.
+        run_or_scan, repetition_time: as for `volumes_to_nifti`.
+        path: as for `save_nifti`.
+
+    Raises:
+        InputError: as for `save_nifti`.
+        ValueError: not as many volumes came as were announced, or of another shape.
+    """
+    from nibabel.openers import ImageOpener
+
+    path = Path(path)
+    source, seconds = _grid_and_seconds(run_or_scan, repetition_time)
+    nothing = np.broadcast_to(np.float32(0), (*source.shape, num_frames))
+    header = _nifti_image(nothing, source, seconds).header
+    header.set_slope_inter(1, 0)
+    num_written = 0
+    with _new_nifti(path) as unfinished, ImageOpener(unfinished, "wb") as stream:
+        header.write_to(stream)
+        for block in blocks:
+            volumes = _checked_volumes(block)
+            way = way_to_grid(source.shape, source.affine, volumes.shape[1])
+            for volume in volumes:
+                stream.write(way.to_scan(volume).tobytes("F"))
+            num_written += len(volumes)
+        if num_written != num_frames:
+            raise ValueError(f"{num_frames} volumes were announced for {path}, but {num_written} came")
+    return path
+
+
+def _checked_volumes(volumes: np.ndarray) -> np.ndarray:
+    volumes = np.asarray(volumes, dtype=np.float32)
+    if volumes.ndim != 4 or len(set(volumes.shape[1:])) != 1:
+        raise ValueError(f"volumes must have shape (frames, V, V, V), not {volumes.shape}")
+    return volumes
+
+
+def _grid_and_seconds(run_or_scan: BoldRun | Scan, repetition_time: float | None) -> tuple[BoldSource, float]:
+    """Where volumes go back to, and the seconds between two of them."""
+    source = run_or_scan._source if isinstance(run_or_scan, BoldRun) else open_source(run_or_scan, check_space=False)
+    if repetition_time is None and isinstance(run_or_scan, BoldRun):
+        repetition_time = run_or_scan.repetition_time
+    return source, find_repetition_time(source, repetition_time)
+
+
+def _nifti_image(data: np.ndarray, source: BoldSource, repetition_time: float) -> Any:
+    import nibabel
+
     kind = nibabel.Nifti2Image if max(data.shape) > np.iinfo(np.int16).max else nibabel.Nifti1Image
     image = kind(data, source.affine)
     code = source.xform_code or 4  # 4: MNI152, which is what the grid is in
     image.set_sform(source.affine, code)
     image.set_qform(source.affine, code)
     image.header.set_xyzt_units("mm", "sec")
-    image.header.set_zooms((*image.header.get_zooms()[:3], seconds))
+    image.header.set_zooms((*image.header.get_zooms()[:3], repetition_time))
     return image
 
 
@@ -452,13 +512,30 @@ def save_nifti(image: Any, path: str | Path) -> Path:
         InputError: the name has another ending, or its folder is missing or not writable.
     """
     path = Path(path)
+    with _new_nifti(path) as unfinished:
+        image.to_file_map(image.filespec_to_file_map(unfinished))
+    return path
+
+
+def check_nifti_name(path: Path) -> None:
+    """Refuse what no image can be written to; called before the work that makes the image.
+
+    Raises:
+        InputError: the name has another ending than .nii or .nii.gz, or its folder is missing.
+    """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: images are written as NIfTI; choose a name that ends in .nii.gz or .nii.")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
+
+
+@contextmanager
+def _new_nifti(path: Path) -> Iterator[Path]:
+    check_nifti_name(path)
     try:
         with written_whole(path) as unfinished:
-            image.to_file_map(image.filespec_to_file_map(unfinished))
+            yield unfinished
     except PermissionError as error:
+        if error.filename != str(path):
+            raise
         raise InputError(f"{path}: the folder {path.parent} may not be written to; choose another.") from error
-    return path
