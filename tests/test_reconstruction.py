@@ -75,25 +75,24 @@ def test_the_file_and_the_figures_are_those_of_the_whole_run(extractor, window, 
 def test_no_more_than_two_blocks_are_ever_in_memory(extractor, tmp_path, monkeypatch):
     run = make_run(cache_bytes=0)
     tokenized = extractor.tokenize(run)
-    alive = []
-
-    def watched(make):
-        def make_and_watch(*arguments):
-            made = make(*arguments)
-            alive.append(weakref.ref(made))
-            assert sum(block() is not None for block in alive) <= 4  # decoded and original ones
-            return made
-
-        return make_and_watch
-
     blocks, decode = BoldRun.blocks, TabletFeatureExtractor.decode
-    monkeypatch.setattr(TabletFeatureExtractor, "decode", watched(decode))
-    watch = watched(lambda volumes: volumes)
-    monkeypatch.setattr(
-        BoldRun, "blocks", lambda *arguments: ((frames, watch(volumes)) for frames, volumes in blocks(*arguments))
-    )
+    decoded, originals = [], []
+
+    def watch(volumes, seen):
+        seen.append(weakref.ref(volumes))
+        assert sum(block() is not None for block in seen) <= 2
+        return volumes
+
+    def watched_decode(*arguments):
+        return torch.from_numpy(watch(decode(*arguments).numpy().copy(), decoded))  # shares the array's memory
+
+    def watched_blocks(*arguments):
+        return ((frames, watch(volumes, originals)) for frames, volumes in blocks(*arguments))
+
+    monkeypatch.setattr(TabletFeatureExtractor, "decode", watched_decode)
+    monkeypatch.setattr(BoldRun, "blocks", watched_blocks)
     write_reconstruction(tokenized, run, extractor, tmp_path / "a.nii.gz")
-    assert len(alive) == 8
+    assert len(decoded) == len(originals) == 4
 
 
 def test_a_scan_that_cannot_be_read_again_leaves_no_file(extractor, make_scan, tmp_path):

@@ -45,7 +45,8 @@ def write_reconstruction(
         originals = run.blocks(tokenized.frames, FRAMES_PER_BLOCK)
         done = 0
         for tokens, (_, original) in zip(tokenized.tokens.split(FRAMES_PER_BLOCK), originals, strict=True):
-            decoded = extractor.decode(tokens, tokenized.intensity_scale, tokenized.mean_tokens) * brain
+            decoded = extractor.decode(tokens, tokenized.intensity_scale, tokenized.mean_tokens)
+            decoded *= brain
             fidelity.add(torch.from_numpy(original), decoded)
             yield decoded.numpy()
             done += len(tokens)
