@@ -116,11 +116,32 @@ class TestTokenize:
         assert str(broken) in ending
         assert "missing.nii.gz" in ending
 
-    def test_two_scans_of_one_name(self, scans, make_scan, tmp_path):
-        other = make_scan(tmp_path / "ses-2" / scans[0].name, frames=1)
-        result = tablet_hf("tokenize", scans[0], other, "--out", tmp_path / "out", "--num-frames", 1)
+    def test_two_scans_of_one_name(self, make_scan, tmp_path):
+        from tablet_hf.token_files import load_tokens
+
+        scans = [
+            make_scan(tmp_path / subject / "MNINonLinear" / "Results" / "rest" / "rest.nii.gz", frames=1, seed=seed)
+            for seed, subject in enumerate(("100307", "100408"))
+        ]
+        command = ["tokenize", *scans, "--out", tmp_path / "out"]
+        result = tablet_hf(*command, scans[0])  # one of them twice
+        assert result.exit_code == 0, result.output
+        files = sorted((tmp_path / "out").iterdir())
+        assert [path.name for path in files] == ["100307_rest_tokens.safetensors", "100408_rest_tokens.safetensors"]
+        for path, scan in zip(files, scans, strict=True):
+            run, record = load_tokens(path)
+            assert record["source"]["path"] == str(scan)
+            torch.testing.assert_close(run.tokens, TabletFeatureExtractor().tokenize(scan).tokens.half())
+        before = [path.stat().st_mtime_ns for path in files]
+        result = tablet_hf(*command)
+        assert result.output.count("already") == 2
+        assert [path.stat().st_mtime_ns for path in files] == before
+
+    def test_scans_whose_folders_do_not_tell_them_apart(self, make_scan, tmp_path):
+        scans = [make_scan(tmp_path / f"rest.nii{ending}", frames=1) for ending in (".gz", "")]
+        result = tablet_hf("tokenize", *scans, "--out", tmp_path / "out")
         assert result.exit_code == 2
-        assert "same file name" in result.output
+        assert f"as {scans[0]} did; tokenize them into different folders" in result.output
 
     @pytest.mark.parametrize(
         ("option", "value", "said"),

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -161,23 +162,23 @@ def tokenize(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Turn scans into tokens: one float16 safetensors file for each."""
-    from tablet_hf.token_files import read_record, save_tokens, token_file_name
+    from tablet_hf.token_files import read_record, save_tokens, token_file_names
 
     for_one_scan("--mask", mask, scans)
     for_one_scan("--add-mean", add_mean, scans)
     extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
     extractor.slice_autoencoder  # noqa: B018  (loaded now, so that a wrong name is told before any scan is read)
     out.mkdir(parents=True, exist_ok=True)
+    names = dict(zip(scans, token_file_names(scans), strict=True))
     claimed: dict[Path, Path] = {}
 
     def tokenize_one(scan: Path, on_progress: Callable) -> None:
-        path = out / token_file_name(scan)
-        if path in claimed and claimed[path].resolve() == scan.resolve():
+        path = out / names[scan]
+        if path in claimed and os.path.abspath(claimed[path]) == os.path.abspath(scan):
             return
         if path in claimed:
             raise InputError(
-                f"{scan}: {claimed[path]} has the same file name, and both would become {path}; tokenize them into "
-                "different folders."
+                f"{scan}: it would become {path}, as {claimed[path]} did; tokenize them into different folders."
             )
         claimed[path] = scan
         request = {

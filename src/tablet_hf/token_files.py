@@ -1,6 +1,9 @@
 """The tokens of one run in one safetensors file, with what they were made from."""
 
+import itertools
 import json
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,35 @@ FORMAT = "tablet_hf tokens 1"
 def token_file_name(scan: Path) -> str:
     """`sub-01_..._bold.nii.gz` -> `sub-01_..._bold_tokens.safetensors`."""
     return scan.name.removesuffix(".gz").removesuffix(".nii") + SUFFIX
+
+
+def token_file_names(scans: Sequence[Path]) -> list[str]:
+    """A name for each of several scans, which says whose it is where the scan's own name does not.
+
+    Scans that would get one name are told apart by the folders they lie in: of those in which their paths differ, the
+    leading ones that are needed stand in front. `100307/Results/rest.nii.gz` and `100408/Results/rest.nii.gz` become
+    `100307_rest_tokens.safetensors` and `100408_rest_tokens.safetensors`. The order of the scans does not matter.
+    """
+    paths = [
+        Path(os.path.abspath(scan)) for scan in scans
+    ]  # links are not followed: their targets may be called hashes
+    namesakes: dict[str, set[Path]] = {}
+    for path in paths:
+        namesakes.setdefault(token_file_name(path), set()).add(path)
+    prefixes = {path: prefix for group in namesakes.values() for path, prefix in _distinguishing_folders(group).items()}
+    return ["_".join((*prefixes[path], token_file_name(path))) for path in paths]
+
+
+def _distinguishing_folders(paths: Collection[Path]) -> dict[Path, tuple[str, ...]]:
+    """For each path, its folders at as many of the places where they differ as tell them all apart; none for one."""
+    prefixes: dict[Path, tuple[str, ...]] = dict.fromkeys(paths, ())
+    for folders in itertools.zip_longest(*(path.parent.parts[1:] for path in paths)):
+        if len(set(prefixes.values())) == len(paths):
+            break
+        if len(set(folders)) > 1:
+            for path, folder in zip(paths, folders, strict=True):
+                prefixes[path] += () if folder is None else (folder,)
+    return prefixes
 
 
 def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
