@@ -1,5 +1,7 @@
 """What a user relies on before anything is computed: names, import cost, installation."""
 
+import ast
+import pickle
 import re
 import subprocess
 import sys
@@ -8,18 +10,29 @@ from pathlib import Path
 import pytest
 
 import tablet_hf
+from tablet_hf import auto_classes
 
 ROOT = Path(__file__).parent.parent
+HEAVY = ("diffusers", "datasets", "evaluate", "nibabel", "nilearn", "sklearn", "pandas", "matplotlib", "typer")
 
 
 def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_import_leaves_heavy_libraries_alone():
-    heavy = ("diffusers", "datasets", "evaluate", "nibabel", "nilearn", "matplotlib", "sklearn", "typer")
-    loaded = run_python(f"import sys, tablet_hf; print([name for name in {heavy} if name in sys.modules])")
-    assert loaded == "[]"
+def loaded_of(names, code):
+    """Which of these modules a fresh process has loaded after some code."""
+    return run_python(f"import sys; {code}; print(*[name for name in {names} if name in sys.modules])").split()
+
+
+def test_the_import_waits_for_neither_torch_nor_transformers():
+    slow = (*HEAVY, "torch", "transformers", "scipy", "numpy")
+    assert loaded_of(slow, "import tablet_hf; dir(tablet_hf)") == []
+    assert "transformers" not in loaded_of(slow, "import tablet_hf.tokens, tablet_hf.volumes")
+
+
+def test_no_promised_name_loads_heavy_libraries():
+    assert loaded_of(HEAVY, "import tablet_hf; [getattr(tablet_hf, name) for name in tablet_hf.__all__]") == []
 
 
 def test_promised_names():
@@ -30,23 +43,83 @@ def test_promised_names():
         "TabletForMaskedTokenModeling",
         "TabletForSequenceClassification",
     } <= set(tablet_hf.__all__)
+    assert set(tablet_hf.__all__) <= set(dir(tablet_hf))
     for name in tablet_hf.__all__:
         assert getattr(tablet_hf, name) is not None
+    assert tablet_hf.tokens.latents_to_tokens is not None
+    with pytest.raises(AttributeError, match="no attribute 'TabletForCausalLM'"):
+        _ = tablet_hf.TabletForCausalLM
 
 
-def test_auto_classes_know_tablet_after_the_import():
-    code = """
-import tablet_hf, transformers
-config = transformers.AutoConfig.for_model("tablet", hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                                           num_key_value_heads=1, intermediate_size=32)
-for auto in ("AutoModel", "AutoModelForPreTraining", "AutoModelForSequenceClassification"):
-    print(type(getattr(transformers, auto).from_config(config)).__name__)
+def test_a_type_checker_sees_what_is_exported():
+    """What stands under `TYPE_CHECKING` and what is imported on demand are the same names from the same modules."""
+    tree = ast.parse((ROOT / "src/tablet_hf/__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {name.name: node.module for node in block.body for name in node.names}
+    assert seen == tablet_hf._MODULE_OF
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with a small model and its extractor."""
+    folder = tmp_path_factory.mktemp("saved")
+    sizes = {"token_size": 12, "grid_size": 2, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
+    config = tablet_hf.TabletConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)
+    tablet_hf.TabletForSequenceClassification(config).save_pretrained(folder)
+    tablet_hf.TabletFeatureExtractor("lab/absent").save_pretrained(folder)
+    return folder
+
+
+OTHER_RELEASE = """
+import importlib.metadata as metadata
+real = metadata.version
+metadata.version = lambda name: "5.99.0" if name == "transformers" else real(name)
+import tablet_hf
+assert "torch" in sys.modules
 """
-    assert run_python(code).split() == [
-        "TabletModel",
-        "TabletForMaskedTokenModeling",
-        "TabletForSequenceClassification",
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("imports", "is_entered"),
+    [
+        ("import tablet_hf, transformers", True),
+        ("import transformers, tablet_hf; from transformers import Trainer, pipeline", True),
+        ("from tablet_hf.configuration_tablet import TabletConfig", True),
+        ("from transformers import AutoModel; import tablet_hf", False),
+        (OTHER_RELEASE, False),
+    ],
+)
+def test_auto_classes_know_tablet_after_the_import(imports, is_entered, saved):
+    code = f"""
+import sys
+{imports}
+import transformers
+print("transformers.models.tablet" in sys.modules)
+for auto in ("AutoConfig", "AutoFeatureExtractor", "AutoModel", "AutoModelForPreTraining",
+             "AutoModelForSequenceClassification"):
+    found = type(getattr(transformers, auto).from_pretrained({str(saved)!r}))
+    print(found.__module__, found.__name__)
+"""
+    assert run_python(code).splitlines() == [
+        str(is_entered),
+        "tablet_hf.configuration_tablet TabletConfig",
+        "tablet_hf.feature_extraction_tablet TabletFeatureExtractor",
+        "tablet_hf.modeling_tablet TabletModel",
+        "tablet_hf.modeling_tablet TabletForMaskedTokenModeling",
+        "tablet_hf.modeling_tablet TabletForSequenceClassification",
     ]
+
+
+def test_a_config_from_another_process_is_known(saved):
+    config = pickle.dumps(tablet_hf.TabletConfig.from_pretrained(saved))
+    code = f"import pickle, transformers; config = pickle.loads({config!r}); AutoModel = transformers.AutoModel"
+    assert run_python(f"{code}; print(type(AutoModel.from_config(config)).__name__)") == "TabletModel"
+
+
+def test_the_tables_were_tried_in_the_pinned_release():
+    (pinned,) = re.findall(r"^transformers==(\d+)\.(\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert auto_classes.OLDEST_TRIED <= tuple(map(int, pinned)) <= auto_classes.NEWEST_TRIED
 
 
 def test_auto_feature_extractor(tmp_path):
