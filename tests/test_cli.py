@@ -64,6 +64,25 @@ def tokens(folder, scans):
     return sorted((folder / "tokens").iterdir())
 
 
+def small_autoencoder(compression):
+    """An AutoencoderDC with four latent channels and random weights."""
+    from diffusers import AutoencoderDC
+
+    widths = (4,) * compression.bit_length()
+    return AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(1,) * len(widths),
+        decoder_layers_per_block=(1,) * len(widths),
+        encoder_qkv_multiscales=((),) * len(widths),
+        decoder_qkv_multiscales=((),) * len(widths),
+    )
+
+
 def rows_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -281,11 +300,113 @@ class TestInfo:
         assert "f32c32" in tablet_hf("info", "natural-f32c32").output
         assert "3 x 27 x 3072" in tablet_hf("info", tokens[0]).output
 
-    @pytest.mark.parametrize("name", ["nothing.nii.gz", "nothing", "nothing_tokens.safetensors"])
-    def test_nothing_there(self, name):
+    @pytest.mark.parametrize("compression", [8, 32])
+    def test_folder_of_an_autoencoder(self, compression, tmp_path):
+        autoencoder = small_autoencoder(compression)
+        autoencoder.save_pretrained(tmp_path)
+        result = tablet_hf("info", tmp_path)
+        assert result.exit_code == 0, result.output
+        facts = dict(line.split(maxsplit=1) for line in result.output.splitlines())
+        assert facts["autoencoder"] == str(tmp_path)
+        assert facts["class"] == "AutoencoderDC"
+        assert facts["compression"] == f"f{compression}c4"
+        assert facts["parameters"] == f"{sum(weight.numel() for weight in autoencoder.parameters()):,}"
+        assert facts["tokens"] == f"{(96 // compression) ** 3} x {3 * compression * 4} a frame"
+        assert facts["revision"].startswith("sha256:")
+
+    def test_models_and_autoencoders_of_the_hub(self, model, tmp_path):
+        """Out of the cache, as where they were downloaded before; a process of its own, since its place is fixed."""
+        small_autoencoder(32).save_pretrained(tmp_path / "autoencoder")
+        halves = tmp_path / "half"
+        shutil.copytree(model, halves, ignore=shutil.ignore_patterns("*.safetensors"))
+        for name, folder in {"model": model, "autoencoder": tmp_path / "autoencoder", "half": halves}.items():
+            repository = tmp_path / "home" / "hub" / f"models--owner--{name}"
+            shutil.copytree(folder, repository / "snapshots" / ("1" * 40))
+            (repository / "refs").mkdir()
+            (repository / "refs" / "main").write_text("1" * 40)
+        script = """
+from typer.testing import CliRunner
+from tablet_hf.cli import app
+for name in ("owner/model", "owner/autoencoder", "owner/half"):
+    result = CliRunner().invoke(app, ["info", name])
+    print(result.exit_code, result.output, end="====")
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        of_model, of_autoencoder, of_half, _ = done.stdout.split("====")
+        assert of_model.startswith("0 model")
+        assert "female" in of_model
+        assert of_autoencoder.startswith("0 autoencoder")
+        assert "f32c4" in of_autoencoder
+        assert "1" * 40 in of_autoencoder
+        assert of_half.startswith("2 Error: owner/half: ")
+        assert "no model.safetensors of it was downloaded before" in of_half
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            ("GatedRepoError", "request access"),
+            ("RepositoryNotFoundError", "none of that name on the Hub"),
+            ("RemoteEntryNotFoundError", "no config.json"),
+            ("LocalEntryNotFoundError", "cannot be reached"),
+            ("OfflineModeIsEnabled", "cannot be reached"),
+            ("HFValidationError", "can be called that"),
+        ],
+    )
+    def test_what_the_hub_may_answer(self, error, said, monkeypatch):
+        from huggingface_hub import errors
+
+        def refuse(*_):
+            raise getattr(errors, error).__new__(getattr(errors, error))
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+        result = tablet_hf("info", "owner/name")
+        assert result.exit_code == 2, result.output
+        assert result.output.startswith("Error: owner/name: ")
+        assert said in result.output
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("nothing.nii.gz", "no such file"),
+            ("nothing", "no such folder"),
+            ("nothing_tokens.safetensors", "no such file"),
+            ("nobody/nothing", "the Hub cannot be reached"),
+        ],
+    )
+    def test_nothing_there(self, name, said):
         result = tablet_hf("info", name)
         assert result.exit_code == 2
-        assert name in result.output
+        assert result.output.startswith(f"Error: {name}: ")
+        assert said in result.output
+        assert len(result.output.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("config", "said"),
+        [
+            (None, "no config.json"),
+            ("{", "not readable as JSON"),
+            ('{"num_heads": 14, "d_model": 896}', "tablet-hf convert"),
+            ('{"model_type": "vit"}', "type 'vit'"),
+            ('{"model_type": "tablet"}', "no model.safetensors"),
+            ('{"model_type": "tablet", "num_attention_heads": 5}', "cannot be used"),
+            ('{"_class_name": "UNet2DModel"}', "not an autoencoder"),
+            ('{"_class_name": "AutoencoderTiny"}', "no autoencoder could be loaded"),
+        ],
+    )
+    def test_folders_that_hold_neither_model_nor_autoencoder(self, config, said, tmp_path):
+        if config is not None:
+            (tmp_path / "config.json").write_text(config)
+        result = tablet_hf("info", tmp_path)
+        assert result.exit_code == 2, result.output
+        assert said in result.output
+        assert str(tmp_path) in result.output
+        assert "Error: " in result.output
 
 
 class TestConvert:

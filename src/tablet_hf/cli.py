@@ -265,7 +265,10 @@ def reconstruct(
 @one_sentence
 def info(
     model_or_scan: Annotated[
-        str, typer.Argument(help="A scan, a model, an autoencoder or a token file.", show_default=False)
+        str,
+        typer.Argument(
+            help="A scan, a file of tokens, or name, folder or Hub id of a model or autoencoder.", show_default=False
+        ),
     ],
     mask: MaskOption = None,
     repetition_time: SecondsOption = None,

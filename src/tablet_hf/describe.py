@@ -18,7 +18,8 @@ MASK_SOURCES = {
 def describe(
     name: str, mask: Path | None = None, repetition_time: float | None = None, check_space: bool = True
 ) -> dict[str, Any]:
-    """Facts about whatever `name` is: a shipped autoencoder, a token file, a model's folder or Hub id, else a scan.
+    """Facts about whatever `name` is: a shipped autoencoder, a file of tokens, a scan, or the folder or Hub id of a
+    model or an autoencoder.
 
     Raises:
         InputError: it cannot be read as what it seems to be.
@@ -32,7 +33,8 @@ def describe(
     if name.endswith(SUFFIX):
         return describe_tokens(path)
     if path.is_dir() or not (path.exists() or name.endswith((".nii", ".nii.gz"))):
-        return describe_model(name)
+        config = read_config(name)
+        return describe_autoencoder(name) if "_class_name" in config else describe_model(name, config)
     return describe_scan(path, mask, repetition_time, check_space)
 
 
@@ -58,25 +60,87 @@ def describe_scan(
     }
 
 
-def describe_model(name: str) -> dict[str, Any]:
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError, safe_open
-    from transformers.utils import cached_file
+def read_config(name: str) -> dict[str, Any]:
+    """What the config.json of a folder or a Hub id holds; with a "_class_name" it is that of an autoencoder."""
+    path = fetch(name, "config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: it is not readable as JSON ({error}); save or fetch it again.") from error
+    if not isinstance(config, dict) or not {"_class_name", "model_type"} & config.keys():
+        raise InputError(
+            f"{path}: it names neither a model nor an autoencoder; a checkpoint of the code released with the paper "
+            "has to be converted first (tablet-hf convert)."
+        )
+    return config
 
-    from tablet_hf import TabletConfig
+
+def fetch(name: str, filename: str) -> Path:
+    """A file of a folder, or of a Hub id by way of the cache.
+
+    Raises:
+        InputError: there is no such folder or Hub id, no such file in it, or no way to the Hub.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
     from tablet_hf.pipelines import check_model_name
 
+    check_model_name(name)
+    absent = f"{name}: there is no {filename} in it; give the folder or Hub id of a whole model or autoencoder."
+    if Path(name).is_dir():
+        path = Path(name) / filename
+        if not path.is_file():
+            raise InputError(absent)
+        return path
     try:
-        check_model_name(name)
-        config = TabletConfig.from_pretrained(name)
-        weights = cached_file(name, "model.safetensors")
-    except InputError:
-        raise
-    except (OSError, ValueError, StrictDataclassError) as error:
+        return Path(hf_hub_download(name, filename))
+    except GatedRepoError as error:
+        raise InputError(
+            f"{name}: its owner wants to be asked; request access on its page of the Hub, then log in (hf auth login)."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"{name}: there is no such folder here, and none of that name on the Hub that may be seen; check the name, "
+            "or log in (hf auth login)."
+        ) from error
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            raise InputError(absent) from error
+        raise _unreachable(name, filename) from error
+    except HFValidationError as error:
+        raise InputError(f"{name}: there is no such folder, and nothing on the Hub can be called that.") from error
+    except OSError as error:
+        raise _unreachable(name, filename) from error
+
+
+def _unreachable(name: str, filename: str) -> InputError:
+    return InputError(
+        f"{name}: there is no such folder here, no {filename} of it was downloaded before, and the Hub cannot be "
+        "reached now; connect to the network, unset HF_HUB_OFFLINE where it is set, or give a folder."
+    )
+
+
+def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError, safe_open
+
+    from tablet_hf import TabletConfig
+
+    if settings.get("model_type") != "tablet":
+        raise InputError(f"{name}: it is a model of type {settings.get('model_type')!r}, not a TABLeT.")
+    try:
+        config = TabletConfig.from_dict(settings)
+    except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{name}: it is no scan, and no model could be read from there; {reason}") from error
-    if config.model_type != "tablet":
-        raise InputError(f"{name}: it is a model of type {config.model_type!r}, not a TABLeT.")
+        raise InputError(f"{name}: its config.json cannot be used; {reason}") from error
+    weights = fetch(name, "model.safetensors")
     try:
         with safe_open(weights, framework="pt") as file:
             shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
