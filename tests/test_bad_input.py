@@ -112,6 +112,25 @@ def test_fewer_frames_than_the_window(tmp_path, good):
     sentence = refused(tmp_path, good, "--num-frames", 64)
     assert "64 frames were asked for" in sentence
     assert "only 3" in sentence
+    assert "command line: --num-frames" in sentence
+
+
+def test_a_window_behind_the_last_frame(tmp_path, good):
+    assert "command line: --start" in refused(tmp_path, good, "--start", 3)
+
+
+def test_an_empty_mask(tmp_path, good):
+    mask = tmp_path / "mask.nii.gz"
+    image = nibabel.load(good)
+    nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape[:3], np.uint8), image.affine), mask)
+    assert "command line: --mask" in refused(tmp_path, good, "--mask", mask)
+
+
+@pytest.mark.parametrize("option", ["--signal", "--scaling"])
+def test_a_setting_that_does_not_exist(tmp_path, good, option):
+    result = CliRunner().invoke(app, ["tokenize", str(good), "--out", str(tmp_path), option, "zscore"])
+    assert result.exit_code == 2
+    assert f"command line: {option}" in result.output
 
 
 def test_a_mask_of_another_shape(tmp_path, good):

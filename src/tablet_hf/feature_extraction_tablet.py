@@ -107,9 +107,9 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     ):
         super().__init__(**kwargs)
         if signal not in SIGNALS:
-            raise ValueError(f"signal must be one of {SIGNALS}, not {signal!r}.")
+            raise ValueError(f"signal must be one of {SIGNALS}, not {signal!r} (command line: --signal).")
         if scaling not in SCALINGS:
-            raise ValueError(f"scaling must be one of {SCALINGS}, not {scaling!r}.")
+            raise ValueError(f"scaling must be one of {SCALINGS}, not {scaling!r} (command line: --scaling).")
         self.autoencoder = str(autoencoder)  # a Path cannot be saved
         self.autoencoder_revision = autoencoder_revision
         self.autoencoder_subfolder = autoencoder_subfolder
@@ -485,11 +485,14 @@ def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow
         )
     frames = np.arange(start, run.num_frames, stride)[:num_frames]
     if not len(frames):
-        raise InputError(f"{run.name}: it has {run.num_frames} frames, so none from frame {start} on; lower start.")
+        raise InputError(
+            f"{run.name}: it has {run.num_frames} frames, so none from frame {start} on; lower start= (command line: "
+            "--start)."
+        )
     if num_frames is not None and len(frames) < num_frames and not allow_short:
         raise InputError(
             f"{run.name}: {num_frames} frames were asked for (start {start}, stride {stride}) but only {len(frames)} "
-            f"of its {run.num_frames} are there; ask for fewer, or for padding."
+            f"of its {run.num_frames} are there; lower num_frames= (command line: --num-frames), or ask for padding."
         )
     return frames
 

@@ -398,7 +398,10 @@ def open_run(
     if mask is not None:
         brain = load_volume(mask, "mask", source) > 0.5
         if not brain.any():
-            raise InputError(f"{source.name}: its brain mask ({_said(mask)}) is empty; give one with the brain in it.")
+            raise InputError(
+                f"{source.name}: its brain mask ({_said(mask)}) is empty; give one with the brain in it as mask= "
+                "(command line: --mask)."
+            )
         if check_space:
             check_mni_space(brain, source)
     if add_mean is not None:
