@@ -90,6 +90,15 @@ def test_what_was_finished_is_kept_and_what_was_cut_short_is_not(demo):
     assert torch.allclose(again[3].tokens, runs[3].tokens, atol=1e-2)
 
 
+@pytest.mark.minutes
+def test_the_demo_beats_chance(tmp_path):
+    """At the size that people see, on a seed that no setting was chosen by."""
+    demo = run_demo(tmp_path, seed=0)
+    assert len(demo.split.held_out) == 12
+    assert demo.methods["TABLeT"].accuracy_p < 0.05
+    assert demo.methods["TABLeT"].metrics["accuracy"] > demo.chance + 0.25
+
+
 def test_a_file_in_the_way_is_an_input_error(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="choose another --out"):
