@@ -55,7 +55,13 @@ def test_saving_and_loading_keeps_every_field(tmp_path):
         ({"hidden_size": 100}, "hidden_size.*multiple.*num_attention_heads"),
         ({"num_key_value_heads": 3}, "num_attention_heads.*multiple.*num_key_value_heads"),
         ({"num_hidden_layers": 0}, "num_hidden_layers.*at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads.*at least 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads.*at least 1"),
         ({"hidden_size": "896"}, "hidden_size"),
+        ({"token_size": 3073}, "token_size.*3073.*multiple of 3:"),
+        ({"volume_size": 96, "grid_size": 5}, "volume_size.*96.*multiple of.*grid_size.*5"),
+        ({"volume_size": 96, "token_size": 1059}, "token_size.*1059.*multiple of 96:.*32 slices in a cell"),
+        ({"volume_size": 64}, "volume_size.*64.*multiple of.*grid_size.*3"),
         ({"hidden_act": "tanhh"}, "tanhh"),
         ({"mlp_type": "moe"}, "vanilla.*swiglu"),
         ({"norm_type": "batch_norm"}, "layer_norm.*rms_norm"),
@@ -82,6 +88,13 @@ def test_saving_and_loading_keeps_every_field(tmp_path):
 def test_settings_that_contradict_are_refused_at_once(settings, complaint):
     with pytest.raises(StrictDataclassError, match=complaint):
         TabletConfig(**settings)
+
+
+@pytest.mark.parametrize(("volume_size", "grid_size", "token_size"), [(96, 3, 3072), (96, 12, 96), (64, 2, 3072)])
+def test_the_geometry_of_every_autoencoder_is_let_in(volume_size, grid_size, token_size):
+    """f32c32 and f8c4 on the paper's cube, f32c32 on a smaller one."""
+    config = TabletConfig(volume_size=volume_size, grid_size=grid_size, token_size=token_size)
+    assert config.num_cells == grid_size**3
 
 
 class Extractor:

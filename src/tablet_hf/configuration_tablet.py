@@ -26,7 +26,8 @@ class TabletConfig(PreTrainedConfig):
         token_size (`int`, defaults to 3072):
             Numbers in one token: 3 axes x 32 slices x 32 latent channels for DC-AE f32c32.
         grid_size (`int`, defaults to 3):
-            Cells along one edge of a frame.
+            Cells along one edge of a frame. Where `volume_size` is known, a cell has `volume_size / grid_size` slices
+            on each axis, and `token_size` must be a multiple of three times as many.
         hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size:
             As everywhere in the library. Queries share key and value heads in groups of equal size.
         mlp_type (`"vanilla"` or `"swiglu"`, defaults to `"vanilla"`):
@@ -171,6 +172,32 @@ class TabletConfig(PreTrainedConfig):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {size}.")
+
+    def validate_architecture(self):
+        # Asked before all that divide by a size: the library goes by the alphabet.
+        self.validate_sizes()
+        super().validate_architecture()
+
+    def validate_token_geometry(self):
+        if self.token_size % 3:
+            raise ValueError(
+                f"`token_size` ({self.token_size}) must be a multiple of 3: a token has as many numbers from each of "
+                "three axes."
+            )
+        if self.volume_size is None:
+            return
+        if self.volume_size % self.grid_size:
+            raise ValueError(
+                f"`volume_size` ({self.volume_size}) must be a multiple of `grid_size` ({self.grid_size}): cells are "
+                "cubes of whole voxels."
+            )
+        slices_per_cell = self.volume_size // self.grid_size
+        if self.token_size % (3 * slices_per_cell):
+            raise ValueError(
+                f"`token_size` ({self.token_size}) must be a multiple of {3 * slices_per_cell}: with `volume_size` "
+                f"{self.volume_size} and `grid_size` {self.grid_size} each of three axes has {slices_per_cell} slices "
+                "in a cell, each with as many numbers as the autoencoder has latent channels."
+            )
 
     def validate_heads(self):
         if self.hidden_size % self.num_attention_heads:

@@ -16,7 +16,7 @@ EXTRACTOR = SimpleNamespace(
     autoencoder_revision=None,
     signal="percent_change",
     scaling="max",
-    volume_size=96,
+    volume_size=8,
 )
 
 

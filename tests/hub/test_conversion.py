@@ -24,7 +24,7 @@ from tablet_hf.modeling_tablet import (
     TabletModel,
 )
 
-TOKEN_SIZE, CELLS, FRAMES = 20, 27, 2
+TOKEN_SIZE, CELLS, FRAMES = 21, 27, 2
 
 RELEASED = {
     "input_feature_size": TOKEN_SIZE,
