@@ -86,6 +86,7 @@ assert "torch" in sys.modules
         ("import tablet_hf, transformers", True),
         ("import transformers, tablet_hf; from transformers import Trainer, pipeline", True),
         ("from tablet_hf.configuration_tablet import TabletConfig", True),
+        ("import tablet_hf; del sys.modules['tablet_hf']; import tablet_hf", True),
         ("from transformers import AutoModel; import tablet_hf", False),
         (OTHER_RELEASE, False),
     ],

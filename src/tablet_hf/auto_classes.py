@@ -35,8 +35,10 @@ def introduce_tablet() -> None:
     """Make the Auto classes of transformers know TABLeT, without importing it where that is safe."""
     if has_tried_release() and not TABLES.keys() & sys.modules.keys():
         # Where transformers looks for the classes of a model type that it has in its tables.
-        sys.modules[f"transformers.models.{MODEL_TYPE}"] = sys.modules[__package__]
-        sys.meta_path.insert(0, TableFinder())
+        place = f"transformers.models.{MODEL_TYPE}"
+        if place not in sys.modules:
+            sys.meta_path.insert(0, TableFinder())
+        sys.modules[place] = sys.modules[__package__]
     else:
         register()
 
