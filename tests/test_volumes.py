@@ -9,8 +9,11 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tablet_hf.brain import MIN_SHARE_IN_MNI_BRAIN, find_brain, mni_overlap
+from tablet_hf.brain import MIN_SHARE_IN_MNI_BRAIN, Survey, find_brain, mni_overlap
 from tablet_hf.errors import InputError
 from tablet_hf.grid import Placement, Resampling, way_to_grid
 from tablet_hf.intensities import count_intensities, percentile_of_counts, unclipped_percent_change
@@ -784,6 +787,80 @@ class TestBadVoxels:
         path.write_bytes(content[: len(content) // 2])
         run = open_run(path, mask=np.ones(values.shape[:3]), check_space=False, volume_size=48)
         assert "ends inside frame" in refusal(next, run.blocks(frames=[0]))
+
+
+# --- threads
+
+
+class TestThreads:
+    def test_runs_are_surveyed_while_another_is_delivered(self, tmp_path):
+        """As by somebody who reads the next runs while this one is encoded."""
+        paths = []
+        for seed in range(4):
+            values, affine = small_scan(num_frames=20, seed=seed)
+            paths.append(write(tmp_path / f"{seed}.nii.gz", values, affine))
+
+        def opened(path):
+            return open_run(path, check_space=False, volume_size=48, cache_bytes=0)
+
+        def told(run):
+            return run.maximum, run.percentile(99.9), run.mask.tobytes(), run.mean.tobytes(), run.mask_source
+
+        alone = [told(opened(path)) for path in paths]
+        expected = np.concatenate([volumes for _, volumes in opened(paths[0]).scaled_blocks("percent_change")])
+        with ThreadPoolExecutor(3) as workers:
+            for _ in range(3):
+                runs = [opened(path) for path in paths]
+                surveys = [workers.submit(run.survey) for run in runs[1:]]
+                delivered = np.concatenate([volumes for _, volumes in runs[0].scaled_blocks("percent_change")])
+                assert [survey.result() for survey in surveys] == [None] * 3
+                np.testing.assert_array_equal(delivered, expected)
+                assert [told(run) for run in runs] == alone
+
+    def test_a_run_that_takes_long_holds_up_no_other(self, monkeypatch):
+        first, second = small_run(), small_run()
+        is_reading, may_go_on = threading.Event(), threading.Event()
+        frames = type(first._source).frames
+
+        def slow_frames(source, indices):
+            if source is first._source:
+                is_reading.set()
+                assert may_go_on.wait(60)
+            return frames(source, indices)
+
+        monkeypatch.setattr(type(first._source), "frames", slow_frames)
+        with ThreadPoolExecutor(2) as workers:
+            slow = workers.submit(first.survey)
+            try:
+                assert is_reading.wait(60)
+                workers.submit(second.survey).result(timeout=20)
+                assert not slow.done()
+            finally:
+                may_go_on.set()
+            slow.result(timeout=60)
+
+    def test_a_run_that_several_ask_for_is_surveyed_once(self, monkeypatch):
+        run, surveys = small_run(), []
+
+        def counted_survey(*arguments):
+            surveys.append(arguments)
+            time.sleep(0.05)
+            return Survey(*arguments)
+
+        monkeypatch.setattr("tablet_hf.volumes.Survey", counted_survey)
+        with ThreadPoolExecutor(4) as workers:
+            masks = list(workers.map(lambda _: run.mask, range(4)))
+        assert len(surveys) == 1
+        assert all(mask is masks[0] for mask in masks)
+
+    def test_what_is_wrong_is_told_to_everybody_who_asks(self):
+        values, affine = small_scan()
+        mask = values.any(-1)
+        values[3, 3, 3] = np.nan
+        run = small_run(scan=(values, affine), mask=mask)
+        with ThreadPoolExecutor(1) as workers, pytest.raises(InputError, match="NaN"):
+            workers.submit(run.survey).result()
+        assert "NaN" in refusal(run.survey)
 
 
 # --- back again

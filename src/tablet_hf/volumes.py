@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -162,9 +162,15 @@ class BoldRun:
         self._check_space = check_space
         self._cache_bytes = cache_bytes
         self._num_scaled = self._num_clipped = 0
+        # One lock for each run: `cached_property` has one for all of them (Python 3.11) or none (3.12).
+        self._lock = RLock()
+        self._known_statistics: _Statistics | None = None
+        self._known_counts: np.ndarray | None = None
 
     def survey(self) -> None:
         """Read the whole run once, now, unless that was done: what is wrong with its voxels is raised here.
+
+        Another thread may do so while this one works on other runs; who asks for a run meanwhile waits for it.
 
         Raises:
             InputError: the run cannot be used.
@@ -317,8 +323,14 @@ class BoldRun:
         volume = self._way.to_grid(frame)
         return np.maximum(volume, 0, out=volume)
 
-    @cached_property
+    @property
     def _statistics(self) -> _Statistics:
+        with self._lock:
+            if self._known_statistics is None:
+                self._known_statistics = self._surveyed()
+            return self._known_statistics
+
+    def _surveyed(self) -> _Statistics:
         known_mask = None if self._brain is None else self._way.mask_to_grid(self._brain)
         survey = Survey(self._source, self._brain)
         tally = _Tally(self.num_frames, self.volume_size, known_mask, self._cache_bytes)
@@ -338,10 +350,15 @@ class BoldRun:
             raise InputError(f"{self.name}: no voxel inside the brain mask is ever positive; check scan and mask.")
         return statistics
 
-    @cached_property
+    @property
     def _counts(self) -> np.ndarray:
-        if self._statistics.counts is not None:
-            return self._statistics.counts
+        with self._lock:
+            if self._known_counts is None:
+                counts = self._statistics.counts
+                self._known_counts = self._counted() if counts is None else counts
+            return self._known_counts
+
+    def _counted(self) -> np.ndarray:
         # Kept in memory, or the brain was found too late to count in it: the frames are gone through once more.
         region = np.flatnonzero(self.mask)
         counts = np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
