@@ -1,0 +1,123 @@
+"""What is known of one scan before it is tokenized: who, when, what, where it lies, and what was measured of the person.
+
+Every source (`tablet_hf.datasets.sources`) yields these, and nothing after the sources knows which one it was.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Cohort", "Phenotype", "Problem", "ScanRecord", "typed_columns", "typed_value"]
+
+Phenotype = bool | int | float | str | None
+"""What a cell of a phenotype table can hold; None where it is missing."""
+
+MISSING_WORDS = frozenset({"", "n/a", "na", "nan", "none", "null", "pending", "missing", "unknown", "-", "."})
+"""Cells that mean "not known", lower case: BIDS writes n/a, ADHD-200 pending, tabular exports leave them empty."""
+
+MISSING_NUMBERS = frozenset({-999.0, -9999.0, -888.0, -777.0})
+"""Numbers that ADHD-200 and ABIDE write where nothing was measured (their phenotypic keys)."""
+
+
+@dataclass(frozen=True)
+class ScanRecord:
+    """One run of one person.
+
+    Attributes:
+        subject: label without the `sub-` of BIDS; unique in its dataset.
+        scan: 4D NIfTI in MNI152 space.
+        mask: brain mask on the scan's own grid; None leaves finding it to `tablet_hf.volumes.open_run`.
+        repetition_time: seconds; None leaves it to sidecar and header.
+        session, run, task: BIDS entities without their prefix, None where the layout has none.
+        dataset: name of the dataset, e.g. "HCP-YA".
+        site: where it was scanned.
+        family: people of one family share it; splits keep them on one side.
+        phenotypes: typed, see `typed_value`; the same names for all records of a cohort.
+    """
+
+    subject: str
+    scan: Path
+    mask: Path | None = None
+    repetition_time: float | None = None
+    session: str | None = None
+    task: str | None = None
+    run: str | None = None
+    dataset: str | None = None
+    site: str | None = None
+    family: str | None = None
+    phenotypes: Mapping[str, Phenotype] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What tells this run from all others of its dataset, as BIDS would write it; fit for a file name."""
+        entities = {"sub": self.subject, "ses": self.session, "task": self.task, "run": self.run}
+        return "_".join(f"{name}-{_label(value)}" for name, value in entities.items() if value is not None)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something of a source that could not be used: `what` names the file or the person, `why` is one sentence."""
+
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What a source found.
+
+    Attributes:
+        records: usable scans, sorted by key; keys are unique.
+        problems: what was left out or is missing, and why. Nothing is dropped without one.
+        is_restricted: whether the terms of the data forbid passing on what concerns single people (HCP, UK Biobank).
+    """
+
+    records: Sequence[ScanRecord]
+    problems: Sequence[Problem] = ()
+    is_restricted: bool = False
+
+
+def typed_value(cell: Any) -> Phenotype:
+    """What a cell of a table means: None, a number or a text; never a guess.
+
+    Whole numbers become int ("1", "1.0"), others float; "n/a", "pending", empty cells, NaN and the -999 of ADHD-200 and
+    ABIDE become None. Texts such as "M" or "yes" stay as they are, stripped; so do numbers with a leading zero, which
+    are labels ("007").
+    """
+    if cell is None or isinstance(cell, bool):
+        return cell
+    text = str(cell).strip()
+    if text.lower() in MISSING_WORDS:
+        return None
+    if re.fullmatch(r"[+-]?0\d+", text):
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(number) or number in MISSING_NUMBERS:
+        return None
+    return int(number) if number.is_integer() and abs(number) < 2**53 and "e" not in text.lower() else number
+
+
+def typed_columns(rows: Sequence[Mapping[str, Phenotype]]) -> dict[str, type]:
+    """The one type of each column over all rows: bool, int, float, or str where kinds are mixed; all None is str."""
+    kinds: dict[str, set[type]] = {}
+    for row in rows:
+        for name, value in row.items():
+            kinds.setdefault(name, set()).update([] if value is None else [type(value)])
+    return {
+        name: next(iter(found)) if len(found) == 1 else float if found == {int, float} else str
+        for name, found in kinds.items()
+    }
+
+
+def _label(value: str) -> str:
+    """BIDS labels are letters and digits; anything else would break file names apart."""
+    return re.sub(r"[^0-9A-Za-z+]", "", value) or "x"
