@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -9,6 +10,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FSL_MNI_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """A function that gives a file or folder of the real data that tests may use, or skips where it is not there.
+
+    They lie in the folder that the environment variable TABLET_SHARED_DATA names, else in shared/data beside the
+    repository.
+    """
+
+    def find(name):
+        folder = os.environ.get("TABLET_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data"
+        path = Path(folder) / name
+        if not path.exists():
+            pytest.skip(f"no {name} in {folder}; TABLET_SHARED_DATA may name another folder of real data")
+        return path
+
+    return find
 
 
 @pytest.fixture(scope="session")

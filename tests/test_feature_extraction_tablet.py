@@ -26,12 +26,6 @@ from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, SLICES_AT_ONCE
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, SliceAutoencoder
 from tablet_hf.volumes import open_run
 
-REAL_SCAN = (
-    Path(__file__).parents[2]
-    / "shared/data/bold/sub-01/func/sub-01_task-localizer_space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz"
-)
-needs_real_scan = pytest.mark.skipif(not REAL_SCAN.exists(), reason="the real scan is not here")
-
 REPETITION_TIME = 2.5
 
 
@@ -661,10 +655,9 @@ class TestSaving:
 # --- the shipped autoencoder on a real scan
 
 
-@needs_real_scan
 @pytest.mark.slow
-def test_a_real_scan_survives_the_shipped_autoencoder_and_no_random_one():
-    run = open_run(REAL_SCAN)
+def test_a_real_scan_survives_the_shipped_autoencoder_and_no_random_one(real_data):
+    run = open_run(next(real_data("bold/sub-01/func").glob("*_bold.nii.gz")))
     scaled = torch.from_numpy(next(run.scaled_blocks(block_frames=8))[1])
     brain = torch.from_numpy(run.mask)
 

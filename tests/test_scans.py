@@ -16,8 +16,6 @@ from tablet_hf.errors import InputError
 from tablet_hf.scans import declared_space, find_brain_mask_file, find_repetition_time, load_volume, open_source
 
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
-REPOSITORY = Path(__file__).parents[1]
-REAL_BOLD = REPOSITORY.parent / "shared" / "data" / "bold"
 
 
 def some_values(shape=(4, 5, 6, 7), dtype=np.int16, seed=0):
@@ -484,9 +482,8 @@ def test_scanner_axes_are_told_from_those_of_a_template(tmp_path):
     assert open_source(write(tmp_path / "c.nii", some_values(), code=1)).has_scanner_axes
 
 
-@pytest.mark.skipif(not REAL_BOLD.is_dir(), reason="the real scans are not here")
-def test_real_scans():
-    func = REAL_BOLD / "sub-01" / "func"
+def test_real_scans(real_data):
+    func = real_data("bold/sub-01/func")
     scan = next(func.glob("*_bold.nii.gz"))
     source = open_source(scan)
     assert (source.shape, source.num_frames, source.has_scanner_axes) == ((91, 109, 91), 28, False)
@@ -494,4 +491,4 @@ def test_real_scans():
     assert find_brain_mask_file(scan) == next(func.glob("*_mask.nii.gz"))
     frame = next(source.frames([27]))
     np.testing.assert_array_equal(frame, nib.load(scan).get_fdata(dtype=np.float32)[..., 27])
-    assert open_source(REAL_BOLD / "native_space_bold.nii.gz").has_scanner_axes
+    assert open_source(real_data("bold/native_space_bold.nii.gz")).has_scanner_axes

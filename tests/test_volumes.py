@@ -42,11 +42,6 @@ from tablet_hf.volumes import (
 
 FSL_SHAPE = (91, 109, 91)
 FSL_AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
-REPOSITORY = Path(__file__).parents[1]
-REAL_BOLD = REPOSITORY.parent / "shared" / "data" / "bold"
-TEMPLATES = REPOSITORY.parent / "shared" / "data" / "abide_cc200"
-needs_templates = pytest.mark.skipif(not TEMPLATES.is_dir(), reason="the templates are not here")
-needs_real_scans = pytest.mark.skipif(not REAL_BOLD.is_dir(), reason="the real scans are not here")
 
 
 @pytest.fixture(scope="session")
@@ -671,17 +666,16 @@ class TestSpace:
         path = write(tmp_path / "run.nii.gz", brain_values[..., :2], code=0)
         assert "--no-space-check" in refusal(open_run, path)
 
-    @needs_real_scans
-    def test_the_real_scan_before_registration_is_refused(self):
+    def test_the_real_scan_before_registration_is_refused(self, real_data):
+        scan = real_data("bold/native_space_bold.nii.gz")
         with pytest.warns(UserWarning, match="oblique"):
-            sentence = refusal(use, REAL_BOLD / "native_space_bold.nii.gz")
+            sentence = refusal(use, scan)
         assert "native_space_bold.nii.gz" in sentence
         assert "MNI152" in sentence
 
-    @needs_real_scans
-    def test_the_same_scan_brought_to_mni_without_stripping_passes(self, mni_brain):
+    def test_the_same_scan_brought_to_mni_without_stripping_passes(self, real_data, mni_brain):
         """Nine parameters bring its brain to the template's centre and extent, as a linear registration would."""
-        image = nib.load(REAL_BOLD / "native_space_bold.nii.gz")
+        image = nib.load(real_data("bold/native_space_bold.nii.gz"))
         values = image.get_fdata(dtype=np.float32)
         brain, _ = find_brain(values.any(axis=-1), values.mean(axis=-1), image.affine)
         places = image.affine[:3, :3] @ np.stack(np.nonzero(brain)) + image.affine[:3, 3:]
@@ -695,9 +689,9 @@ class TestSpace:
         inside, _ = mni_overlap(brain, stretch @ image.affine)
         assert inside > MIN_SHARE_IN_MNI_BRAIN + 0.05
 
-    @needs_templates
-    def test_an_unstripped_template_passes(self):
-        image = nib.load(TEMPLATES / "tpl-MNI152NLin2009cAsym_res-02_desc-fMRIPrep_boldref.nii.gz")
+    def test_an_unstripped_template_passes(self, real_data):
+        template = real_data("abide_cc200/tpl-MNI152NLin2009cAsym_res-02_desc-fMRIPrep_boldref.nii.gz")
+        image = nib.load(template)
         values = image.get_fdata(dtype=np.float32)[..., None] * np.array([1, 1.1], np.float32)
         run = open_run((values, image.affine), repetition_time=2)
         assert (run.mask_source, run.is_resampled) == ("epi", False)
@@ -1114,11 +1108,10 @@ def test_a_long_run_needs_little_memory(tmp_path):
 # --- a real scan
 
 
-@needs_real_scans
 class TestRealScan:
     @pytest.fixture
-    def scan(self):
-        return next((REAL_BOLD / "sub-01" / "func").glob("*_bold.nii.gz"))
+    def scan(self, real_data):
+        return next(real_data("bold/sub-01/func").glob("*_bold.nii.gz"))
 
     @pytest.fixture
     def values(self, scan):
