@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention as torch_flex_attention
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,7 +19,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     Trainer,
     TrainingArguments,
+    masking_utils,
 )
+from transformers.integrations import flex_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from tablet_hf import modeling_tablet
@@ -33,6 +37,7 @@ from tablet_hf.modeling_tablet import (
 )
 
 CELLS, TOKEN_SIZE = 8, 12
+PADDED = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 POSITION_TYPES = ("none", "rope", "spatiotemporal_rope")
 
 
@@ -110,6 +115,12 @@ def test_arguments_of_another_shape_are_refused(argument, value):
         TabletForMaskedTokenModeling(small_config())(tokens(), **{argument: value})
 
 
+@pytest.mark.parametrize("model_class", [TabletModel, TabletForMaskedTokenModeling, TabletForSequenceClassification])
+def test_missing_tokens_are_said_to_be_missing(model_class):
+    with pytest.raises(ValueError, match=r"`input_values` is missing.*\(batch, frames, 8, 12\)"):
+        model_class(small_config())(attention_mask=torch.ones(2, 5))
+
+
 def test_a_model_without_a_mask_token_cannot_mask():
     with pytest.raises(ValueError, match="use_mask_token=True"):
         TabletModel(small_config())(tokens(), bool_masked_pos=torch.ones(2, 5, CELLS))
@@ -137,12 +148,67 @@ def test_eager_and_sdpa_attention_agree(settings):
     eager = TabletModel(small_config(attn_implementation="eager", **settings)).eval()
     sdpa = TabletModel(small_config(attn_implementation="sdpa", **settings)).eval()
     sdpa.load_state_dict(eager.state_dict())
-    inputs, mask = tokens(), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    inputs = tokens()
 
-    for attention_mask in (None, mask):
+    for attention_mask in (None, PADDED):
         expected = eager(inputs, attention_mask=attention_mask, repetition_time=seconds(2, 0.72))
         found = sdpa(inputs, attention_mask=attention_mask, repetition_time=seconds(2, 0.72))
         torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+
+
+@pytest.mark.parametrize("attention_mask", [None, PADDED])
+@pytest.mark.parametrize("num_attention_heads", [4, 6])
+def test_eager_and_flex_attention_agree(num_attention_heads, attention_mask, monkeypatch):
+    """Uncompiled, which takes a second and not a minute; six heads the library groups by itself, four torch does."""
+    monkeypatch.setattr(flex_attention.WrappedFlexAttention, "__call__", lambda self: torch_flex_attention)
+    create_block_mask = masking_utils.create_block_mask
+    monkeypatch.setattr(
+        masking_utils, "create_block_mask", lambda **arguments: create_block_mask(**arguments | {"_compile": False})
+    )
+    sizes = {"hidden_size": 16 * num_attention_heads, "num_attention_heads": num_attention_heads}
+    eager = TabletModel(small_config(attn_implementation="eager", **sizes)).eval()
+    flex = TabletModel(small_config(attn_implementation="flex_attention", **sizes)).eval()
+    flex.load_state_dict(eager.state_dict())
+    inputs = {"input_values": tokens(), "attention_mask": attention_mask, "repetition_time": seconds(2, 0.72)}
+
+    with torch.no_grad():
+        expected, found = eager(**inputs).last_hidden_state, flex(**inputs).last_hidden_state
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("attention_mask", [None, PADDED])
+def test_flash_attention_is_handed_what_it_takes(attention_mask, monkeypatch):
+    """In place of the kernel, which needs a GPU: attention run by run, over the positions that its mask lets in."""
+    handed = []
+
+    def in_place_of_the_kernel(module, query, key, value, attention_mask, scaling, dropout, **kwargs):
+        handed.append(attention_mask)
+        assert (query.shape[1], key.shape[1], value.shape[1]) == (4, 2, 2)
+        assert not module.is_causal
+        assert not kwargs.get("is_causal")
+        is_there = torch.ones(2, query.shape[2]) if attention_mask is None else attention_mask
+        output = torch.zeros_like(query)
+        for run, positions in enumerate(is_there.bool()):
+            grouped = [states[run, :, positions] for states in (query, key, value)]
+            output[run, :, positions] = functional.scaled_dot_product_attention(
+                *grouped, dropout_p=dropout, scale=scaling, enable_gqa=True
+            )
+        return output.transpose(1, 2), None
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", in_place_of_the_kernel)
+    model = TabletModel(small_config(attn_implementation="eager")).eval()
+    inputs = {"input_values": tokens(), "attention_mask": attention_mask, "repetition_time": seconds(2, 0.72)}
+    expected = model(**inputs).last_hidden_state
+    model.config._attn_implementation = "flash_attention_2"
+    found = model(**inputs).last_hidden_state
+
+    if attention_mask is None:
+        assert handed == [None] * 2
+        torch.testing.assert_close(found, expected)
+    else:
+        assert [tuple(mask.shape) for mask in handed] == [(2, 1 + 5 * CELLS)] * 2
+        torch.testing.assert_close(found[0], expected[0])
+        torch.testing.assert_close(found[1, : 1 + 3 * CELLS], expected[1, : 1 + 3 * CELLS])
 
 
 def test_autocast_runs_attention_in_half_precision():
@@ -247,6 +313,32 @@ def test_the_repetition_time_of_a_run_matters_to_that_run_alone():
 
     torch.testing.assert_close(first[0], second[0])
     assert not torch.allclose(first[1], second[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("repetition_time", [0.72, torch.tensor(0.72), torch.tensor([0.72, 0.72], dtype=torch.float64)])
+def test_one_repetition_time_is_that_of_every_run(repetition_time):
+    model, inputs = TabletModel(small_config()).eval(), tokens()
+
+    expected = model(inputs, repetition_time=seconds(0.72, 0.72)).pooler_output
+    torch.testing.assert_close(model(inputs, repetition_time=repetition_time).pooler_output, expected)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(inputs, repetition_time=repetition_time).pooler_output, expected)
+
+
+@pytest.mark.parametrize("model_class", [TabletModel, TabletForMaskedTokenModeling, TabletForSequenceClassification])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 0.0, -2.0])
+def test_a_repetition_time_that_is_no_duration_is_refused(wrong, model_class):
+    model = model_class(small_config())
+
+    for repetition_time in (wrong, torch.tensor(wrong), seconds(2, wrong)):
+        with pytest.raises(ValueError, match=f"`repetition_time` must be seconds.*over 0, but it is .*{wrong}"):
+            model(tokens(), repetition_time=repetition_time)
+
+
+def test_a_model_without_a_clock_does_not_look_at_repetition_times():
+    model, inputs = TabletModel(small_config(position_embedding_type="rope")).eval(), tokens()
+
+    assert torch.equal(model(inputs, repetition_time=float("nan")).pooler_output, model(inputs).pooler_output)
 
 
 # --- padding
@@ -439,11 +531,89 @@ def test_regression_predictions_keep_their_precision_in_half_precision():
     assert (logits - logits.to(torch.bfloat16).float()).abs().max() > 0
 
 
+@pytest.mark.parametrize("statistics", [{}, {"target_mean": None, "target_std": None}])
+def test_predictions_of_a_regression_are_float32_with_and_without_statistics(statistics):
+    model = TabletForSequenceClassification(regression_config(**statistics)).eval()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(tokens()).logits.dtype == torch.float32
+    assert model.to(torch.bfloat16)(tokens()).logits.dtype == torch.float32
+
+
 def test_targets_without_statistics_are_learned_as_they_are():
     config = regression_config(target_mean=None, target_std=None)
     outputs = TabletForSequenceClassification(config).eval()(tokens(), labels=torch.tensor([1.0, 2.0]))
 
     torch.testing.assert_close(outputs.loss, functional.l1_loss(outputs.logits.flatten(), torch.tensor([1.0, 2.0])))
+
+
+LABELS_THAT_ARE_NONE = [
+    ("multi_label_classification", 1, [1, 2], r"0 or 1 .* they hold \[2\]"),
+    ("multi_label_classification", 1, [1.0, 0.5], r"0 or 1 .* they hold \[0.5\]"),
+    ("multi_label_classification", 2, [[0, 1], [-100, 1]], r"0 or 1 .* they hold \[-100\]"),
+    ("single_label_classification", 2, [1, 2], r"classes from 0 to 1 .* they hold \[2\]"),
+    ("single_label_classification", 3, [0, -100], r"classes from 0 to 2 .* they hold \[-100\]"),
+    ("single_label_classification", 2, [0.0, 0.7], r"classes from 0 to 1 .* they hold \[0\.69"),
+    ("regression", 1, [float("nan"), 30.0], r"finite numbers .* they hold \[nan\]"),
+    ("regression", 2, [[30.0, 1.0], [float("inf"), 2.0]], r"finite numbers .* they hold \[inf\]"),
+]
+
+
+@pytest.mark.parametrize(("problem_type", "num_labels", "labels", "complaint"), LABELS_THAT_ARE_NONE)
+def test_labels_that_are_none_are_refused(problem_type, num_labels, labels, complaint):
+    model = TabletForSequenceClassification(small_config(problem_type=problem_type, num_labels=num_labels))
+
+    with pytest.raises(ValueError, match=f"`labels` must be {complaint}"):
+        model(tokens(), labels=torch.tensor(labels))
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "shape"),
+    [
+        ("multi_label_classification", 1, (3,)),
+        ("multi_label_classification", 2, (2,)),
+        ("single_label_classification", 2, (2, 2)),
+        ("regression", 2, (2,)),  # would be broadcast
+        ("regression", 1, (1, 2)),
+    ],
+)
+def test_labels_of_another_shape_are_refused(problem_type, num_labels, shape):
+    model = TabletForSequenceClassification(small_config(problem_type=problem_type, num_labels=num_labels))
+
+    with pytest.raises(ValueError, match="`labels` has the shape"):
+        model(tokens(), labels=torch.ones(shape))
+
+
+@pytest.mark.parametrize("label_dtype", [torch.bool, torch.uint8, torch.long, torch.float16])
+def test_labels_are_read_in_any_dtype(label_dtype):
+    labels = torch.tensor([0, 1])
+    for settings in ({"problem_type": "multi_label_classification", "num_labels": 1}, {"num_labels": 2}):
+        model = TabletForSequenceClassification(
+            small_config(**{"problem_type": "single_label_classification"} | settings)
+        ).eval()
+        inputs = tokens()
+        expected = model(inputs, labels=labels).loss
+        torch.testing.assert_close(model(inputs, labels=labels.to(label_dtype)).loss, expected)
+
+
+@pytest.mark.parametrize(("problem_type", "num_labels", "labels", "complaint"), LABELS_THAT_ARE_NONE)
+def test_labels_on_a_gpu_are_judged_by_the_gpu(problem_type, num_labels, labels, complaint, monkeypatch):
+    """Where to look at them would wait for it; a label whose device says CUDA stands for one that is there."""
+
+    class OnGpu(torch.Tensor):
+        device = torch.device("cuda")
+
+        def __bool__(self):
+            raise AssertionError("this waits for the GPU")
+
+    asserted = []
+    monkeypatch.setattr(torch, "_assert_async", lambda holds, message: asserted.append((holds, message)))
+    model = TabletForSequenceClassification(small_config(problem_type=problem_type, num_labels=num_labels))
+    model.check_labels(torch.tensor(labels).as_subclass(OnGpu), batch_size=2)
+
+    ((holds, message),) = asserted
+    assert not holds.as_subclass(torch.Tensor).item()
+    assert message.startswith("labels must be ")
 
 
 @pytest.mark.parametrize("num_labels", [1, 2])

@@ -82,8 +82,13 @@ class TabletEmbeddings(nn.Module):
             build_norm(config.norm_type, config.hidden_size, config) if config.use_input_norm else nn.Identity()
         )
 
-    def check_geometry(self, input_values: torch.Tensor) -> None:
+    def check_geometry(self, input_values: torch.Tensor | None) -> None:
         """Raise a `ValueError` unless the tokens have the shape that the weights were made for."""
+        if input_values is None:
+            raise ValueError(
+                f"`input_values` is missing: give the tokens of runs, (batch, frames, {self.num_cells}, "
+                f"{self.token_size})."
+            )
         if input_values.ndim != 4 or input_values.shape[2:] != (self.num_cells, self.token_size):
             raise ValueError(
                 f"`input_values` has the shape {tuple(input_values.shape)}, but this model reads tokens of shape "
@@ -351,7 +356,12 @@ class TabletLayer(GradientCheckpointingLayer):
 
 
 class TabletPreTrainedModel(PreTrainedModel):
-    """Weight initialisation, loading and saving, and what the library may do with these models."""
+    """
+    Weight initialisation, loading and saving, and what the library may do with these models.
+
+    Of the attention implementations, eager, sdpa and flex_attention are tested against each other on a CPU.
+    flash_attention_2 is tested up to what it is handed; its own kernel needs a GPU and was never run.
+    """
 
     config: TabletConfig
     config_class = TabletConfig
@@ -429,7 +439,7 @@ class TabletModel(TabletPreTrainedModel):
         self,
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        repetition_time: torch.Tensor | None = None,
+        repetition_time: torch.Tensor | float | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
@@ -439,7 +449,7 @@ class TabletModel(TabletPreTrainedModel):
                 Tokens of windows of runs.
             attention_mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*):
                 1 for frames that are there, 0 for padding. Best left out where nothing is padded.
-            repetition_time (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            repetition_time (`torch.Tensor` of shape `(batch_size,)`, or one number for all runs, *optional*):
                 Seconds between frames, for `"spatiotemporal_rope"`; 1 s where it is not given.
             bool_masked_pos (`torch.Tensor` of shape `(batch_size, num_frames, num_cells)`, *optional*):
                 1 for tokens to replace by the mask token.
@@ -449,7 +459,8 @@ class TabletModel(TabletPreTrainedModel):
             then frame by frame, and `pooler_output` of shape `(batch_size, hidden_size)`, the CLS state.
 
         Raises:
-            `ValueError`: where the inputs do not have these shapes.
+            `ValueError`: where the inputs do not have these shapes, or a repetition time on the CPU is no positive
+                number.
         """
         self.embeddings.check_geometry(input_values)
         batch_size, num_frames = input_values.shape[:2]
@@ -459,7 +470,7 @@ class TabletModel(TabletPreTrainedModel):
         attention_mask = self.create_attention_mask(hidden_states, frame_mask)
         position_embeddings = None
         if self.rotary_embedding is not None:
-            self.check_repetition_time(repetition_time, batch_size)
+            repetition_time = self.check_repetition_time(repetition_time, batch_size)
             position_embeddings = self.rotary_embedding(num_frames, repetition_time, hidden_states.device)
 
         for layer in self.layers:
@@ -479,20 +490,33 @@ class TabletModel(TabletPreTrainedModel):
             attention_mask=nn.functional.pad(cell_mask, (1, 0), value=True),
         )
 
-    def check_repetition_time(self, repetition_time: torch.Tensor | None, batch_size: int) -> None:
+    def check_repetition_time(
+        self, repetition_time: torch.Tensor | float | None, batch_size: int
+    ) -> torch.Tensor | None:
+        """Seconds between frames as a tensor, one number or one for each run; `None` where unknown or not needed."""
         if self.config.position_embedding_type != "spatiotemporal_rope":
-            return
+            return None
         if repetition_time is None:
             if not is_tracing():
                 logger.warning_once(
                     "No `repetition_time` was given, so one second is taken to pass between frames; pass the "
                     "repetition time of each run in seconds."
                 )
-        elif repetition_time.numel() != batch_size:
+            return None
+        repetition_time = torch.as_tensor(repetition_time, dtype=torch.float32)
+        if repetition_time.ndim and repetition_time.numel() != batch_size:
             raise ValueError(
                 f"`repetition_time` has the shape {tuple(repetition_time.shape)}, but it must give one number of "
-                f"seconds for each of {batch_size} runs."
+                f"seconds for each of {batch_size} runs, or one for all."
             )
+        # On a GPU, a look at the values would wait for it.
+        can_look = repetition_time.device.type == "cpu" and not is_tracing(repetition_time)
+        if can_look and not (repetition_time.isfinite() & (repetition_time > 0)).all():
+            raise ValueError(
+                "`repetition_time` must be seconds between frames, finite and over 0, but it is "
+                f"{repetition_time.tolist()}."
+            )
+        return repetition_time
 
 
 def draw_token_mask(config: TabletConfig, frame_mask: torch.Tensor) -> torch.Tensor:
@@ -544,7 +568,7 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
         self,
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        repetition_time: torch.Tensor | None = None,
+        repetition_time: torch.Tensor | float | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         return_loss: bool = True,
         **kwargs: Unpack[TransformersKwargs],
@@ -636,7 +660,7 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         self,
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        repetition_time: torch.Tensor | None = None,
+        repetition_time: torch.Tensor | float | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
@@ -650,11 +674,15 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
 
         Returns:
             `logits` of shape `(batch_size, num_labels)`; for a regression the predictions in the target's own unit,
-            in float32. `loss`, where labels are given: for a regression that of standardised targets.
+            always in float32: the standard deviation and the mean of the targets, where the config has them, are
+            applied in float32 whatever the dtype of the weights. `loss`, where labels are given: in float32, for a
+            regression that of standardised targets.
 
         Raises:
-            `ValueError`: where the inputs do not have these shapes, or the loss is asked for without
-            `config.problem_type`.
+            `ValueError`: where the inputs do not have these shapes, the loss is asked for without
+                `config.problem_type`, or labels are not what it says they are. On a GPU such labels stop the process
+                by a failed assertion on the device, since to look at them here would make every step wait for it;
+                while a graph is traced they are not looked at.
         """
         outputs: BaseModelOutputWithPooling = self.tablet(
             input_values,
@@ -666,10 +694,13 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
 
         loss = None
         if labels is not None:
+            self.check_labels(labels, batch_size=logits.shape[0])
             loss = self.classification_loss(logits, labels.to(logits.device))
+        if self.config.problem_type == "regression":
+            logits = logits.float()
         if self.config.target_mean is not None:
             mean, std = self.target_statistics(logits)
-            logits = logits.float() * std + mean
+            logits = logits * std + mean
 
         return SequenceClassifierOutput(
             loss=loss,
@@ -684,6 +715,42 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         std = torch.tensor(self.config.target_std, device=logits.device, dtype=torch.float32)
         return mean, std
 
+    def check_labels(self, labels: torch.Tensor, batch_size: int) -> None:
+        """Raise a `ValueError` unless labels have the shape and the values that `config.problem_type` says."""
+        num_labels, problem_type = self.config.num_labels, self.config.problem_type
+        if problem_type is None:
+            raise ValueError(
+                "A loss needs `config.problem_type`, which is never guessed: pass `problem_type=` with "
+                '"multi_label_classification" (sigmoid; two classes as one logit with `num_labels=1`), '
+                '"single_label_classification" (softmax) or "regression" to `from_pretrained` or the config.'
+            )
+        is_index = problem_type == "single_label_classification"
+        shape = (batch_size,) if is_index or (num_labels == 1 and labels.ndim == 1) else (batch_size, num_labels)
+        if labels.shape != shape and not (is_index and labels.shape == (batch_size, 1)):
+            raise ValueError(
+                f"`labels` has the shape {tuple(labels.shape)}, but with `problem_type` {problem_type!r} and "
+                f"{num_labels} labels it must be {shape}."
+            )
+        if is_tracing(labels):
+            return
+
+        if is_index:
+            is_right = (labels >= 0) & (labels < num_labels) & (labels == labels.long())
+            expected = f"classes from 0 to {num_labels - 1}"
+        elif problem_type == "multi_label_classification":
+            is_right = (labels == 0) | (labels == 1)
+            expected = "0 or 1"
+        else:
+            is_right = labels.isfinite()
+            expected = "finite numbers"
+        if labels.device.type == "cpu" and not is_right.all():
+            raise ValueError(
+                f"`labels` must be {expected} with `problem_type` {problem_type!r}, but they hold "
+                f"{labels[~is_right].unique().tolist()[:5]}."
+            )
+        if labels.device.type == "cuda":
+            torch._assert_async(is_right.all(), f"labels must be {expected}")
+
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean loss of a batch in float32, from logits `(batch_size, num_labels)`; see `forward` for labels."""
         config = self.config
@@ -695,17 +762,11 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         if config.problem_type == "multi_label_classification":
             positive_weight = None if config.positive_weight is None else logits.new_tensor(config.positive_weight)
             return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=positive_weight)
-        if config.problem_type == "regression":
-            if config.target_mean is not None:
-                mean, std = self.target_statistics(logits)
-                labels = (labels - mean) / std
-            loss = nn.functional.l1_loss if config.regression_loss == "l1" else nn.functional.mse_loss
-            return loss(logits, labels)
-        raise ValueError(
-            "A loss needs `config.problem_type`, which is never guessed: pass `problem_type=` with "
-            '"multi_label_classification" (sigmoid; two classes as one logit with `num_labels=1`), '
-            '"single_label_classification" (softmax) or "regression" to `from_pretrained` or the config.'
-        )
+        if config.target_mean is not None:
+            mean, std = self.target_statistics(logits)
+            labels = (labels - mean) / std
+        loss = nn.functional.l1_loss if config.regression_loss == "l1" else nn.functional.mse_loss
+        return loss(logits, labels)
 
 
 def register_auto_classes() -> None:
