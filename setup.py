@@ -41,7 +41,7 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "parameterized>=0.9"],
         "report": ["jinja2>=3.1", "pillow>=10"],
-        "train": ["peft>=0.15"],
+        "train": ["peft>=0.15", "pillow>=10"],
     },
     entry_points={"console_scripts": ["tablet-hf=tablet_hf.cli:main"]},
     classifiers=[

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tablet_hf
 from tablet_hf import auto_classes
@@ -138,6 +139,27 @@ def test_every_direct_dependency_is_pinned_in_the_constraints():
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
     assert names
     assert names - pinned == set()
+
+
+def test_extras_hold_what_their_code_imports():
+    """Pillow reads the photographs of autoencoders/train.py and writes the pictures of reports."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    call = next(
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setup"
+    )
+    extras = next(ast.literal_eval(word.value) for word in call.keywords if word.arg == "extras_require")
+    for extra in ("train", "report"):
+        assert "pillow" in {re.match(r"[\w-]+", requirement)[0] for requirement in extras[extra]}
+
+
+def test_the_citation_names_this_package_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["authors"] == [{"name": "The tablet_hf developers"}]
+    assert citation["version"] == tablet_hf.__version__
+    (paper,) = citation["references"]
+    assert paper["title"].startswith("Can Natural Image Autoencoders Compactly Tokenize fMRI Volumes")
+    assert paper["url"] == "https://arxiv.org/abs/2604.03619"
+    assert {"type", "title", "authors"} <= set(paper)  # what version 1.2.0 of the format asks of a reference
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "src/tablet_hf").rglob("*.py")), ids=lambda path: path.name)
