@@ -1,7 +1,9 @@
 """A scan goes in, a prediction comes out: a fine-tuned model and the extractor that made its tokens, together."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,15 @@ from tablet_hf.token_files import SUFFIX, load_tokens
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one run.
+    """What a model says of one run, or of all runs of a subject.
 
     Attributes:
-        scan: the name of the scan.
+        scan: the name of the scan, or of the subject.
         prediction: the class, or the value of the (first) regression target in its own unit.
         scores: a probability for each class of a classifier, a value for each target of a regression.
         num_frames: frames that were used.
         num_windows: windows that they were cut into; the logits of all windows are averaged.
-        repetition_time: seconds.
+        repetition_time: seconds; None for runs that differ in it.
     """
 
     scan: str
@@ -32,7 +34,7 @@ class Prediction:
     scores: dict[str, float]
     num_frames: int
     num_windows: int
-    repetition_time: float
+    repetition_time: float | None
 
 
 class ScanPredictor:
@@ -47,6 +49,7 @@ class ScanPredictor:
 
     Raises:
         InputError: a model that does not say what it predicts.
+        ValueError: windows of no frames.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class ScanPredictor:
                 f"{model.name_or_path or 'The model'}: its configuration does not say what it predicts; fine-tune it, "
                 "or set problem_type and id2label in its config.json."
             )
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"A window needs at least one frame, got num_frames={num_frames}.")
         self.model = model.eval()
         self.extractor = extractor
         self.num_frames = num_frames or model.config.num_frames
@@ -94,13 +99,26 @@ class ScanPredictor:
     ) -> Prediction:
         """Predict from one scan (see `TabletFeatureExtractor`) or from a file of `tablet-hf tokenize`.
 
+        `repetition_time` is that of the scan, also where the file holds one of several frames only.
+
         Raises:
             InputError: the scan or its tokens cannot be used.
         """
         if isinstance(scan, str | Path) and str(scan).endswith(SUFFIX):
+            if mask is not None or add_mean is not None:
+                raise InputError(
+                    f"{scan}: it holds tokens, to which no mask and no mean can be applied any more; give the scan "
+                    "itself, or tokenize it again with them."
+                )
             run, record = load_tokens(scan)
             _, cells, token_size = run.tokens.shape
-            self._check_tokens(record | {"grid_size": round(cells ** (1 / 3)), "token_size": token_size}, str(scan))
+            grid_size = round(cells ** (1 / 3))
+            if grid_size**3 != cells:
+                raise InputError(f"{scan}: its {cells} tokens a frame are no cube of cells; tokenize the scan again.")
+            if repetition_time is not None:
+                stride = int(run.frames[1] - run.frames[0]) if len(run.frames) > 1 else 1
+                run = replace(run, repetition_time=repetition_time * stride)
+            self._check_tokens(record | {"grid_size": grid_size, "token_size": token_size}, str(scan))
         else:
             run = self.extractor.tokenize(
                 scan,
@@ -128,24 +146,65 @@ class ScanPredictor:
         except ValueError as error:
             raise InputError(f"{name}: {error}") from error
 
-    @torch.inference_mode()
     def predict_tokens(self, run: TokenizedRun) -> Prediction:
         """Predict from tokens (frames, cells, features).
 
         A run is cut into windows that do not overlap, a remainder is left out, and only a run shorter than one window
         is used as it is: the evaluation of the code released with arXiv:2604.03619, except that a short run needs no
         padding here.
+
+        Raises:
+            InputError: no frames, an impossible repetition time, or tokens that hold no finite numbers.
         """
-        windows = cut_windows(run.tokens, self.num_frames)
+        return self.predict_subject([run], run.name)
+
+    def predict_subject(self, runs: Sequence[TokenizedRun], name: str) -> Prediction:
+        """One prediction from all runs of a subject: each is cut into windows of its own, and the logits of all
+        windows count alike, as in the paper's evaluation.
+
+        Args:
+            runs: tokens as for `predict_tokens`; their repetition times may differ.
+            name: of the subject.
+
+        Raises:
+            InputError: no runs, or one of them cannot be used (see `predict_tokens`).
+        """
+        if not runs:
+            raise InputError(f"{name}: there are no runs to predict from.")
+        cut = [cut_windows(run.tokens, self.num_frames) for run in runs]
+        logits = torch.cat([self._logits(run, windows) for run, windows in zip(runs, cut, strict=True)])
+        prediction, scores = read_logits(logits.mean(0), self.model.config)
+        repetition_times = {run.repetition_time for run in runs}
+        return Prediction(
+            scan=name,
+            prediction=prediction,
+            scores=scores,
+            num_frames=sum(len(window) for windows in cut for window in windows),
+            num_windows=len(logits),
+            repetition_time=repetition_times.pop() if len(repetition_times) == 1 else None,
+        )
+
+    @torch.inference_mode()
+    def _logits(self, run: TokenizedRun, windows: list[Tensor]) -> Tensor:
+        """Logits (windows, labels), float32, on the CPU."""
+        if not len(run.tokens):
+            raise InputError(f"{run.name}: there are no frames in it; tokenize the scan again.")
+        seconds = run.repetition_time
+        if not (isinstance(seconds, Real) and math.isfinite(seconds) and seconds > 0):
+            raise InputError(f"{run.name}: its repetition time is {seconds!r}; give the right one in seconds.")
         device = self.model.device
-        seconds = torch.tensor([run.repetition_time], device=device)
         logits = []
         for window in windows:
             with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-                outputs = self.model(window[None].to(device, self.model.dtype), repetition_time=seconds)
+                outputs = self.model(window[None].to(device, self.model.dtype), repetition_time=float(seconds))
             logits.append(outputs.logits[0].float().cpu())
-        prediction, scores = read_logits(torch.stack(logits).mean(0), self.model.config)
-        return Prediction(run.name, prediction, scores, sum(map(len, windows)), len(windows), run.repetition_time)
+        logits = torch.stack(logits)
+        if not logits.isfinite().all():
+            raise InputError(
+                f"{run.name}: no finite prediction comes from it; its tokens hold numbers that are not finite, so "
+                "tokenize the scan again, or the model's weights do."
+            )
+        return logits
 
 
 def cut_windows(tokens: Tensor, num_frames: int | None) -> list[Tensor]:
