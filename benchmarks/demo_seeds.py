@@ -3,7 +3,7 @@ What `tablet-hf demo` finds and how long it takes, over several seeds: each draw
 
     python benchmarks/demo_seeds.py [--seeds 0 1 2] [--out FOLDER]
 
-Run it on an otherwise idle machine, since it is the clock that is read. Cohorts are made anew in FOLDER (a temporary one
+Run it on an otherwise idle machine, since it is the clock that is read. Cohorts are made anew in FOLDER (temporary
 by default). The demo's learning rate and epochs were chosen on the cohort of seed 10, so leave that one out.
 """
 

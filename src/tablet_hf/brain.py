@@ -82,7 +82,8 @@ def check_mni_space(mask: np.ndarray, source: BoldSource) -> None:
         raise InputError(
             f"{source.name}: only {inside:.0%} of the brain found in it lies inside the MNI152 brain "
             f"({MIN_SHARE_IN_MNI_BRAIN:.0%} is asked for), so it is not in MNI152 space or its affine is wrong; "
-            "normalise it first (fMRIPrep: --output-spaces MNI152NLin2009cAsym:res-2), give mask= if only the mask is "
+            "normalise it first (fMRIPrep: --output-spaces MNI152NLin2009cAsym:res-2), give mask= (command line: --mask) "
+            "if only the mask is "
             "bad, or pass check_space=False (command line: --no-space-check)."
         )
 
@@ -198,7 +199,7 @@ class Survey:
             count, frame = self._num_nonfinite[is_bad].sum(dtype=np.int64), self._first_nonfinite[is_bad].min()
             raise InputError(
                 f"{name}: {count:,} values inside the brain are NaN or infinite, in {is_bad.sum():,} voxels and first "
-                f"in frame {frame}; repair them, or give a mask= that leaves those voxels out."
+                f"in frame {frame}; repair them, or give a mask= (command line: --mask) that leaves those voxels out."
             )
         if not self.has_signal[brain].any():
             raise InputError(f"{name}: every voxel inside the brain mask is zero in every frame; check scan and mask.")

@@ -59,7 +59,7 @@ def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
         run: the tokens, (frames, cells, features).
         record: JSON-able: what made them (`TabletFeatureExtractor.to_dict()`) and from what. Read back as it was.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {"tokens": run.tokens.half().contiguous(), "frames": torch.from_numpy(np.asarray(run.frames))}
     if run.mean_tokens is not None:
@@ -73,7 +73,9 @@ def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
         "record": record,
     }
     with written_whole(path) as unfinished:
-        save_file(tensors, unfinished, metadata={name: json.dumps(value) for name, value in description.items()})
+        # Written by Python, whose error names a full disk.
+        metadata = {name: json.dumps(value) for name, value in description.items()}
+        unfinished.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_tokens(path: str | Path) -> tuple[TokenizedRun, dict[str, Any]]:
