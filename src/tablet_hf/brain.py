@@ -82,9 +82,8 @@ def check_mni_space(mask: np.ndarray, source: BoldSource) -> None:
         raise InputError(
             f"{source.name}: only {inside:.0%} of the brain found in it lies inside the MNI152 brain "
             f"({MIN_SHARE_IN_MNI_BRAIN:.0%} is asked for), so it is not in MNI152 space or its affine is wrong; "
-            "normalise it first (fMRIPrep: --output-spaces MNI152NLin2009cAsym:res-2), give mask= (command line: --mask) "
-            "if only the mask is "
-            "bad, or pass check_space=False (command line: --no-space-check)."
+            "normalise it first (fMRIPrep: --output-spaces MNI152NLin2009cAsym:res-2), give mask= (command line: "
+            "--mask) if only the mask is bad, or pass check_space=False (command line: --no-space-check)."
         )
 
 
