@@ -1,0 +1,754 @@
+"""Who is learnt from, who chooses the model and who judges it: splits by subject, never by window or run.
+
+    subjects, families = subject_ids(store.runs), family_ids(store.runs)
+    labels, sites = [run.phenotypes["sex"] for run in store.runs], [run.site for run in store.runs]
+    splits = folds(subjects, labels, sites, families)         # the paper's four, 80/10/10
+    write_splits(splits, "STORE/splits/sex.csv")
+    training_runs = runs_in(splits[0], store.runs, "train")
+
+How people are dealt out. They are cut into pieces of equal size, ten for 80/10/10, each with its share of every stratum
+(label and site); one piece is the test part, one the validation part, eight are for training, and which is which is
+drawn. Pieces of people without relatives come from scikit-learn's `StratifiedKFold`: a stratum's members in any two
+pieces differ by one at most. Where families have several members, `StratifiedGroupKFold` places whole families, the
+most one-sided first, wherever the strata stay most even.
+
+What neither can do, and what happens then:
+
+- A stratum with fewer members than there are pieces cannot be in all parts. Such strata of one label are pooled over
+  their sites, so that the label stays even where the site cannot; a label too rare by itself stays a stratum.
+- Where no stratum has as many members as there are pieces, fewer pieces are made, so that every part has its share of
+  the labels but is not of the size that was asked for; where that is not possible either, strata are given up, and the
+  largest families are placed first, wherever there is most room.
+- A family larger than a piece makes that piece too large; it is then learnt from.
+
+Each of these is said in a `UserWarning` and recorded in `Split.settings["notes"]`.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tablet_hf.errors import InputError
+from tablet_hf.files import written_whole
+from tablet_hf.version import __version__
+
+__all__ = [
+    "PARTS",
+    "Split",
+    "check",
+    "family_ids",
+    "folds",
+    "leave_one_site_out",
+    "read_splits",
+    "runs_in",
+    "split_subjects",
+    "subject_ids",
+    "write_splits",
+]
+
+PARTS = ("train", "validation", "test")
+
+FORMAT = "tablet_hf splits 1"
+PART_OF_WORD = {part: part for part in PARTS} | dict.fromkeys(("val", "valid", "dev"), "validation")
+SUBJECT_COLUMNS = ("subject", "participant_id")  # ours, and that of BIDS
+
+# People are dealt into pieces of 1% at the finest.
+MAX_PIECES = 100
+# Numbers of more different values than this are no classes.
+MAX_CLASSES = 10
+MAX_BINS = 5
+# A part may be larger or smaller by five points before a word is said about it.
+TOLERATED_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which subjects stand in which part.
+
+    Attributes:
+        name: the column of a CSV file.
+        assignment: "train", "validation" or "test" for each subject (see `subject_ids`).
+        seed: that it was drawn with; None where it was not drawn.
+        settings: how it was made, JSON-able.
+        left_out: subjects that stand in no part, such as those without the label.
+    """
+
+    name: str
+    assignment: Mapping[str, str]
+    seed: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for subject, part in self.assignment.items():
+            if part not in PARTS:
+                raise InputError(f"{self.name}: {subject!r} stands in {part!r}; parts are {', '.join(PARTS)}.")
+
+    def subjects(self, part: str) -> list[str]:
+        """The subjects of one part, sorted."""
+        return sorted(subject for subject, its_part in self.assignment.items() if its_part == part)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Subjects of each part."""
+        return {part: list(self.assignment.values()).count(part) for part in PARTS}
+
+
+# --- who is who
+
+
+def subject_ids(runs: Sequence[Any]) -> list[str]:
+    """The subject of each run, as `dataset/subject` where the runs come from more than one dataset.
+
+    Give all runs of a store at once: which datasets it holds decides what its subjects are called.
+    """
+    return _within_dataset(runs, [str(run.subject) for run in runs])
+
+
+def family_ids(runs: Sequence[Any]) -> list[str | None]:
+    """The family of each run's subject, None where there is none; named like `subject_ids`."""
+    return _within_dataset(runs, [None if run.family is None else str(run.family) for run in runs])
+
+
+def runs_in(split: Split, runs: Sequence[Any], part: str) -> list[int]:
+    """Places in `runs` (all runs of a store) of those whose subject stands in `part`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}.")
+    places = [place for place, subject in enumerate(subject_ids(runs)) if split.assignment.get(subject) == part]
+    if not places:
+        raise InputError(
+            f"{split.name}: none of the {len(runs)} runs is of a subject in its {part} part; use a split that was made "
+            "for this store."
+        )
+    return places
+
+
+def check(split: Split, families: Mapping[str, str | None] | None = None) -> None:
+    """Make sure that nobody is learnt from and judged by.
+
+    Args:
+        families: of each subject, None for no family; subjects that are not in the split do not matter.
+
+    Raises:
+        InputError: a subject (`01` and `sub-01` are one), or members of one family, in two parts.
+    """
+    groups = [("subject", _without_prefix, "call one of them otherwise if they are two people")]
+    if families is not None:
+        groups.append(("family", families.get, "put all of a family on one side"))
+    for kind, group_of, remedy in groups:
+        first: dict[str, str] = {}
+        for subject, part in split.assignment.items():
+            group = group_of(subject)
+            if group is None:
+                continue
+            other = first.setdefault(group, subject)
+            if split.assignment[other] != part:
+                raise InputError(
+                    f"{split.name}: the {kind} {group!r} stands on both sides, {other!r} in "
+                    f"{split.assignment[other]} and {subject!r} in {part}; {remedy}."
+                )
+
+
+# --- making splits
+
+
+def split_subjects(
+    subjects: Sequence[str],
+    labels: Sequence[Any] | None = None,
+    sites: Sequence[Any] | None = None,
+    families: Sequence[Any] | None = None,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> Split:
+    """One split, the first of `folds` with the same arguments.
+
+    Args:
+        subjects: `(n,)`, one entry a subject, or one a run: entries of one subject are taken together.
+        labels: `(n,)`, what will be predicted: parts get their share of each class. Numbers of more than ten different
+            values are a regression: parts get their share of each of up to five bins between quantiles. A subject whose
+            label is missing (None, NaN) is left out. Of differing labels of one subject the most frequent counts.
+        sites: `(n,)`: parts get their share of each label at each site; missing ones count as one site.
+        families: `(n,)`: all members stand in one part; None is no family.
+        fractions: of the subjects in train, validation and test, 0 or at least 0.01, adding up to 1.
+        seed: a whole number from 0 to 2³² - 1. Order and repetition of subjects do not matter.
+
+    Raises:
+        InputError: fractions that are none, or too few subjects (or families) for as many parts.
+    """
+    (split,) = folds(subjects, labels, sites, families, num_folds=1, fractions=fractions, seed=seed)
+    return split
+
+
+def folds(
+    subjects: Sequence[str],
+    labels: Sequence[Any] | None = None,
+    sites: Sequence[Any] | None = None,
+    families: Sequence[Any] | None = None,
+    num_folds: int = 4,
+    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    seed: int = 0,
+) -> list[Split]:
+    """Several splits of the same subjects whose test parts are disjoint; by default the four of arXiv:2604.03619.
+
+    The validation part of a fold is taken from the pieces that come next, so it may be the test part of another fold.
+
+    Args:
+        num_folds: how many; as many test parts must fit into the whole.
+        subjects, labels, sites, families, fractions, seed: see `split_subjects`.
+
+    Returns:
+        Splits called fold-1, fold-2, ...; a single one is called split.
+    """
+    fractions = _checked_fractions(fractions)
+    if num_folds < 1 or (num_folds > 1 and not 0 < fractions[2] <= 1 / num_folds + 1e-6):
+        raise InputError(
+            f"{num_folds} splits whose test parts hold {fractions[2]:.0%} each and are disjoint are not possible; ask "
+            "for another number of folds, or another test fraction."
+        )
+    people = _gather(subjects, labels, sites, families)
+    assignments, settings = _deal(people, fractions, num_folds, seed)
+    if people.left_out:
+        settings["notes"].insert(0, f"{len(people.left_out)} subjects have no label and stand in no part.")
+    names = ["split"] if num_folds == 1 else [f"fold-{number + 1}" for number in range(num_folds)]
+    _warn(settings["notes"])
+    return [
+        Split(name, assignment, seed, {"method": "folds"} | settings, people.left_out)
+        for name, assignment in zip(names, assignments, strict=True)
+    ]
+
+
+def leave_one_site_out(
+    subjects: Sequence[str],
+    labels: Sequence[Any] | None = None,
+    sites: Sequence[Any] | None = None,
+    families: Sequence[Any] | None = None,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> list[Split]:
+    """A split for each site: it is the test part, and the validation part is drawn from the other sites.
+
+    Subjects without a site, and subjects seen at several, stand in no part; nor do, in one split, those elsewhere who
+    have family at the site that is tested on.
+
+    Args:
+        validation_fraction: of the subjects of the other sites; they are dealt out as in `split_subjects`.
+        subjects, labels, sites, families, seed: see `split_subjects`.
+
+    Returns:
+        Splits called site-NAME, sorted.
+
+    Raises:
+        InputError: less than two sites, or too few subjects at the others.
+    """
+    fractions = _checked_fractions((1 - validation_fraction, validation_fraction, 0))
+    people = _gather(subjects, labels, sites, families)
+    settled = people.take([place for place, own in enumerate(people.all_sites) if len(own) == 1])
+    names = sorted(set(settled.sites or ()), key=_sort_key)
+    if len(names) < 2:
+        raise InputError(
+            f"Leaving one site out needs subjects of two sites at least, and there are {len(names)} sites; the site of "
+            "a run comes from the source it was tokenized from."
+        )
+    splits = []
+    for site in names:
+        here = [place for place, its_site in enumerate(settled.sites) if its_site == site]
+        kin = np.isin(settled.families, settled.families[here])
+        (assignment,), settings = _deal(settled.take(np.flatnonzero(~kin)), fractions, 1, seed)
+        assignment |= dict.fromkeys(settled.take(here).subjects, "test")
+        left_out = sorted({*people.left_out, *people.subjects} - set(assignment))
+        if left_out:
+            settings["notes"].insert(
+                0, f"{len(left_out)} subjects stand in no part: without label, of no or several sites, or kin."
+            )
+        name = f"site-{site}"
+        _warn(f"{name}: {note}" for note in settings["notes"])
+        settings = {"method": "leave_one_site_out", "site": str(site)} | settings
+        splits.append(Split(name, dict(sorted(assignment.items())), seed, settings, tuple(left_out)))
+    return splits
+
+
+@dataclass(frozen=True)
+class _People:
+    """Subjects with a label, sorted; `families` are numbers, one of his own for who has no family."""
+
+    subjects: list[str]
+    labels: list[Any] | None
+    sites: list[Any] | None
+    all_sites: list[set[Any]]
+    families: np.ndarray
+    left_out: tuple[str, ...] = ()
+
+    def take(self, places: Iterable[int]) -> "_People":
+        places = list(places)
+
+        def of(values: list | None) -> list | None:
+            return None if values is None else [values[place] for place in places]
+
+        families = self.families[np.array(places, dtype=int)]
+        return _People(of(self.subjects), of(self.labels), of(self.sites), of(self.all_sites), families, self.left_out)
+
+
+def _gather(
+    subjects: Sequence[str],
+    labels: Sequence[Any] | None,
+    sites: Sequence[Any] | None,
+    families: Sequence[Any] | None,
+) -> _People:
+    subjects = [str(subject) for subject in subjects]
+    for name, values in (("labels", labels), ("sites", sites), ("families", families)):
+        if values is not None and len(values) != len(subjects):
+            raise ValueError(f"{name} must have one entry for each of {len(subjects)} subjects, not {len(values)}.")
+    if not subjects:
+        raise InputError("There are no subjects to split.")
+    all_labels, all_sites = _known_by_subject(subjects, labels), _known_by_subject(subjects, sites)
+    everybody = list(all_labels)
+    unlabelled = {subject for subject in everybody if labels is not None and not all_labels[subject]}
+    people = _People(
+        everybody,
+        None if labels is None else [_most_frequent(all_labels[subject]) for subject in everybody],
+        None if sites is None else [_most_frequent(all_sites[subject]) for subject in everybody],
+        [set(all_sites[subject]) for subject in everybody],
+        _family_numbers(subjects, families),
+        tuple(sorted(unlabelled)),
+    )
+    return people.take(place for place, subject in enumerate(everybody) if subject not in unlabelled)
+
+
+def _family_numbers(subjects: Sequence[str], families: Sequence[Any] | None) -> np.ndarray:
+    """A number for each of the sorted subjects, the same within a family; families that share a subject are one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    everybody, rows = np.unique(subjects, return_inverse=True)
+    members = [
+        (row, str(family))
+        for row, family in zip(rows, families if families is not None else (), strict=False)
+        if _is_known(family)
+    ]
+    named, columns = np.unique([family for _, family in members], return_inverse=True)
+    size = len(everybody) + len(named)
+    links = coo_array(
+        (np.ones(len(members)), ([row for row, _ in members], len(everybody) + columns)), shape=(size, size)
+    )
+    return connected_components(links, directed=False)[1][: len(everybody)]
+
+
+def _deal(
+    people: _People, fractions: Sequence[float], num_folds: int, seed: int
+) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The part of each subject in each fold, and how that was found."""
+    from sklearn import __version__ as sklearn_version
+
+    counts, strata, stratified_by, notes = _plan(people, fractions, num_folds)
+    pieces = _pieces(strata, people.families, sum(counts), seed)
+    if len(np.unique(pieces)) < sum(counts):
+        # Placed for the sake of strata, families can leave a piece empty; placed for size alone they do not.
+        pieces, stratified_by = _pieces(np.zeros_like(strata), people.families, sum(counts), seed), []
+        notes.append("The families are too large for a share of every label and site in every part.")
+    assignments = [
+        dict(zip(people.subjects, parts[pieces].tolist(), strict=True))
+        for parts in _parts_of_pieces(np.bincount(pieces), counts, num_folds, seed)
+    ]
+    for assignment in assignments:
+        shares = [list(assignment.values()).count(part) / len(assignment) for part in PARTS]
+        if max(abs(share - asked) for share, asked in zip(shares, fractions, strict=True)) > TOLERATED_SHARE:
+            notes.append(
+                f"Train, validation and test hold {_percent(shares)} of the subjects instead of {_percent(fractions)}: "
+                "there are too few subjects, or families are too large."
+            )
+            break
+    settings = {
+        "fractions": list(fractions),
+        "num_folds": num_folds,
+        "num_pieces": dict(zip(PARTS, counts, strict=True)),
+        "stratified_by": stratified_by,
+        "num_subjects": len(people.subjects),
+        "num_families": len(np.unique(people.families)),
+        "notes": notes,
+        "software": {"tablet-hf": __version__, "scikit-learn": sklearn_version},
+    }
+    return assignments, settings
+
+
+def _plan(
+    people: _People, fractions: Sequence[float], num_folds: int
+) -> tuple[tuple[int, int, int], np.ndarray, list[str], list[str]]:
+    """How many pieces each part gets, the stratum `(people,)` of everybody, what makes one, and what to say of it."""
+    num_people, num_families = len(people.subjects), len(np.unique(people.families))
+    counts = _piece_counts(fractions, num_families, num_folds)
+    if counts is None:
+        raise InputError(
+            f"{num_people} subjects of {num_families} families are too few for parts of {_percent(fractions)} in "
+            f"{num_folds} splits whose test parts are disjoint; ask for fewer parts or folds, or add subjects."
+        )
+    stratified_by = [name for name, values in (("label", people.labels), ("site", people.sites)) if values is not None]
+    labels, label_names = _label_classes(people.labels or [None] * num_people, num_people // sum(counts))
+    sites, site_names = _codes(people.sites or [None] * num_people)
+    strata, small = _strata(labels, sites, sum(counts))
+    notes = []
+    if small:
+        named = [
+            " at ".join(
+                [f"label {label_names[label]}"] * ("label" in stratified_by)
+                + [f"site {site_names[site]}"] * ("site" in stratified_by)
+            )
+            + f" ({count})"
+            for label, site, count in small
+        ]
+        notes.append(
+            f"{len(small)} strata have fewer subjects than the {sum(counts)} pieces that are dealt out, so not every "
+            f"part has its share of them: {', '.join(named[:5])}{', and others' if len(named) > 5 else ''}."
+            + " Sites that are too small are pooled."
+            * ("site" in stratified_by)
+        )
+    largest = int(np.bincount(strata).max())
+    if largest < sum(counts):
+        fewer = _piece_counts(fractions, largest, num_folds)
+        if fewer is None:
+            notes.append(f"There are too few subjects to stratify by {' and '.join(stratified_by)}.")
+            return counts, np.zeros_like(strata), [], notes
+        counts = fewer
+    return counts, strata, stratified_by, notes
+
+
+def _piece_counts(fractions: Sequence[float], most: int, num_folds: int) -> tuple[int, int, int] | None:
+    """Pieces for train, validation and test: as few as come within 2% of each fraction, `most` at most."""
+    _, validation, test = fractions
+
+    def counts_of(total: int, least: int) -> tuple[int, int, int]:
+        rest = [max(round(fraction * total), least) if fraction else 0 for fraction in (validation, test)]
+        return total - sum(rest), *rest
+
+    most = min(most, MAX_PIECES)
+    for total in range(2, most + 1):
+        counts = counts_of(total, 0)
+        if all(abs(count / total - share) <= 0.02 * share for count, share in zip(counts, fractions, strict=True)):
+            break
+    else:
+        counts = counts_of(most, 1)
+    return counts if counts[0] >= 1 and num_folds * counts[2] <= sum(counts) else None
+
+
+def _label_classes(labels: Sequence[Any], members_per_piece: int) -> tuple[np.ndarray, list[str]]:
+    """A number `(people,)` for each label's class, and what the classes are called."""
+    is_number = all(isinstance(label, Real) and not isinstance(label, bool | np.bool_) for label in labels)
+    if not is_number or len(set(labels)) <= MAX_CLASSES:
+        return _codes(labels)
+    num_bins = min(max(members_per_piece, 1), MAX_BINS)
+    edges = np.quantile(np.asarray(labels, dtype=float), np.linspace(0, 1, num_bins + 1)[1:-1])
+    bins = np.searchsorted(edges, np.asarray(labels, dtype=float), side="right")
+    return bins, [f"quantile bin {number + 1} of {num_bins}" for number in range(num_bins)]
+
+
+def _strata(labels: np.ndarray, sites: np.ndarray, smallest: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """The stratum `(people,)` of each label at each site, sorted by label; and small ones as (label, site, members).
+
+    Strata of fewer than `smallest` members are pooled with the others of their label.
+    """
+    cells = Counter(zip(labels.tolist(), sites.tolist(), strict=True))
+    small = {cell for cell, count in cells.items() if count < smallest}
+    pooled = [(label, -1 if (label, site) in small else site) for label, site in zip(labels, sites, strict=True)]
+    strata = np.unique(np.array(pooled), axis=0, return_inverse=True)[1].reshape(-1)
+    return strata, [(*cell, cells[cell]) for cell in sorted(small)]
+
+
+def _pieces(strata: np.ndarray, families: np.ndarray, num_pieces: int, seed: int) -> np.ndarray:
+    """The piece `(people,)` of everybody, from 0 to `num_pieces` - 1."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if not strata.any():
+        return _even_pieces(families, num_pieces, seed)
+    # StratifiedKFold deals classes one after the other in the order in which it meets them. Sorted, all strata of a
+    # label lie together, so that the label is spread evenly even where a stratum is too small for it.
+    order = np.argsort(strata, kind="stable")
+    strata, families = strata[order], families[order]
+    if len(np.unique(families)) == len(families):
+        parts = StratifiedKFold(num_pieces, shuffle=True, random_state=seed).split(strata, strata)
+    else:
+        parts = StratifiedGroupKFold(num_pieces, shuffle=True, random_state=seed).split(strata, strata, families)
+    pieces = np.empty(len(order), dtype=int)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # told by our own names
+        for piece, (_, members) in enumerate(parts):
+            pieces[order[members]] = piece
+    return pieces
+
+
+def _even_pieces(families: np.ndarray, num_pieces: int, seed: int) -> np.ndarray:
+    """As `_pieces`, for size alone: the largest families first, each to the smallest piece, so that none is empty."""
+    _, family, sizes = np.unique(families, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    piece_of_family, filled = np.empty(len(sizes), dtype=int), np.zeros(num_pieces, dtype=int)
+    for number in order[np.argsort(-sizes[order], kind="stable")]:
+        piece_of_family[number] = filled.argmin()
+        filled[piece_of_family[number]] += sizes[number]
+    return piece_of_family[family]
+
+
+def _parts_of_pieces(
+    sizes: np.ndarray, counts: tuple[int, int, int], num_folds: int, seed: int
+) -> Iterable[np.ndarray]:
+    """For each fold, the part of each piece."""
+    _, num_validation, num_test = counts
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    # A piece that a large family made far too large, or left far too small, comes last and is learnt from. Small
+    # differences do not matter, or families would hardly ever be tested on.
+    oddness = np.maximum(np.abs(sizes - sizes.mean()) - max(1, sizes.mean() / 4), 0)
+    order = order[np.argsort(oddness[order], kind="stable")]
+    for fold in range(num_folds):
+        turned = np.roll(order, -fold * num_test)
+        parts = np.full(len(sizes), "train", dtype=object)
+        parts[turned[:num_test]] = "test"
+        parts[turned[num_test : num_test + num_validation]] = "validation"
+        yield parts
+
+
+# --- files
+
+
+def write_splits(splits: Sequence[Split], path: str | Path) -> None:
+    """Write a plain CSV file, a row a subject and a column a split, and how they were made as JSON beside it.
+
+        subject,fold-1,fold-2
+        0010001,train,test
+        0010002,,
+
+    An empty cell is a subject in no part. `sex.csv` has `sex.json` beside it.
+
+    Raises:
+        ValueError: no splits, or two of one name.
+    """
+    path = Path(path)
+    names = [split.name for split in splits]
+    if not names or len({*names, *SUBJECT_COLUMNS}) < len(names) + len(SUBJECT_COLUMNS):
+        raise ValueError(f"Splits need names that differ, none of them {' or '.join(SUBJECT_COLUMNS)}; got {names}.")
+    everybody = sorted({subject for split in splits for subject in (*split.assignment, *split.left_out)})
+    rows = [[subject, *(split.assignment.get(subject, "") for split in splits)] for subject in everybody]
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([["subject", *names], *rows])
+    made = {
+        split.name: {
+            "seed": split.seed,
+            "counts": split.counts,
+            "num_left_out": len(split.left_out),
+            "settings": dict(split.settings),
+            "assignment_sha256": _fingerprint(split.assignment),
+        }
+        for split in splits
+    }
+    with written_whole(path) as unfinished:
+        unfinished.write_bytes(text.getvalue().encode())
+    with written_whole(path.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps({"format": FORMAT, "splits": made}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_splits(
+    path: str | Path, subjects: Iterable[str] | None = None, families: Mapping[str, str | None] | None = None
+) -> list[Split]:
+    """Read a CSV file of `write_splits`, or one of your own.
+
+    The first line names the columns: `subject` (or `participant_id`), and one for each split. Its cells are train,
+    validation (val, valid, dev) or test, or empty for a subject in no part. Commas, semicolons and tabs separate; a
+    subject may have several rows that say the same, and a `sub-` that the data set does not have.
+
+    Args:
+        subjects: all that there are, `subject_ids(store.runs)`: others are refused, and so is a file that lacks one.
+        families: for `check`.
+
+    Raises:
+        InputError: see above; it names file and line.
+    """
+    path = Path(path)
+    (first_line, header), *rows = _read_rows(path)
+    column = next((header.index(name) for name in SUBJECT_COLUMNS if name in header), None)
+    names = [name for place, name in enumerate(header) if place != column]
+    if column is None or not names or len(set(header)) < len(header) or not all(header):
+        raise InputError(
+            f"{path}, line {first_line}: the columns are {', '.join(map(repr, header))}; there must be one called "
+            "subject and one for each split, all of different names."
+        )
+    known = None if subjects is None else set(subjects)
+    cells: dict[str, tuple[int, list[str | None]]] = {}
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if len(row) != len(header):
+            raise InputError(f"{where}: it has {len(row)} cells, but the first line has {len(header)}; mend it.")
+        subject = _known_subject(row[column], known, where)
+        parts = [_part(row[header.index(name)], name, where) for name in names]
+        first, earlier = cells.setdefault(subject, (line, parts))
+        if parts != earlier:
+            raise InputError(
+                f"{where}: the subject {subject!r} stands elsewhere here than in line {first}; a subject belongs to "
+                "one part of a split."
+            )
+    missing = sorted((known or set()) - set(cells))
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} subjects of the data set have no row, the first is {missing[0]!r}; give each a "
+            "row, with empty cells where it shall stand in no part."
+        )
+    made = _read_made(path.with_suffix(".json"))
+    splits = []
+    for place, name in enumerate(names):
+        assignment = {subject: parts[place] for subject, (_, parts) in sorted(cells.items()) if parts[place]}
+        left_out = tuple(subject for subject, (_, parts) in sorted(cells.items()) if not parts[place])
+        how = made.get(name, {})
+        if how and how.get("assignment_sha256") != _fingerprint(assignment):
+            _warn([f"{path}: {name} was changed after it was drawn, so how it was drawn is not recorded any more."])
+            how = {}
+        split = Split(name, assignment, how.get("seed"), how.get("settings", {}), left_out)
+        try:
+            check(split, families)
+        except InputError as error:
+            raise InputError(f"{path}, column {error}") from error
+        splits.append(split)
+    return splits
+
+
+def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Rows that are not empty with the number of their line, cells stripped."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a mark in front
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be read ({error.strerror}); check the path.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: it is no text in UTF-8; save it as CSV UTF-8.") from error
+    first = text.lstrip().split("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: it is no table ({error}); save it as CSV.") from error
+    rows = [(line, row) for line, row in rows if any(row)]
+    if len(rows) < 2:
+        raise InputError(
+            f"{path}: it has no subjects; a line with the names of columns and one a subject must be there."
+        )
+    return rows
+
+
+def _known_subject(cell: str, known: set[str] | None, where: str) -> str:
+    if not cell:
+        raise InputError(f"{where}: the cell of the subject is empty; name it, or delete the line.")
+    if known is None or cell in known:
+        return cell
+    if _without_prefix(cell) in known:
+        return _without_prefix(cell)
+    alike = sorted(name for name in known if name.lstrip("0") == cell.lstrip("0"))
+    reason = (
+        f"it has {alike[0]!r}: a spreadsheet may have dropped the zeros"
+        if alike
+        else "delete the line, or check how subjects are called there"
+    )
+    raise InputError(f"{where}: the data set has no subject {cell!r}; {reason}.")
+
+
+def _part(cell: str, name: str, where: str) -> str | None:
+    if not cell:
+        return None
+    part = PART_OF_WORD.get(cell.lower())
+    if part is None:
+        raise InputError(
+            f"{where}: {cell!r} in column {name!r} is no part of a split; write train, validation (or val, valid, "
+            "dev), test or nothing."
+        )
+    return part
+
+
+def _read_made(path: Path) -> Mapping[str, Any]:
+    """How splits were made, by name; a CSV file of the user's own has no such record."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        is_ours = content["format"] == FORMAT
+        return dict(content["splits"]) if is_ours else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _fingerprint(assignment: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(assignment.items())).encode()).hexdigest()
+
+
+# --- parts
+
+
+def _within_dataset(runs: Sequence[Any], names: Sequence[str | None]) -> list[str | None]:
+    if len({run.dataset for run in runs}) < 2:
+        return list(names)
+    return [
+        name if name is None or run.dataset is None else f"{run.dataset}/{name}"
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def _without_prefix(subject: str) -> str:
+    return re.sub(r"(^|/)sub-", r"\1", subject)
+
+
+def _known_by_subject(subjects: Sequence[str], values: Sequence[Any] | None) -> dict[str, list[Any]]:
+    """What is known of each subject, sorted by subject."""
+    known: dict[str, list[Any]] = {subject: [] for subject in sorted(set(subjects))}
+    for subject, value in zip(subjects, values if values is not None else (), strict=values is not None):
+        if _is_known(value):
+            known[subject].append(value)
+    return known
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and value == value  # NaN is not equal to itself
+
+
+def _most_frequent(values: Sequence[Any]) -> Any:
+    """None of none; of equally frequent ones the first in order."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], _sort_key(value)), default=None)
+
+
+def _codes(values: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
+    """The place `(n,)` of each value among the sorted different ones, and their names."""
+    distinct = sorted(set(values), key=_sort_key)
+    place = {value: number for number, value in enumerate(distinct)}
+    return np.array([place[value] for value in values]), [str(value) for value in distinct]
+
+
+def _sort_key(value: Any) -> tuple[bool, Any]:
+    """Numbers before texts."""
+    return (False, value) if isinstance(value, Real) else (True, str(value))
+
+
+def _checked_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+    fractions = tuple(float(fraction) for fraction in fractions)
+    is_share = all(fraction == 0 or 0.01 <= fraction < 1 for fraction in fractions)
+    if len(fractions) != 3 or not is_share or not fractions[0] or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(
+            f"Parts of {fractions} are not possible; give train, validation and test as shares that add up to 1, each "
+            "0 or at least 0.01, train not 0."
+        )
+    return fractions
+
+
+def _percent(shares: Iterable[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares)
+
+
+def _warn(notes: Iterable[str]) -> None:
+    for note in notes:
+        warnings.warn(note, stacklevel=3)
