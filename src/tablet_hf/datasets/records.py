@@ -1,4 +1,4 @@
-"""What is known of one scan before it is tokenized: who, when, what, where it lies, and what was measured of the person.
+"""What is known of one scan before it is tokenized: who, when, where it lies, and what was measured of the person.
 
 Every source (`tablet_hf.datasets.sources`) yields these, and nothing after the sources knows which one it was.
 """
@@ -15,7 +15,7 @@ __all__ = ["Cohort", "Phenotype", "Problem", "ScanRecord", "typed_columns", "typ
 Phenotype = bool | int | float | str | None
 """What a cell of a phenotype table can hold; None where it is missing."""
 
-MISSING_WORDS = frozenset({"", "n/a", "na", "nan", "none", "null", "pending", "missing", "unknown", "-", "."})
+MISSING_WORDS = frozenset({"", "n/a", "na", "<na>", "nan", "none", "null", "pending", "missing", "unknown", "-", "."})
 """Cells that mean "not known", lower case: BIDS writes n/a, ADHD-200 pending, tabular exports leave them empty."""
 
 MISSING_NUMBERS = frozenset({-999.0, -9999.0, -888.0, -777.0})
@@ -87,15 +87,16 @@ def typed_value(cell: Any) -> Phenotype:
     """What a cell of a table means: None, a number or a text; never a guess.
 
     Whole numbers become int ("1", "1.0"), others float; "n/a", "pending", empty cells, NaN and the -999 of ADHD-200 and
-    ABIDE become None. Texts such as "M" or "yes" stay as they are, stripped; so do numbers with a leading zero, which
-    are labels ("007").
+    ABIDE become None. Texts such as "M" or "yes" stay as they are, stripped; so do labels that only look like numbers:
+    with a leading zero ("007"), with an underscore ("52259_82122", which Python reads as one number), or with more
+    digits than the 15 that a float keeps.
     """
     if cell is None or isinstance(cell, bool):
         return cell
     text = str(cell).strip()
     if text.lower() in MISSING_WORDS:
         return None
-    if re.fullmatch(r"[+-]?0\d+", text):
+    if re.fullmatch(r"[+-]?(0\d+|\d{16,})", text) or "_" in text:
         return text
     try:
         number = float(text)
