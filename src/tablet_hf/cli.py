@@ -4,26 +4,46 @@ Exit codes: 0, 2 for input that could not be used (what could be used was done),
 """
 
 import csv
-import errno
-import functools
 import hashlib
 import json
-import logging
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tablet_hf import cli_datasets
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
+from tablet_hf.terminal import (
+    AutoencoderOption,
+    DeviceOption,
+    FramesOption,
+    MaskOption,
+    MeanOption,
+    OverwriteOption,
+    ScalingOption,
+    SecondsOption,
+    SignalOption,
+    SpaceOption,
+    StartOption,
+    StrideOption,
+    SubfolderOption,
+    choose_device,
+    for_each_scan,
+    for_one_scan,
+    make_extractor,
+    messages,
+    one_sentence,
+    output,
+    progress_bars,
+    quiet_libraries,
+    show_rows,
+    tell_and_leave,
+)
 
 app = typer.Typer(
     name="tablet-hf",
@@ -32,49 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-output = Console(soft_wrap=True, highlight=False)
-messages = Console(stderr=True, soft_wrap=True, highlight=False)
-
-Scans = Annotated[list[Path], typer.Argument(help="4D NIfTI files in MNI152 space.", show_default=False)]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
-MaskOption = Annotated[Path | None, typer.Option("--mask", help="Brain mask on the scan's own grid; for one scan.")]
-SecondsOption = Annotated[
-    float | None, typer.Option("--repetition-time", help="Seconds, in place of what sidecar or header say.")
-]
-MeanOption = Annotated[Path | None, typer.Option("--add-mean", help="Image to add back to a demeaned scan.")]
-SpaceOption = Annotated[
-    bool, typer.Option("--space-check/--no-space-check", help="Refuse scans that are not in MNI152 space.")
-]
-FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1, help="Frames of the window; all by default.")]
-StartOption = Annotated[int, typer.Option("--start", min=0, help="First frame of the window.")]
-StrideOption = Annotated[int, typer.Option("--stride", min=1, help="Take one of so many frames.")]
-AutoencoderOption = Annotated[
-    str, typer.Option("--autoencoder", help="Shipped name, folder or Hub id of a diffusers autoencoder.")
-]
-SubfolderOption = Annotated[str | None, typer.Option("--autoencoder-subfolder", help="Where it lies in there.")]
-SignalOption = Annotated[str, typer.Option("--signal", help="intensity or percent_change.")]
-ScalingOption = Annotated[str, typer.Option("--scaling", help="max or percentile.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do again what is already there.")]
-
-
-def one_sentence(command: Callable) -> Callable:
-    """Tell unusable input in its sentence and leave with 2; anything else is our failure, and Python leaves with 1."""
-
-    @functools.wraps(command)
-    def wrapped(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except InputError as error:
-            messages.print(f"Error: {escape(str(error))}")
-            raise typer.Exit(2) from error
-        except OSError as error:
-            # A full disk, a folder that may not be written to: no fault of the program's, but nothing else either.
-            if error.filename is None and error.errno != errno.ENOSPC:
-                raise
-            messages.print(f"Error: {escape(str(error.filename or 'disk'))}: {escape(str(error.strerror))}.")
-            raise typer.Exit(2) from error
-
-    return wrapped
+app.add_typer(cli_datasets.app, name="dataset")
 
 
 @app.command()
@@ -145,8 +123,22 @@ def predict(
 @app.command()
 @one_sentence
 def tokenize(
-    scans: Scans,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the token files; made if needed.")],
+    scans: Annotated[
+        list[Path],
+        typer.Argument(help="4D NIfTI files in MNI152 space; with --source, one folder or table.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the token files, or the store; made if needed.")],
+    source: cli_datasets.SourceOption = None,
+    phenotypes: cli_datasets.PhenotypesOption = None,
+    tasks: cli_datasets.TasksOption = None,
+    sessions: cli_datasets.SessionsOption = None,
+    space: cli_datasets.SpaceNameOption = None,
+    pattern: cli_datasets.PatternOption = None,
+    withdrawn: cli_datasets.WithdrawnOption = None,
+    keep_failed_quality: cli_datasets.KeepFailedOption = False,
+    dtype: cli_datasets.DtypeOption = "float16",
+    readers: cli_datasets.ReadersOption = None,
+    dry_run: cli_datasets.DryRunOption = False,
     autoencoder: AutoencoderOption = "natural-f32c32",
     autoencoder_subfolder: SubfolderOption = None,
     signal: SignalOption = "intensity",
@@ -161,7 +153,43 @@ def tokenize(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Turn scans into tokens: one float16 safetensors file for each."""
+    """Turn scans into tokens: one float16 safetensors file for each, or with --source a store of a whole dataset."""
+    source_options = {
+        "phenotypes": phenotypes or None,
+        "tasks": tasks or None,
+        "sessions": sessions or None,
+        "space": space,
+        "pattern": pattern,
+        "withdrawn": withdrawn,
+        "keep_failed_quality": keep_failed_quality or None,
+    }
+    given = {name: value for name, value in source_options.items() if value is not None}
+    if source is not None:
+        of_one_scan = {"--mask": mask, "--repetition-time": repetition_time, "--add-mean": add_mean}
+        of_one_scan |= {
+            "--num-frames": num_frames,
+            "--start": start or None,
+            "--stride": stride if stride > 1 else None,
+        }
+        if unfit := [option for option, value in of_one_scan.items() if value is not None]:
+            raise InputError(f"{unfit[0]} belongs to single scans; a store keeps whole runs, so leave it out.")
+        if overwrite:
+            raise InputError("--overwrite belongs to single scans; delete what is to be done again from the store.")
+        cli_datasets.tokenize_source(
+            source,
+            scans,
+            out,
+            given,
+            lambda chosen: make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, chosen),
+            device,
+            dtype,
+            readers,
+            space_check,
+            dry_run,
+        )
+        return
+    if given or dry_run or readers is not None or dtype != "float16":
+        raise InputError("options of datasets need --source; see tablet-hf tokenize --help.")
     from tablet_hf.token_files import read_record, save_tokens, token_file_names
 
     for_one_scan("--mask", mask, scans)
@@ -320,87 +348,7 @@ def demo(
     run_demo(out, device=choose_device(device), seed=seed)
 
 
-# --- what commands share
-
-
-def quiet_libraries() -> None:
-    """Warnings as one line each; no progress bars, load reports or retry notices between ours."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as library_logging
-
-    def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        if issubclass(category, UserWarning):
-            messages.print(f"Note: {escape(str(message))}")
-
-    warnings.showwarning = show
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
-    logging.getLogger("tablet_hf").setLevel(logging.WARNING)
-    hub_logging.set_verbosity_error()
-
-
-def choose_device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--device {name}: this machine has no such device ({reason}); use auto or cpu.") from error
-    return name
-
-
-def make_extractor(autoencoder: str, subfolder: str | None, signal: str, scaling: str, device: str) -> Any:
-    import torch
-
-    from tablet_hf import TabletFeatureExtractor
-
-    try:
-        extractor = TabletFeatureExtractor(autoencoder, autoencoder_subfolder=subfolder, signal=signal, scaling=scaling)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return extractor.to(device, torch.float16 if device.startswith("cuda") else torch.float32)
-
-
-def for_one_scan(option: str, value: Path | None, scans: list[Path]) -> None:
-    if value is not None and len(scans) > 1:
-        raise InputError(f"{option} belongs to one scan, but {len(scans)} scans were given; run them one by one.")
-
-
-@contextmanager
-def progress_bars() -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
-    with Progress(*columns, TimeRemainingColumn(), console=messages, transient=True) as progress:
-        yield progress
-
-
-def for_each_scan(scans: list[Path], work: Callable[[Path, Callable], None]) -> dict[Path, str]:
-    """Call `work(scan, on_progress)` for every scan; the sentence for each that could not be used comes back."""
-    failures: dict[Path, str] = {}
-    with progress_bars() as progress:
-        for number, scan in enumerate(scans, 1):
-            task = progress.add_task(f"[{number}/{len(scans)}] {escape(scan.name[:48])}", total=None)
-            try:
-                work(scan, lambda done, total, task=task: progress.update(task, completed=done, total=total))
-            except (InputError, OSError) as error:
-                if isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename is None):
-                    raise
-                failures[scan] = str(error) if isinstance(error, InputError) else f"{scan}: {error.strerror}."
-                messages.print(f"Skipped: {escape(failures[scan])}")
-            progress.remove_task(task)
-    return failures
-
-
-def tell_and_leave(failures: dict[Path, str], total: int, done: str | None) -> None:
-    if done:
-        messages.print(escape(done))
-    if failures:
-        messages.print(f"{len(failures)} of {total} scans could not be used:")
-        for sentence in failures.values():
-            messages.print(f"  {escape(sentence)}")
-        raise typer.Exit(2)
+# --- what is remembered of predictions
 
 
 def fingerprint(request: Any) -> str:
@@ -443,22 +391,6 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def show_rows(rows: Iterable[dict[str, Any]]) -> None:
-    """Aligned columns, never cut: what is printed may be read by a program."""
-    rows = list(rows)
-    if not rows:
-        return
-    columns = [name for name in rows[0] if name not in ("model", "request")]
-    lines = [columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
-    for line in lines:
-        output.print(escape("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:

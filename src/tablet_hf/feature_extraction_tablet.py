@@ -358,12 +358,21 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         background = BACKGROUND[signal or self.signal]
         slices = volumes_to_slices(volumes.to(encoder.device)).flatten(0, 2)
         is_occupied = (slices != background).flatten(1).any(1)
-        if background not in self._empty_latents:
-            self._empty_latents[background] = encoder.encode(torch.full((1, *slices.shape[1:]), background))
-        latents = self._empty_latents[background].repeat(len(slices), 1, 1, 1)
+        latents = self.empty_latents(background).repeat(len(slices), 1, 1, 1)
         if is_occupied.any():
-            latents[is_occupied] = self._in_batches(encoder.encode, slices[is_occupied])
+            latents[is_occupied] = self.encode_slices(slices[is_occupied])
         return latents_to_tokens(latents.unflatten(0, (len(volumes), 3, self.volume_size)))
+
+    def encode_slices(self, slices: Tensor) -> Tensor:
+        """Encode grey slices (N, V, V) in [-1, 1] in batches that fit: (N, C, g, g) on the extractor's device."""
+        return self._in_batches(self.slice_autoencoder.encode, slices)
+
+    def empty_latents(self, background: float) -> Tensor:
+        """The latents (1, C, g, g) of a slice that is nothing but background; encoded once."""
+        if background not in self._empty_latents:
+            empty = torch.full((1, self.volume_size, self.volume_size), background)
+            self._empty_latents[background] = self.slice_autoencoder.encode(empty)
+        return self._empty_latents[background]
 
     # --- tokens to volumes
 

@@ -1,0 +1,201 @@
+"""The commands about token datasets: `tablet-hf tokenize --source ...` and `tablet-hf dataset ...`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tablet_hf.errors import InputError
+from tablet_hf.terminal import choose_device, messages, one_sentence, output
+
+app = typer.Typer(name="dataset", help="Look at, check, split and join token datasets.", no_args_is_help=True)
+
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", help="bids, hcp, ukb, adhd200, hbn or table: tokenize a whole dataset into a store."),
+]
+PhenotypesOption = Annotated[list[Path], typer.Option("--phenotypes", help="Table of the source; may be repeated.")]
+TasksOption = Annotated[list[str], typer.Option("--task", help="Only this task; may be repeated.")]
+SessionsOption = Annotated[list[str], typer.Option("--session", help="Only this session; may be repeated.")]
+SpaceNameOption = Annotated[str | None, typer.Option("--space", help="BIDS space of the scans.")]
+PatternOption = Annotated[str | None, typer.Option("--pattern", help="Where the scans lie; see docs/sources.md.")]
+WithdrawnOption = Annotated[Path | None, typer.Option("--withdrawn", help="CSV of people to leave out.")]
+KeepFailedOption = Annotated[bool, typer.Option("--keep-failed-quality", help="Also runs that failed quality control.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="How a store keeps them: float16, or int8 at half the size.")]
+ReadersOption = Annotated[int | None, typer.Option("--readers", min=1, help="Scans read at once; by default, fitting.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be tokenized, and stop.")]
+Store = Annotated[str, typer.Argument(help="Folder of a token dataset, or its Hub id.", show_default=False)]
+
+
+def tokenize_source(
+    source: str,
+    roots: list[Path],
+    out: Path,
+    options: dict[str, Any],
+    make_extractor: Callable[[str], Any],
+    device: str,
+    dtype: str,
+    readers: int | None,
+    check_space: bool,
+    dry_run: bool,
+) -> None:
+    """Find the scans of a source and tokenize this process's share of them; the main process tells and finishes."""
+    from tablet_hf.datasets.sources import find_scans
+
+    if len(roots) != 1:
+        raise InputError(f"--source takes one folder or table, but {len(roots)} were given.")
+    cohort = find_scans(source, roots[0], **options)
+    if dry_run:
+        _tell_cohort(cohort)
+        raise typer.Exit(2 if cohort.problems else 0)
+
+    from dataclasses import replace
+
+    import torch
+
+    from tablet_hf.datasets.store import TokenStoreWriter
+    from tablet_hf.datasets.tokenization import Resources, gathered, shared_out, tokenize_scans
+
+    chosen = choose_device(device)
+    with shared_out(cohort.records, cpu=chosen == "cpu") as (share, state):
+        if state.num_processes > 1 and state.device.type == "cuda":
+            chosen = str(state.device)
+        if state.is_main_process:
+            _tell_cohort(cohort)
+        extractor = make_extractor(chosen)
+        extractor.slice_autoencoder  # noqa: B018  (loaded now: what it is called stands in the store)
+        with state.main_process_first():
+            writer = TokenStoreWriter(out, extractor.to_dict(), dtype, cohort.is_restricted)
+            if state.is_main_process:
+                writer.clean_up()
+        resources = Resources.of_device(torch.device(chosen), state.local_num_processes)
+        if readers is not None:
+            resources = replace(resources, readers=readers)
+        with _progress(state.is_main_process) as on_progress:
+            outcome = tokenize_scans(
+                share, extractor, writer, resources, check_space, on_progress, f"tokenize-{state.process_index}"
+            )
+        outcomes = gathered(outcome, state)
+        if not state.is_main_process:
+            return
+        _tell_outcome(outcomes, cohort, writer)
+
+
+def _tell_cohort(cohort: Any) -> None:
+    people = {(record.dataset, record.subject) for record in cohort.records}
+    messages.print(f"{len(cohort.records)} scans of {len(people)} people.")
+    for problem in cohort.problems[:20]:
+        messages.print(f"  {escape(str(problem))}")
+    if len(cohort.problems) > 20:
+        messages.print(f"  and {len(cohort.problems) - 20} more like these.")
+
+
+def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any) -> None:
+    failed = [problem for outcome in outcomes for problem in outcome.failed]
+    done, kept = (sum(len(getattr(outcome, name)) for outcome in outcomes) for name in ("done", "kept"))
+    frames, seconds = sum(outcome.frames for outcome in outcomes), max(outcome.seconds for outcome in outcomes)
+    rate = f", {frames / seconds:.1f} frames/s" if frames else ""
+    messages.print(f"{done} runs tokenized ({frames:,} frames in {seconds:,.0f} s{rate}), {kept} were there already.")
+    writer.write_problems([*cohort.problems, *failed])
+    if done + kept:
+        store = writer.finish()
+        output.print(
+            f"{escape(str(store.folder))}  {len(store)} runs, {sum(r.num_frames for r in store.runs):,} frames"
+        )
+    if failed:
+        messages.print(f"{len(failed)} of {len(cohort.records)} scans could not be used:")
+        for problem in failed[:50]:
+            messages.print(f"  {escape(str(problem))}")
+    if failed or cohort.problems:
+        messages.print(f"All that was left out, and why: {escape(str(writer.problems_file))}")
+        raise typer.Exit(2)
+
+
+@contextmanager
+def _progress(is_shown: bool) -> Iterator[Callable[[Any, int], None] | None]:
+    """A bar over this process's scans, with the rate of frames and the time left."""
+    if not is_shown:
+        yield None
+        return
+    columns = (TextColumn("scans"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=messages) as bars:
+        task = bars.add_task("scans", total=None, rate="")
+
+        def show(outcome: Any, total: int) -> None:
+            elapsed = bars.tasks[0].elapsed or 0
+            rate = f"{outcome.frames / elapsed:.1f} frames/s" if outcome.frames and elapsed else ""
+            finished = len(outcome.done) + len(outcome.kept) + len(outcome.failed)
+            bars.update(task, completed=finished, total=total, rate=rate)
+
+        yield show
+
+
+@app.command()
+@one_sentence
+def check(store: Store) -> None:
+    """Read every file of a store again, compare checksums, and say what is in it."""
+    from tablet_hf.datasets.store import TokenDataset
+
+    tokens = TokenDataset.load(store)
+    _show(tokens.describe())
+    faults = tokens.check()
+    for fault in faults:
+        messages.print(escape(fault))
+    if faults:
+        messages.print(f"{len(faults)} faults.")
+        raise typer.Exit(2)
+    output.print("All files are as they were written.")
+
+
+@app.command()
+@one_sentence
+def describe(store: Store) -> None:
+    """Say what a store holds: people, runs, frames, how it was made, phenotypes."""
+    from tablet_hf.datasets.store import TokenDataset
+
+    _show(TokenDataset.load(store).describe())
+
+
+@app.command()
+@one_sentence
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Stores of one kind of tokens.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the store to make.")],
+) -> None:
+    """Make one store of several. Files are linked where the disk allows it, so this takes no room."""
+    from tablet_hf.datasets.store import merge_stores
+
+    merged = merge_stores(stores, out)
+    output.print(f"{escape(str(merged.folder))}  {len(merged)} runs")
+
+
+@app.command()
+@one_sentence
+def export(
+    store: Store,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the Parquet files.")],
+    shard_megabytes: Annotated[int, typer.Option("--shard-megabytes", min=1, help="Size of a file.")] = 500,
+) -> None:
+    """Write a store as Parquet, the form in which it goes to the Hub and is streamed."""
+    from tablet_hf.datasets.parquet import export_parquet
+    from tablet_hf.datasets.store import TokenDataset
+
+    tokens = TokenDataset.load(store)
+    with Progress(
+        TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=messages
+    ) as bars:
+        task = bars.add_task("runs", total=len(tokens))
+        path = export_parquet(
+            tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)
+        )
+    output.print(escape(str(path)))
+
+
+def _show(facts: dict[str, Any]) -> None:
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        output.print(f"{name:{width}}  {escape(str(value))}")

@@ -1,0 +1,818 @@
+"""The store: the tokens of many runs in a folder, read as windows at the speed of memory.
+
+    STORE/
+      store.json                                geometry, what made the tokens, how they are kept
+      runs/sub-01/sub-01_task-rest_tokens.arrow one row a frame, memory-mapped when read
+      runs/sub-01/sub-01_task-rest_tokens.json  who and when, phenotypes, checksum: written last, so it says "whole"
+      runs.parquet                              all of the latter in one typed table
+      splits/*.csv
+
+A run is a pair of files of its own: it can be written by any process on any machine, is finished or not there at all,
+and a person who withdraws is a folder to delete. Rows are frames because in Arrow the values of such rows lie in one
+piece, so that a window is one copy, and because `datasets.load_dataset` then gives every user typed arrays; how other
+layouts compare is measured in `benchmarks/token_layouts.py`.
+"""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tablet_hf.datasets.records import Phenotype, Problem, ScanRecord, typed_columns
+from tablet_hf.errors import InputError
+from tablet_hf.files import written_whole
+
+__all__ = ["Geometry", "StoredRun", "TokenDataset", "TokenStoreWriter", "quantise"]
+
+FORMAT = "tablet_hf token dataset 1"
+STORE_FILE, INDEX_FILE, RUNS_FOLDER, SPLITS_FOLDER = "store.json", "runs.parquet", "runs", "splits"
+LOGS_FOLDER, PROBLEMS_FILE = "logs", "problems.tsv"
+TOKENS_ENDING, SIDECAR_ENDING = "_tokens.arrow", "_tokens.json"
+DTYPES = {"float16": np.float16, "int8": np.int8}
+
+# Frames in one piece of an Arrow file: 10.6 MB of float16.
+FRAMES_PER_BATCH = 64
+# Memory-mapped files that are kept open; a file descriptor each, of which a process commonly has 1,024.
+OPEN_RUNS = 256
+
+# Of what an extractor says of itself, what decides whether tokens are of one kind.
+IDENTITY = ("autoencoder_revision", "signal", "scaling", "volume_size", "token_size", "grid_size")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape of a frame's tokens: `num_cells` = `grid_size`³ cells of `token_size` numbers, from a cube of voxels."""
+
+    token_size: int
+    grid_size: int
+    volume_size: int
+
+    @property
+    def num_cells(self) -> int:
+        return self.grid_size**3
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.num_cells, self.token_size
+
+
+def geometry_of(settings: Mapping[str, Any]) -> Geometry:
+    """That of a store, from its store.json."""
+    return Geometry(*(settings["preprocessing"][name] for name in ("token_size", "grid_size", "volume_size")))
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One run of a store.
+
+    Attributes:
+        key: unique in the store.
+        subject, session, task, run, dataset, site, family: as in `ScanRecord`.
+        repetition_time: seconds between frames.
+        num_frames: frames.
+        intensity_scale: intensity of the scan that stands for 1, for decoding.
+        clipped_share: of the brain's values, those beyond the range.
+        has_mean_tokens: whether the run's mean volume is kept as tokens (percent change), for decoding.
+        error: of what is kept against what was encoded, for int8: `relative`, and `of_temporal_deviation`.
+        scan: name, size and time of the file it was made from.
+        file: of the tokens, relative to the store; `num_bytes` and `sha256` are its.
+        phenotypes: typed.
+    """
+
+    key: str
+    subject: str
+    session: str | None
+    task: str | None
+    run: str | None
+    dataset: str | None
+    site: str | None
+    family: str | None
+    repetition_time: float
+    num_frames: int
+    intensity_scale: float
+    clipped_share: float
+    has_mean_tokens: bool
+    error: Mapping[str, float] | None
+    scan: Mapping[str, Any]
+    file: str
+    num_bytes: int
+    sha256: str
+    phenotypes: Mapping[str, Phenotype] = field(default_factory=dict)
+
+
+class TokenDataset(torch.utils.data.Dataset):
+    """A store of tokens, read run by run or window by window.
+
+        tokens = TokenDataset.load("STORE")
+        tokens.runs[0].subject, tokens.runs[0].phenotypes["age"]
+        tokens.window(0, start=100, frames=256)      # (256, 27, 3072) float16
+
+    As a torch dataset it has one item a run: `input_values (frames, cells, features)` and `repetition_time`. Windows to
+    train on are cut by `tablet_hf.datasets.windows`.
+
+    Attributes:
+        folder: of the store.
+        runs: sorted by key.
+        geometry: of the tokens.
+        preprocessing: what `TabletFeatureExtractor.to_dict()` said of the extractor that made the tokens.
+        dtype: "float16", or "int8": deviations from the run's mean token, which `window` gives back as float16.
+        settings: all that store.json says.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], runs: Sequence[StoredRun]):
+        self.folder = Path(folder)
+        self.settings = dict(settings)
+        self.preprocessing = dict(settings["preprocessing"])
+        self.geometry = geometry_of(settings)
+        self.dtype = settings["dtype"]
+        self.runs = list(runs)
+        self._index = {run.key: index for index, run in enumerate(self.runs)}
+        self._forget_open_runs()
+
+    @classmethod
+    def load(cls, path_or_repo: str | Path, revision: str | None = None) -> "TokenDataset":
+        """Open a store.
+
+        Args:
+            path_or_repo: folder of a store, folder of its Parquet export, or the Hub id of one; Parquet is unpacked
+                into the cache of huggingface_hub once and then memory-mapped.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            InputError: no store is there, it is of another format, or a file that it lists is missing.
+        """
+        from tablet_hf.datasets.parquet import unpacked
+
+        folder = Path(path_or_repo)
+        if not (folder / STORE_FILE).is_file() or not (folder / RUNS_FOLDER).is_dir():
+            folder = unpacked(path_or_repo, revision)
+        settings = read_settings(folder)
+        runs = read_index(folder) if (folder / INDEX_FILE).is_file() else list(read_sidecars(folder))
+        if not runs:
+            raise InputError(f"{folder}: this store holds no finished run yet; run tablet-hf tokenize to its end.")
+        return cls(folder, settings, sorted(runs, key=lambda run: run.key))
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        run = self.runs[index]
+        return {"input_values": self.window(index), "repetition_time": run.repetition_time}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget_open_runs()
+
+    def _forget_open_runs(self) -> None:
+        self._open = lru_cache(maxsize=OPEN_RUNS)(self._open_run)
+
+    def index(self, run: int | str) -> int:
+        """The place in `runs` of a run given by its place or its key."""
+        if isinstance(run, str):
+            if run not in self._index:
+                raise InputError(f"{self.folder}: it holds no run {run!r}; the first is {self.runs[0].key!r}.")
+            return self._index[run]
+        if not -len(self.runs) <= run < len(self.runs):
+            raise IndexError(f"run {run} of {len(self.runs)}")
+        return run % len(self.runs)
+
+    def window(self, run: int | str, start: int = 0, frames: int | None = None, out: Tensor | None = None) -> Tensor:
+        """Contiguous frames of one run.
+
+        Args:
+            run: place in `runs`, or key.
+            start: first frame.
+            frames: how many; None for all that are left.
+            out: (frames, cells, features) float16 to fill instead of new memory, e.g. a part of a pinned batch.
+
+        Returns:
+            (frames, cells, features) float16, the caller's own.
+
+        Raises:
+            InputError: frames that the run does not have, or a damaged file.
+        """
+        index = self.index(run)
+        known = self.runs[index]
+        frames = known.num_frames - start if frames is None else frames
+        if start < 0 or frames < 1 or start + frames > known.num_frames:
+            raise InputError(
+                f"{known.key}: frames {start} to {start + frames - 1} were asked for, but it has {known.num_frames}; "
+                "ask for fewer."
+            )
+        shape = (frames, *self.geometry.shape)
+        if out is None:
+            out = torch.empty(shape, dtype=torch.float16)
+        elif out.shape != shape or out.dtype != torch.float16 or not out.is_contiguous():
+            raise ValueError(f"out must be contiguous float16 of shape {shape}, not {out.dtype} {tuple(out.shape)}")
+        stored = self._open(index)
+        place = 0
+        for values in stored.pieces(start, frames):
+            part = out[place : place + len(values)]
+            if stored.mean is None:
+                np.copyto(part.numpy(), values)
+            else:
+                part.copy_(torch.tensor(values).float().mul_(stored.scale).add_(stored.mean))
+            place += len(values)
+        return out
+
+    def windows(self, requests: Sequence[tuple[int | str, int]], frames: int, pin_memory: bool = False) -> Tensor:
+        """A batch of windows, read straight into its place: (windows, frames, cells, features) float16.
+
+        Args:
+            requests: run and first frame of each.
+            frames: of every window.
+            pin_memory: put the batch into page-locked memory, from which a GPU copies without waiting.
+        """
+        batch = torch.empty((len(requests), frames, *self.geometry.shape), dtype=torch.float16, pin_memory=pin_memory)
+        for place, (run, start) in zip(batch, requests, strict=True):
+            self.window(run, start, frames, out=place)
+        return batch
+
+    def mean_tokens(self, run: int | str) -> Tensor | None:
+        """(1, cells, features) float16: the run's mean volume where it is kept, for `TabletFeatureExtractor.decode`."""
+        return self._open(self.index(run)).mean_tokens
+
+    def phenotype_types(self) -> dict[str, type]:
+        """The type of each phenotype over all runs."""
+        return typed_columns([run.phenotypes for run in self.runs])
+
+    def describe(self) -> dict[str, Any]:
+        """What it holds, by name: people, runs, frames, how it was made and kept, phenotypes."""
+        people = {(run.dataset, run.subject) for run in self.runs}
+        frames = [run.num_frames for run in self.runs]
+        seconds = sorted({round(run.repetition_time, 4) for run in self.runs})
+        size = sum(run.num_bytes for run in self.runs)
+        made = self.preprocessing
+        facts = {
+            "people": f"{len(people):,}",
+            "runs": f"{len(self.runs):,}",
+            "frames": f"{sum(frames):,}, {min(frames)} to {max(frames)} a run",
+            "repetition time": ", ".join(f"{value:g} s" for value in seconds[:6]) + (", ..." if seconds[6:] else ""),
+            "datasets": _counted(run.dataset for run in self.runs),
+            "sites": _counted(run.site for run in self.runs),
+            "tasks": _counted(run.task for run in self.runs),
+            "tokens": f"{self.geometry.num_cells} x {self.geometry.token_size:,} a frame, kept as {self.dtype}",
+            "size": f"{size / 1e9:.2f} GB, {size / sum(frames):,.0f} bytes a frame",
+            "autoencoder": f"{made['autoencoder']}, {made.get('autoencoder_revision') or 'no recorded revision'}",
+            "signal": f"{made.get('signal')}, scaling {made.get('scaling')}",
+            "restricted": "yes: its terms forbid passing on single people's data"
+            if self.settings["is_restricted"]
+            else "not marked so",
+        }
+        if errors := [run.error for run in self.runs if run.error]:
+            worst = max(error["of_temporal_deviation"] for error in errors)
+            facts["error of int8"] = f"at most {worst:.2%} of the temporal deviation of a run"
+        for name, kind in self.phenotype_types().items():
+            cells = [run.phenotypes.get(name) for run in self.runs]
+            known = [cell for cell in cells if cell is not None]
+            if kind in (int, float) and len(set(known)) > 6:
+                what = f"{min(known):g} to {max(known):g}"
+            else:
+                what = _counted(str(cell) for cell in known)
+            missing = f"{len(cells) - len(known)} missing" if len(known) < len(cells) else ""
+            facts[f"phenotype {name}"] = "; ".join(part for part in (what, missing) if part)
+        return {name: value for name, value in facts.items() if value}
+
+    def check(self) -> list[str]:
+        """Read every file again and compare it with what is recorded; one sentence for each fault."""
+        faults = []
+        for index, run in enumerate(self.runs):
+            path = self.folder / run.file
+            if not path.is_file():
+                faults.append(f"{path}: the file is missing; tokenize the run again.")
+            elif path.stat().st_size != run.num_bytes or file_checksum(path) != run.sha256:
+                faults.append(f"{path}: its content is not what was written; delete it and tokenize the run again.")
+            elif (found := self._open(index).num_frames) != run.num_frames:
+                faults.append(f"{path}: it holds {found} frames, not {run.num_frames}; tokenize the run again.")
+        listed = {self.folder / run.file for run in self.runs}
+        for path in sorted((self.folder / RUNS_FOLDER).rglob(f"*{TOKENS_ENDING}")):
+            if path not in listed:
+                faults.append(f"{path}: no run of the store is kept there; run tablet-hf tokenize to its end.")
+        return faults
+
+    def check_extractor(self, recorded: Mapping[str, Any], name: str) -> None:
+        """Refuse a model or extractor of another kind of tokens.
+
+        Args:
+            recorded: a model's or extractor's `to_dict()`.
+            name: how messages call it.
+
+        Raises:
+            InputError: its geometry is another one. Another autoencoder, signal or scaling is a warning.
+        """
+        import warnings
+
+        for field_name in ("token_size", "grid_size", "volume_size"):
+            expected, found = recorded.get(field_name), self.preprocessing.get(field_name)
+            if expected is not None and expected != found:
+                raise InputError(
+                    f"{self.folder}: its tokens have {field_name} {found}, but {name} takes {expected}; use tokens of "
+                    "the same geometry."
+                )
+        for field_name in ("autoencoder", "autoencoder_revision", "signal", "scaling"):
+            expected, found = recorded.get(field_name), self.preprocessing.get(field_name)
+            if expected is not None and found is not None and expected != found:
+                warnings.warn(
+                    f"{self.folder}: its tokens were made with {field_name} {found}, but {name} was made for "
+                    f"{expected}; predictions may mean nothing.",
+                    stacklevel=2,
+                )
+
+    def _open_run(self, index: int) -> "_MappedRun":
+        run = self.runs[index]
+        return _MappedRun(self.folder / run.file, self.geometry, self.dtype)
+
+
+class _MappedRun:
+    """One Arrow file of tokens, mapped into memory."""
+
+    def __init__(self, path: Path, geometry: Geometry, dtype: str):
+        import pyarrow as pa
+
+        try:
+            with pa.memory_map(str(path)) as source:
+                batches = pa.ipc.open_file(source)
+                batches = [batches.get_batch(number) for number in range(batches.num_record_batches)]
+            self._parts = [token_values(batch.column("tokens"), geometry, DTYPES[dtype]) for batch in batches]
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: the file is missing; run tablet-hf dataset check on its store.") from error
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{path}: it is damaged or holds no tokens ({error}); delete it and tokenize the run again."
+            ) from error
+        self._ends = np.cumsum([len(part) for part in self._parts])
+        self.num_frames = int(self._ends[-1])
+
+        def kept(name: str) -> Tensor | None:
+            has_it = name in batches[0].schema.names
+            return kept_once(batches[0].column(name)[0], geometry) if has_it else None
+
+        mean, scale, mean_tokens = kept("token_mean"), kept("token_scale"), kept("mean_tokens")
+        self.mean = None if mean is None else mean.float()
+        self.scale = None if scale is None else scale.float()
+        self.mean_tokens = None if mean_tokens is None else mean_tokens[None]
+
+    def pieces(self, start: int, frames: int) -> Iterator[np.ndarray]:
+        """The frames asked for, in pieces (n, cells, features) that are views of the file."""
+        stop = start + frames
+        for part, end in zip(self._parts, self._ends, strict=True):
+            begin = end - len(part)
+            if begin < stop and start < end:
+                yield part[max(0, start - begin) : stop - begin]
+
+
+def kept_once(cell: Any, geometry: Geometry) -> Tensor | None:
+    """What a run's first row alone holds: (cells, features) float16, or (features,) for the steps of int8."""
+    if not cell.is_valid:
+        return None
+    values = torch.from_numpy(np.frombuffer(cell.as_buffer(), np.float16).copy())
+    return values if len(values) == geometry.token_size else values.view(geometry.shape)
+
+
+def token_values(column: Any, geometry: Geometry, dtype: type) -> np.ndarray:
+    """The numbers of a token column (frames, cells, features), without a copy."""
+    storage = getattr(column, "storage", column)
+    flat = storage.flatten().flatten()
+    return flat.to_numpy(zero_copy_only=True).view(dtype).reshape(len(column), *geometry.shape)
+
+
+# --- writing
+
+
+class TokenStoreWriter:
+    """Writes runs into a store, each whole or not at all. Any number of processes may write to one store.
+
+    Args:
+        folder: made if need be.
+        preprocessing: `TabletFeatureExtractor.to_dict()` of an extractor that has loaded its autoencoder.
+        dtype: "float16" or "int8".
+        is_restricted: whether the terms of the data forbid passing on what concerns single people.
+
+    Raises:
+        InputError: the folder holds a store of other tokens, or something else.
+    """
+
+    def __init__(
+        self, folder: str | Path, preprocessing: Mapping[str, Any], dtype: str = "float16", is_restricted: bool = False
+    ):
+        if dtype not in DTYPES:
+            raise InputError(f"tokens are kept as {' or '.join(DTYPES)}, not as {dtype!r}.")
+        self.folder = Path(folder)
+        for name in ("token_size", "grid_size", "volume_size", "autoencoder"):
+            if preprocessing.get(name) is None:
+                raise ValueError(f"the record of preprocessing has no {name}; load the extractor's autoencoder first.")
+        wanted = {"format": FORMAT, "dtype": dtype, "preprocessing": dict(preprocessing)}
+        if (self.folder / STORE_FILE).is_file():
+            settings = read_settings(self.folder)
+            differing = [name for name in IDENTITY if settings["preprocessing"].get(name) != preprocessing.get(name)]
+            if settings["dtype"] != dtype or differing:
+                what = "dtype" if settings["dtype"] != dtype else differing[0]
+                found = settings["dtype"] if what == "dtype" else settings["preprocessing"].get(what)
+                asked = dtype if what == "dtype" else preprocessing.get(what)
+                raise InputError(
+                    f"{self.folder}: it holds tokens made with {what} {found}, not {asked}; choose another --out."
+                )
+            if is_restricted and not settings["is_restricted"]:
+                self._write_settings(settings | {"is_restricted": True})
+        else:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise InputError(f"{self.folder}: the folder holds something else than a store; choose another --out.")
+            (self.folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
+            self._write_settings(wanted | {"is_restricted": is_restricted, "software": software_versions()})
+        self.settings = read_settings(self.folder)
+        self.geometry = geometry_of(self.settings)
+
+    def _write_settings(self, settings: Mapping[str, Any]) -> None:
+        with written_whole(self.folder / STORE_FILE) as unfinished:
+            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def finished(self, record: ScanRecord, scan: Mapping[str, Any]) -> bool:
+        """Whether the run is there already, made from the same file; what else is known of it is brought up to date.
+
+        New or corrected phenotypes, sites or families are written without touching the tokens.
+        """
+        path = self.folder / file_of(record)
+        sidecar = sidecar_of(path)
+        if not (sidecar.is_file() and path.is_file()):
+            return False
+        run = read_sidecar(sidecar)
+        if dict(run.scan) != dict(scan) or path.stat().st_size != run.num_bytes:
+            return False
+        known = replace(
+            run, site=record.site, family=record.family, dataset=record.dataset, phenotypes=dict(record.phenotypes)
+        )
+        if known != run:
+            write_sidecar(known, sidecar)
+        return True
+
+    def write(
+        self,
+        record: ScanRecord,
+        tokens: Tensor,
+        repetition_time: float,
+        scan: Mapping[str, Any],
+        intensity_scale: float = 1.0,
+        clipped_share: float = 0.0,
+        mean_tokens: Tensor | None = None,
+    ) -> StoredRun:
+        """Write one run.
+
+        Args:
+            record: who and when.
+            tokens: (frames, cells, features), any float dtype.
+            repetition_time: seconds between frames.
+            scan: what tells the file it was made from: see `scan_identity`.
+            intensity_scale, clipped_share, mean_tokens: as in `TokenizedRun`.
+
+        Raises:
+            InputError: tokens of another geometry, or none.
+            OSError: the disk is full, say; nothing of the run is left behind then.
+        """
+        if tuple(tokens.shape[1:]) != self.geometry.shape or tokens.ndim != 3 or not len(tokens):
+            raise InputError(
+                f"{record.key}: its tokens have the shape {tuple(tokens.shape)}, but the store keeps (frames, "
+                f"{self.geometry.num_cells}, {self.geometry.token_size})."
+            )
+        if not tokens.isfinite().all() or tokens.abs().max() > torch.finfo(torch.float16).max:
+            raise InputError(
+                f"{record.key}: its tokens hold numbers that float16 has not; use another autoencoder, or float32."
+            )
+        path = self.folder / file_of(record)
+        mean = scale = error = None
+        if self.settings["dtype"] == "int8":
+            values, mean, scale, error = quantise(tokens.float())
+        else:
+            values = tokens.half()
+        checksum, size = write_arrow(path, values, record, repetition_time, (mean, scale, mean_tokens))
+        run = StoredRun(
+            key=store_key(record),
+            **{name: getattr(record, name) for name in ("subject", "session", "task", "run", "dataset", "site")},
+            family=record.family,
+            repetition_time=float(repetition_time),
+            num_frames=len(tokens),
+            intensity_scale=float(intensity_scale),
+            clipped_share=float(clipped_share),
+            has_mean_tokens=mean_tokens is not None,
+            error=error,
+            scan=dict(scan),
+            file=path.relative_to(self.folder).as_posix(),
+            num_bytes=size,
+            sha256=checksum,
+            phenotypes=dict(record.phenotypes),
+        )
+        write_sidecar(run, sidecar_of(path))
+        return run
+
+    @property
+    def problems_file(self) -> Path:
+        """A table of what was left out, and why."""
+        return self.folder / PROBLEMS_FILE
+
+    def write_problems(self, problems: Sequence[Problem]) -> None:
+        path = self.problems_file
+        with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, delimiter="\t")
+            table.writerow(("what", "why"))
+            table.writerows((problem.what, " ".join(problem.why.split())) for problem in problems)
+
+    def clean_up(self, older_than: float = 3600.0) -> None:
+        """Delete what killed processes left half-written; files younger than so many seconds may still grow."""
+        for path in (self.folder / RUNS_FOLDER).rglob(".*"):
+            if path.is_file() and time.time() - path.stat().st_mtime > older_than:
+                path.unlink(missing_ok=True)
+
+    def finish(self) -> TokenDataset:
+        """Gather what all processes wrote into one typed table, and open the store."""
+        runs = sorted(read_sidecars(self.folder), key=lambda run: run.key)
+        write_index(self.folder, runs)
+        return TokenDataset.load(self.folder)
+
+
+def _counted(values: Iterable[str | None], most: int = 8) -> str:
+    """`a (12), b (3)`, the most frequent first; empty where nothing is known."""
+    counts = Counter(value for value in values if value is not None).most_common()
+    told = ", ".join(f"{value} ({count:,})" for value, count in counts[:most])
+    return f"{told} and {len(counts) - most} more" if len(counts) > most else told
+
+
+def quantise(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, float]]:
+    """int8 deviations of a run's tokens from their mean.
+
+    Under intensities 98% of a token's variance is the still anatomy, so what is rounded is only what changes.
+
+    Args:
+        tokens: (frames, cells, features) float32.
+
+    Returns:
+        Deviations (frames, cells, features) int8; mean (cells, features) and step (features,) float16; and errors of
+        `deviations * step + mean`: `relative` to the tokens, `of_temporal_deviation` to what changes over time.
+    """
+    mean = tokens.mean(0).half()
+    deviations = tokens - mean.float()
+    # The step is rounded up to what float16 holds, so that the largest deviation still fits into 127 of them.
+    step = (deviations.abs().amax((0, 1)) / 127 * (1 + 2**-10)).clamp_min(2**-24).half()
+    values = (deviations / step.float()).round().clamp(-127, 127).to(torch.int8)
+    residual = values.float() * step.float() + mean.float() - tokens
+    temporal = (tokens - tokens.mean(0)).norm()
+    error = {
+        "relative": float(residual.norm() / tokens.norm().clamp_min(1e-30)),
+        "of_temporal_deviation": float(residual.norm() / temporal) if temporal > 0 else 0.0,
+    }
+    return values, mean, step, error
+
+
+def write_arrow(
+    path: Path,
+    values: Tensor,
+    record: ScanRecord | StoredRun,
+    repetition_time: float,
+    once: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> tuple[str, int]:
+    """Write one run's rows; the checksum and size of the file.
+
+    `once` is what stands in the first row alone: mean and step of int8 tokens, tokens of the mean volume.
+    """
+    import pyarrow as pa
+
+    schema = arrow_schema(str(values.dtype).removeprefix("torch."), tuple(values.shape[1:]), once)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+        digest = _Digest(file)
+        with pa.ipc.new_file(digest, schema) as writer:
+            for start in range(0, len(values), FRAMES_PER_BATCH):
+                part = values[start : start + FRAMES_PER_BATCH].contiguous().numpy()
+                count = len(part)
+                columns = {
+                    "subject": pa.array([record.subject] * count, pa.string()),
+                    "session": pa.array([record.session] * count, pa.string()),
+                    "task": pa.array([record.task] * count, pa.string()),
+                    "run": pa.array([record.run] * count, pa.string()),
+                    "dataset": pa.array([record.dataset] * count, pa.string()),
+                    "frame": pa.array(np.arange(start, start + count, dtype=np.int32)),
+                    "repetition_time": pa.array(np.full(count, repetition_time)),
+                    "tokens": token_column(part, schema.field("tokens").type),
+                }
+                for name, tensor in zip(("token_mean", "token_scale", "mean_tokens"), once, strict=True):
+                    if tensor is not None:
+                        first = [tensor.half().numpy().tobytes()] if start == 0 else []
+                        columns[name] = pa.array(first + [None] * (count - len(first)), pa.binary())
+                writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
+    return digest.sha256.hexdigest(), digest.size
+
+
+def arrow_schema(dtype: str, shape: tuple[int, int], once: Sequence[Any]) -> Any:
+    """Columns as `datasets` types them."""
+    from datasets import Array2D, Features, Value
+
+    text = dict.fromkeys(("subject", "session", "task", "run", "dataset"), Value("string"))
+    kept = {
+        name: Value("binary")
+        for name, tensor in zip(("token_mean", "token_scale", "mean_tokens"), once, strict=True)
+        if tensor is not None
+    }
+    return Features(
+        {
+            **text,
+            "frame": Value("int32"),
+            "repetition_time": Value("float64"),
+            **kept,
+            "tokens": Array2D(shape, dtype),
+        }
+    ).arrow_schema
+
+
+def token_column(values: np.ndarray, kind: Any) -> Any:
+    """(frames, cells, features) as an Arrow column of that extension type, without a copy of the numbers."""
+    import pyarrow as pa
+
+    frames, cells, features = values.shape
+    flat = pa.array(values.reshape(-1))
+    inner = pa.ListArray.from_arrays(pa.array(np.arange(frames * cells + 1, dtype=np.int32) * features), flat)
+    outer = pa.ListArray.from_arrays(pa.array(np.arange(frames + 1, dtype=np.int32) * cells), inner)
+    return pa.ExtensionArray.from_storage(kind, outer)
+
+
+class _Digest:
+    """A file that adds up the checksum of what is written to it."""
+
+    closed = False
+
+    def __init__(self, file: Any):
+        self._file, self.sha256, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        data = memoryview(data)
+        self.sha256.update(data)
+        self.size += data.nbytes
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        pass
+
+
+# --- files
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    path = Path(folder) / STORE_FILE
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: no token dataset is there ({STORE_FILE} is missing); check the path.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: it cannot be read ({error}).") from error
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        found = settings.get("format") if isinstance(settings, dict) else type(settings).__name__
+        raise InputError(f"{path}: its format is {found!r}, but this version of tablet-hf reads {FORMAT!r}.")
+    return settings
+
+
+def store_key(record: ScanRecord) -> str:
+    """`sub-01_task-rest`, behind its dataset's name where there is one: `HCP-YA/sub-100307_task-rest_run-REST1LR`."""
+    if record.dataset is None:
+        return record.key
+    return f"{re.sub(r'[^0-9A-Za-z+-]', '', record.dataset) or 'x'}/{record.key}"
+
+
+def file_of(record: ScanRecord) -> Path:
+    """Where a run's tokens lie, relative to the store: `runs/sub-01/sub-01_task-rest_tokens.arrow`."""
+    *dataset, name = store_key(record).split("/")
+    return Path(RUNS_FOLDER, *dataset, name.split("_")[0], name + TOKENS_ENDING)
+
+
+def sidecar_of(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(TOKENS_ENDING) + SIDECAR_ENDING)
+
+
+def scan_identity(scan: Path) -> dict[str, Any]:
+    """What tells a scan from a changed one; its name alone, since folders may name people or places."""
+    state = Path(scan).stat()
+    return {"name": Path(scan).name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
+
+
+def write_sidecar(run: StoredRun, path: Path) -> None:
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
+
+
+def read_sidecar(path: Path) -> StoredRun:
+    try:
+        return StoredRun(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: it does not describe a run ({error}); delete it and tokenize the run again."
+        ) from error
+
+
+def read_sidecars(folder: Path) -> Iterator[StoredRun]:
+    for path in sorted((Path(folder) / RUNS_FOLDER).rglob(f"*{SIDECAR_ENDING}")):
+        yield read_sidecar(path)
+
+
+def write_index(folder: Path, runs: Sequence[StoredRun]) -> None:
+    """One typed table of all runs: phenotypes as columns `phenotype.NAME`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = typed_columns([run.phenotypes for run in runs])
+    arrow = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+    rows, types, columns = [asdict(run) for run in runs], _index_types(), {}
+    for name in (name for name in StoredRun.__dataclass_fields__ if name != "phenotypes"):
+        values = [json.dumps(row[name]) if name in ("error", "scan") else row[name] for row in rows]
+        columns[name] = pa.array(values, types.get(name, pa.string()))
+    for name, kind in kinds.items():
+        cells = [run.phenotypes.get(name) for run in runs]
+        cells = [None if cell is None else kind(cell) for cell in cells]
+        columns[f"phenotype.{name}"] = pa.array(cells, arrow[kind])
+    with written_whole(folder / INDEX_FILE) as unfinished:
+        pq.write_table(pa.table(columns), unfinished)
+
+
+def read_index(folder: Path) -> list[StoredRun]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / INDEX_FILE
+    try:
+        rows = pq.read_table(path).to_pylist()
+        runs = []
+        for row in rows:
+            phenotypes = {
+                name.removeprefix("phenotype."): row.pop(name) for name in list(row) if name.startswith("phenotype.")
+            }
+            row |= {name: json.loads(row[name]) for name in ("error", "scan")}
+            runs.append(StoredRun(**row, phenotypes=phenotypes))
+        return runs
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: the table of runs cannot be read ({error}); delete it, and it is made again."
+        ) from error
+
+
+def _index_types() -> dict[str, Any]:
+    import pyarrow as pa
+
+    numbers = dict.fromkeys(("repetition_time", "intensity_scale", "clipped_share"), pa.float64())
+    return numbers | {"num_frames": pa.int64(), "num_bytes": pa.int64(), "has_mean_tokens": pa.bool_()}
+
+
+def file_checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def software_versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("tablet-hf", "torch", "diffusers", "nibabel", "nilearn", "numpy")}
+
+
+def merge_stores(sources: Sequence[str | Path], out: str | Path) -> TokenDataset:
+    """One store of several: files are copied (linked where the disk allows it).
+
+    Raises:
+        InputError: tokens of different kinds, or one run in two of them.
+    """
+    stores = [TokenDataset.load(source) for source in sources]
+    first = stores[0]
+    writer = TokenStoreWriter(
+        out, first.preprocessing, first.dtype, any(store.settings["is_restricted"] for store in stores)
+    )
+    taken: dict[str, Path] = {}
+    for store in stores:
+        TokenStoreWriter(out, store.preprocessing, store.dtype)
+        for run in store.runs:
+            if run.file in taken and taken[run.file] != store.folder:
+                raise InputError(
+                    f"{run.key}: it is in {taken[run.file]} and in {store.folder}; give the datasets different names."
+                )
+            taken[run.file] = store.folder
+    for store in stores:
+        for run in store.runs:
+            source, target = store.folder / run.file, writer.folder / run.file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(target) as unfinished:
+                try:
+                    unfinished.hardlink_to(source)
+                except OSError:
+                    shutil.copyfile(source, unfinished)
+            write_sidecar(run, sidecar_of(target))
+    return writer.finish()
