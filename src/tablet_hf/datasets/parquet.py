@@ -161,9 +161,7 @@ def _rows(store: TokenDataset, run: StoredRun, kinds: dict[str, type], names: di
 
     arrow = {bool: "bool", int: "int64", float: "float64", str: "string"}
     with pa.memory_map(str(store.folder / run.file)) as source:
-        reader = pa.ipc.open_file(source)
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
+        for batch in pa.ipc.open_stream(source):
             count = len(batch)
             columns = {name: batch.column(name) for name in batch.schema.names if name not in (*ONCE, "tokens")}
             features = dict(Features.from_arrow_schema(batch.schema))
@@ -398,17 +396,19 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         from datasets import load_dataset
 
         rows = load_dataset(self.source, split="train", streaming=True, revision=self.revision)
-        if self.is_training:
-            rows = rows.shuffle(seed=int(order.integers(2**31)), buffer_size=1)  # whole files; rows stay in their order
         if rows.num_shards < shares:
             raise InputError(
                 f"{self.source}: its {rows.num_shards} files cannot be shared out among {shares} readers; use fewer "
                 "workers or processes, or export with a smaller shard_bytes."
             )
-        rows = rows.shard(num_shards=shares, index=share)
-        for run in runs_of(rows.with_format("arrow").iter(FRAMES_PER_BATCH), self.geometry, self.settings["dtype"]):
-            if run.key in self.runs:
-                yield run
+        files = np.arange(rows.num_shards)
+        if self.is_training:
+            order.shuffle(files)
+        for file in files[share::shares]:
+            tables = rows.shard(num_shards=rows.num_shards, index=int(file)).with_format("arrow").iter(FRAMES_PER_BATCH)
+            for run in runs_of(tables, self.geometry, self.settings["dtype"]):
+                if run.key in self.runs:
+                    yield run
 
     def _windows(self, rows: RunRows, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
         total = len(rows.values)

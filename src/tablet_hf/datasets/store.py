@@ -291,14 +291,12 @@ class TokenDataset(torch.utils.data.Dataset):
     def check(self) -> list[str]:
         """Read every file again and compare it with what is recorded; one sentence for each fault."""
         faults = []
-        for index, run in enumerate(self.runs):
+        for run in self.runs:
             path = self.folder / run.file
             if not path.is_file():
                 faults.append(f"{path}: the file is missing; tokenize the run again.")
             elif path.stat().st_size != run.num_bytes or file_checksum(path) != run.sha256:
                 faults.append(f"{path}: its content is not what was written; delete it and tokenize the run again.")
-            elif (found := self._open(index).num_frames) != run.num_frames:
-                faults.append(f"{path}: it holds {found} frames, not {run.num_frames}; tokenize the run again.")
         listed = {self.folder / run.file for run in self.runs}
         for path in sorted((self.folder / RUNS_FOLDER).rglob(f"*{TOKENS_ENDING}")):
             if path not in listed:
@@ -335,19 +333,18 @@ class TokenDataset(torch.utils.data.Dataset):
 
     def _open_run(self, index: int) -> "_MappedRun":
         run = self.runs[index]
-        return _MappedRun(self.folder / run.file, self.geometry, self.dtype)
+        return _MappedRun(self.folder / run.file, self.geometry, self.dtype, run.num_frames)
 
 
 class _MappedRun:
     """One Arrow file of tokens, mapped into memory."""
 
-    def __init__(self, path: Path, geometry: Geometry, dtype: str):
+    def __init__(self, path: Path, geometry: Geometry, dtype: str, num_frames: int):
         import pyarrow as pa
 
         try:
             with pa.memory_map(str(path)) as source:
-                batches = pa.ipc.open_file(source)
-                batches = [batches.get_batch(number) for number in range(batches.num_record_batches)]
+                batches = list(pa.ipc.open_stream(source))
             self._parts = [token_values(batch.column("tokens"), geometry, DTYPES[dtype]) for batch in batches]
         except FileNotFoundError as error:
             raise InputError(f"{path}: the file is missing; run tablet-hf dataset check on its store.") from error
@@ -356,7 +353,10 @@ class _MappedRun:
                 f"{path}: it is damaged or holds no tokens ({error}); delete it and tokenize the run again."
             ) from error
         self._ends = np.cumsum([len(part) for part in self._parts])
-        self.num_frames = int(self._ends[-1])
+        if num_frames != (found := int(self._ends[-1]) if batches else 0):
+            raise InputError(
+                f"{path}: it holds {found} frames, not {num_frames}; delete it and tokenize the run again."
+            )
 
         def kept(name: str) -> Tensor | None:
             has_it = name in batches[0].schema.names
@@ -593,7 +593,7 @@ def write_arrow(
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as unfinished, unfinished.open("wb") as file:
         digest = _Digest(file)
-        with pa.ipc.new_file(digest, schema) as writer:
+        with pa.ipc.new_stream(digest, schema) as writer:
             for start in range(0, len(values), FRAMES_PER_BATCH):
                 part = values[start : start + FRAMES_PER_BATCH].contiguous().numpy()
                 count = len(part)
