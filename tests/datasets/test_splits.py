@@ -188,6 +188,18 @@ def test_of_differing_labels_the_most_frequent_counts():
     assert split_subjects(people, labels).assignment == split_subjects(names(40), changed).assignment
 
 
+def test_arrays_and_columns_of_tables_will_do():
+    table = pd.DataFrame(
+        {"who": names(60), "sex": ["F", "M", None] * 20, "site": ["A", "B"] * 30, "family": [1, 2.5] * 30}
+    )
+    table.loc[2:, "family"] = np.nan
+    lists = [["F", "M", None] * 20, ["A", "B"] * 30, [1, 2.5] + [None] * 58]
+    from_table = split_subjects(table["who"], table["sex"], table["site"], table["family"])
+    from_arrays = split_subjects(*(table[name].to_numpy() for name in table))
+    assert from_table == from_arrays == split_subjects(names(60), *lists)
+    json.dumps(from_arrays.settings)
+
+
 def test_families_that_share_a_subject_are_one():
     subjects, families = ["a", "b", "b", "c", *names(30)], ["1", "1", "2", "2", *[None] * 30]
     parts = {

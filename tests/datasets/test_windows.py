@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
+from tablet_hf.datasets import ScanRecord, TokenStoreWriter
 from tablet_hf.datasets.collator import TabletCollator
+from tablet_hf.datasets.splits import read_splits, runs_in, split_subjects, subject_ids, write_splits
 from tablet_hf.datasets.windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
 from tablet_hf.errors import InputError
 from tablet_hf.pipelines import cut_windows
@@ -236,13 +239,6 @@ def test_training_that_is_resumed_within_an_epoch_draws_what_it_would_have_drawn
     assert train(str(tmp_path / "checkpoint-4")) == whole[8:]
 
 
-def test_windows_can_be_sent_to_another_process():
-    windows = TrainingWindows(Store([100] * 3, [{"sex": "F"}, {"sex": "M"}, {}]), 10, label="sex", classes=["F", "M"])
-    windows.set_epoch(5)
-    sent = pickle.loads(pickle.dumps(windows))
-    assert [frames_of(item) for item in sent] == [frames_of(item) for item in windows]
-
-
 # --- adjoining windows
 
 
@@ -391,3 +387,72 @@ def test_averages_are_those_of_each_group_by_itself(windows):
     assert set(found) == set(ids)
     for name, mean in found.items():
         assert mean == pytest.approx(np.mean([value for other, value in windows if other == name]))
+
+
+# --- with a store on disk
+
+
+@pytest.fixture(scope="module")
+def people():
+    """By subject: two runs of 30 and 12 frames, the token of frame t of subject n being (n, t, 0, ...)."""
+    tokens = torch.zeros(6, 30, 8, 24)
+    tokens[..., 0] = torch.arange(6.0)[:, None, None]
+    tokens[..., 1] = torch.arange(30.0)[None, :, None]
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def stored(people, tmp_path_factory):
+    preprocessing = {"autoencoder": "none", "volume_size": 4, "token_size": 24, "grid_size": 2}
+    writer = TokenStoreWriter(tmp_path_factory.mktemp("windows") / "store", preprocessing)
+    for number, tokens in enumerate(people):
+        for run, frames in (("1", 30), ("2", 12)):
+            record = ScanRecord(
+                f"{number:02d}",
+                Path("scan.nii.gz"),
+                run=run,
+                phenotypes={"sex": "FM"[number % 2], "age": 20.5 + number},
+            )
+            writer.write(record, tokens[:frames], 0.8, {"name": "scan.nii.gz", "bytes": 1, "modified_ns": 1})
+    return writer.finish()
+
+
+def test_from_a_store_and_its_split_to_batches_in_workers(stored, people):
+    subjects = subject_ids(stored.runs)
+    split = split_subjects(subjects, [run.phenotypes["sex"] for run in stored.runs], fractions=(2 / 3, 0, 1 / 3))
+    write_splits([split], stored.folder / "splits" / "sex.csv")
+    (split,) = read_splits(stored.folder / "splits" / "sex.csv", subjects)
+    classes = label_classes(stored, "sex")
+    windows = TrainingWindows(stored, 20, runs_in(split, stored.runs, "train"), "sex", classes=classes)
+    batches = DataLoader(windows, 4, shuffle=True, num_workers=2, collate_fn=TabletCollator())
+    drawn = []
+    for epoch in range(3):
+        windows.set_epoch(epoch)
+        for batch in batches:
+            lengths = batch["attention_mask"].sum(1) if "attention_mask" in batch else [20] * 4
+            for values, length, label in zip(batch["input_values"], lengths, batch["labels"], strict=True):
+                number, start = (int(place) for place in values[0, 0, :2])
+                assert torch.equal(values[:length], people[number, start : start + length].half())
+                assert label == number % 2
+                assert length in (12, 20)
+                assert f"{number:02d}" in split.subjects("train")
+                drawn.append((number, int(length), start))
+    assert len(drawn) == 3 * 8
+    assert len({window for window in drawn if window[1] == 20}) > 4  # four runs are long enough to draw from
+
+    held_out = EvaluationWindows(stored, 10, runs_in(split, stored.runs, "test"), "age")
+    batches = DataLoader(held_out, 3, num_workers=2, collate_fn=TabletCollator("regression", keep_run_index=True))
+    batches = list(batches)
+    assert all("attention_mask" not in batch for batch in batches)
+    assert torch.cat([batch["run_index"] for batch in batches]).tolist() == held_out.run_indices
+    ages = torch.cat([batch["labels"] for batch in batches])
+    found = dict(zip(*average_by(ages, held_out.subjects), strict=True))
+    assert found == {subject: 20.5 + int(subject) for subject in split.subjects("test")}
+    assert len(held_out) == 2 * (3 + 1)
+
+
+def test_windows_of_a_store_can_be_sent_to_another_process(stored):
+    windows = TrainingWindows(stored, 20)
+    windows.set_epoch(3)
+    sent = pickle.loads(pickle.dumps(windows))
+    assert all(torch.equal(a["input_values"], b["input_values"]) for a, b in zip(sent, windows, strict=True))

@@ -528,7 +528,7 @@ def write_splits(splits: Sequence[Split], path: str | Path) -> None:
         0010001,train,test
         0010002,,
 
-    An empty cell is a subject in no part. `sex.csv` has `sex.json` beside it.
+    An empty cell is a subject in no part. `sex.csv` has `sex.json` beside it; their folder is made if need be.
 
     Raises:
         ValueError: no splits, or two of one name.
@@ -551,6 +551,7 @@ def write_splits(splits: Sequence[Split], path: str | Path) -> None:
         }
         for split in splits
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as unfinished:
         unfinished.write_bytes(text.getvalue().encode())
     with written_whole(path.with_suffix(".json")) as unfinished:
