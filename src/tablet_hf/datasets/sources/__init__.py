@@ -35,7 +35,8 @@ def _find(name: str, root: str | Path, **options: Any) -> Cohort:
 
 
 def _as_typed(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
+    """How the command line writes an option: one that may be repeated names one thing at a time."""
+    return {"tasks": "--task", "sessions": "--session"}.get(option, f"--{option.replace('_', '-')}")
 
 
 SOURCES: Mapping[str, Callable[..., Cohort]] = MappingProxyType(

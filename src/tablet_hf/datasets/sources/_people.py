@@ -145,15 +145,15 @@ def join(records: Iterable[ScanRecord], people: People) -> tuple[list[ScanRecord
     """
     site_column = column_among(people.columns, SITE_COLUMNS)
     family_column = column_among(people.columns, FAMILY_COLUMNS)
-    joined, problems = [], []
+    subjects = people.subjects
+    joined: list[ScanRecord] = []
+    unlabelled: dict[str, Problem] = {}
     for record in records:
         phenotypes = people.phenotypes(record.subject, record.session)
         site, family = phenotypes.pop(site_column, None), phenotypes.pop(family_column, None)
         if people.columns and not people.has(record.subject, record.session):
-            what = _said(record.subject, record.session)
-            problem = Problem(what, "no row of the phenotype tables is about this scan, so it has no labels.")
-            if problem not in problems:
-                problems.append(problem)
+            what = _said(record.subject, record.session if record.subject in subjects else None)
+            unlabelled[what] = Problem(what, "no row of the phenotype tables is about it, so its scans have no labels.")
         record = replace(
             record,
             site=record.site if site is None else str(site),
@@ -161,7 +161,7 @@ def join(records: Iterable[ScanRecord], people: People) -> tuple[list[ScanRecord
             phenotypes=phenotypes,
         )
         joined.append(record)
-    return joined, problems
+    return joined, list(unlabelled.values())
 
 
 def _said(subject: str, session: str | None) -> str:

@@ -178,7 +178,7 @@ def _run(path: Path, root: Path) -> _Run | None:
                 task="rest",
                 run=parts.get("run"),
                 dataset="ADHD-200",
-                site=next(filter(None, map(_known_site, path.relative_to(root.parent).parts[:-1])), None),
+                site=next(filter(None, map(_known_site, path.relative_to(root).parts[:-1])), None),
             )
             return _Run(record, pipeline, parts.get("steps", ""))
     return None

@@ -25,7 +25,7 @@ LAYOUT = Layout(
 )
 
 SUBJECT_COLUMNS = ("participant_id", "subject_id", "subject", "participant", "sub", "id")
-SESSION_COLUMNS = ("session_id", "session", "ses")
+SESSION_COLUMNS = ("session_id", "session")
 """BIDS prescribes the first of each; the others are what people write in tables of their own."""
 
 RESOLUTIONS = ("2", "1", None)

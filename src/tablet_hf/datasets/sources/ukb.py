@@ -5,12 +5,13 @@ The bulk field's own `filtered_func_data_clean.nii.gz` lies in the space of the 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tablet_hf.datasets.records import Cohort, Phenotype, Problem, ScanRecord
+from tablet_hf.datasets.records import Cohort, Problem, ScanRecord
 from tablet_hf.datasets.sources._cohort import Layout, beside, check_labels, files_like, gather
-from tablet_hf.datasets.sources._people import People, number_label
+from tablet_hf.datasets.sources._people import People, join, number_label
 from tablet_hf.errors import InputError
 
 __all__ = ["APPLYWARP", "find"]
@@ -27,10 +28,10 @@ PATTERNS = (
 LAYOUT = Layout("UK Biobank field 20227, warped to MNI152", PATTERNS[0].format(eid="1000012", instance="2"))
 
 APPLYWARP = (
-    "applywarp --in=filtered_func_data_clean --ref=$FSLDIR/data/standard/MNI152_T1_2mm "
+    "mkdir -p reg_standard && applywarp --in=filtered_func_data_clean --ref=$FSLDIR/data/standard/MNI152_T1_2mm "
     "--warp=reg/example_func2standard_warp --out=reg_standard/filtered_func_data_clean --interp=spline"
 )
-"""To be run in `rfMRI.ica`, after `mkdir reg_standard`; FSL's own command."""
+"""To be run in the folder `rfMRI.ica`; applywarp is FSL's."""
 
 REPETITION_TIME = 0.735
 """Seconds (UK Biobank brain imaging documentation)."""
@@ -78,70 +79,57 @@ def find(
     """
     root = LAYOUT.folder(root)
     scans = _scans(root, (pattern,) if pattern else PATTERNS)
-    natives = [] if pattern else _scans(root, (f"{{eid}}_20227_{{instance}}_0/{CLEANED}",))
-    if not scans and natives:
-        raise LAYOUT.nothing(root, f"Those in the space of the scan are there; warp each, in its folder: {APPLYWARP}.")
+    problems = [] if pattern else _not_warped(root, scans)
     if not scans:
         is_zipped = files_like(root, "*_20227_*_0.zip")
-        raise LAYOUT.nothing(
-            root, "The bulk files are there as zip archives; unpack and warp them." if is_zipped else ""
-        )
-    warped = {(eid, instance) for _, eid, instance in scans}
-    problems = [
-        Problem(str(scan), f"it is in the space of the scan; warp it, in its folder: {APPLYWARP}.")
-        for scan, eid, instance in natives
-        if (eid, instance) not in warped
-    ]
+        hint = problems[0].why if problems else "Unpack the zip archives there, and warp." if is_zipped else ""
+        raise LAYOUT.nothing(root, hint)
     gone = _withdrawn(Path(withdrawn)) if withdrawn else frozenset()
-    for eid in sorted({eid for _, eid, _ in scans} & gone):
+    for eid in sorted({record.subject for record in scans} & gone):
         problems.append(Problem(f"subject {eid}", "withdrawn from UK Biobank, so left out; delete these scans."))
-    there = {instance for _, _, instance in scans}
+    there = {record.session for record in scans}
     instances, absent = check_labels(root, "ses", sessions or there, there)
-    problems += absent
-    wanted = [scan for scan in scans if scan[1] not in gone and scan[2] in instances]
+    records = [record for record in scans if record.subject not in gone and record.session in instances]
+
     people = People()
     for table in phenotypes or ():
-        people.add(Path(table), ("eid",), number_label(), rename=_column, wanted={eid for _, eid, _ in wanted})
-    problems += people.problems + _missing_columns(people, {instance for _, _, instance in wanted})
+        people.add(Path(table), ("eid",), number_label(), rename=_column, wanted={each.subject for each in records})
+    if people.columns:
+        absent += _missing_columns(people, {record.session for record in records})
+    records, unlabelled = join(records, people)
+    records = [_with_labels(record) if people.columns else record for record in records]
+    return gather(records, [*problems, *absent, *people.problems, *unlabelled], is_restricted=True)
+
+
+def _scans(root: Path, patterns: Sequence[str]) -> list[ScanRecord]:
+    """Records, without labels, of the paths that match."""
     records = []
-    for scan, eid, instance in wanted:
-        if people.columns and not people.has(eid):
-            problems.append(Problem(f"subject {eid}", "no row of the phenotype tables is about this person."))
-        labels, site = _labels(people.phenotypes(eid), instance) if people.columns else ({}, None)
-        record = ScanRecord(
-            eid,
-            scan,
-            beside(scan, "mask.nii.gz") if scan.parent.name == "reg_standard" else None,
-            REPETITION_TIME,
-            session=instance,
-            task="rest",
-            dataset="UKB",
-            site=site,
-            phenotypes=labels,
-        )
-        records.append(record)
-    return gather(records, problems, is_restricted=True)
-
-
-def _scans(root: Path, patterns: Sequence[str]) -> list[tuple[Path, str, str]]:
-    """Paths that match, each with the eid and the instance in it."""
-    found = []
     for pattern in patterns:
         missing = [place for place in ("{eid}", "{instance}") if place not in pattern]
         if missing or Path(pattern).is_absolute():
             why = f"lacks {missing[0]}" if missing else "is not below the root"
             raise InputError(f"The pattern {pattern!r} {why}; write it as in {PATTERNS[1]}.")
         wildcard = re.sub(r"\{(eid|instance)\}", "*", pattern.replace("[", "[[]"))
-        # The same label twice in a pattern, as folder and in the file's name, must be the same in a path.
         expression = re.escape(pattern).replace(r"\*", "[^/]*")
         for name, digits in (("eid", "[0-9]+"), ("instance", "[0-9]")):
+            # Where a label stands twice, as folder and in the file's name, both must be the same.
             expression = expression.replace(rf"\{{{name}\}}", f"(?P<{name}>{digits})", 1)
             expression = expression.replace(rf"\{{{name}\}}", f"(?P={name})")
         for path in files_like(root, wildcard):
-            match = re.fullmatch(expression, path.relative_to(root).as_posix())
-            if match:
-                found.append((path, match["eid"], match["instance"]))
-    return found
+            if match := re.fullmatch(expression, path.relative_to(root).as_posix()):
+                mask = beside(path, "mask.nii.gz") if path.parent.name == "reg_standard" else None
+                record = ScanRecord(
+                    match["eid"], path, mask, REPETITION_TIME, session=match["instance"], task="rest", dataset="UKB"
+                )
+                records.append(record)
+    return records
+
+
+def _not_warped(root: Path, warped: Sequence[ScanRecord]) -> list[Problem]:
+    known = {record.key for record in warped}
+    natives = _scans(root, (f"{{eid}}_20227_{{instance}}_0/{CLEANED}",))
+    why = f"it is in the space of the scan; warp it, in the folder rfMRI.ica: `{APPLYWARP}`."
+    return [Problem(str(record.scan), why) for record in natives if record.key not in known]
 
 
 def _column(heading: str) -> str | None:
@@ -158,27 +146,27 @@ def _column(heading: str) -> str | None:
 
 def _missing_columns(people: People, instances: set[str]) -> list[Problem]:
     wanted = [f"p{SEX}_i0"] + [f"p{field}_i{instance}" for instance in sorted(instances) for field in FIELDS[1:]]
-    absent = [column for column in wanted if people.columns and column not in people.columns]
-    why = f"no column for {', '.join(absent)}, which are the label's field and instance; that label is missing."
+    absent = [column for column in wanted if column not in people.columns]
+    why = f"they have no column for {', '.join(absent)} (field and instance), so what it says is missing."
     return [Problem("phenotype tables", why)] if absent else []
 
 
-def _labels(row: Mapping[str, Phenotype], instance: str) -> tuple[dict[str, Phenotype], str | None]:
-    """The labels of a scan, and its site."""
+def _with_labels(record: ScanRecord) -> ScanRecord:
+    """Field names of the visit of the scan replaced by what they mean."""
     coded = {
         column: None if isinstance(value, int | float) and value < 0 else value
-        for column, value in row.items()
+        for column, value in record.phenotypes.items()
         if re.fullmatch(HEADINGS[2], column)
     }
-    sex, centre = coded.get(f"p{SEX}_i0"), coded.get(f"p{CENTRE}_i{instance}")
+    sex, centre = coded.get(f"p{SEX}_i0"), coded.get(f"p{CENTRE}_i{record.session}")
     labels = {
         "sex": SEX_CODES.get(sex),
-        "p31": sex,
-        "age": coded.get(f"p{AGE}_i{instance}"),
-        "fluid_intelligence": coded.get(f"p{FLUID_INTELLIGENCE}_i{instance}"),
+        f"p{SEX}": sex,
+        "age": coded.get(f"p{AGE}_i{record.session}"),
+        "fluid_intelligence": coded.get(f"p{FLUID_INTELLIGENCE}_i{record.session}"),
     }
-    others = {column: value for column, value in row.items() if column not in coded}
-    return labels | others, None if centre is None else str(centre)
+    others = {column: value for column, value in record.phenotypes.items() if column not in coded}
+    return replace(record, site=record.site if centre is None else str(centre), phenotypes=labels | others)
 
 
 def _withdrawn(path: Path) -> frozenset[str]:

@@ -1,0 +1,68 @@
+"""The registry: sources by name, options that a source does not know, nothing imported before it is asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tablet_hf.datasets.sources import SOURCES, find_scans
+from tablet_hf.errors import InputError
+
+ALL_OPTIONS = {
+    "phenotypes": None,
+    "tasks": None,
+    "sessions": [],
+    "space": None,
+    "pattern": None,
+    "withdrawn": None,
+    "keep_failed_quality": False,
+}
+
+
+def test_the_sources_by_name():
+    assert set(SOURCES) == {"adhd200", "bids", "hbn", "hcp", "table", "ukb"}
+    with pytest.raises(InputError, match="no source 'fmriprep'; choose one of adhd200, bids"):
+        find_scans("fmriprep", ".")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_missing_root_is_one_sentence_whatever_options_were_not_set(source, tmp_path):
+    for find in (lambda root: find_scans(source, root, **ALL_OPTIONS), SOURCES[source]):
+        with pytest.raises(InputError) as caught:
+            find(str(tmp_path / "none"))
+        assert str(caught.value).startswith(str(tmp_path / "none"))
+        assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("source", sorted(set(SOURCES) - {"table"}))
+def test_an_empty_root_is_one_sentence_with_the_layout_expected(source, tmp_path):
+    with pytest.raises(InputError, match=r"no scan of .* was found; expected is, for one, \S*\.nii\.gz"):
+        find_scans(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        (
+            "bids",
+            {"withdrawn": "w.csv"},
+            "bids does not know --withdrawn, it takes --phenotypes, --task, --session, --space;",
+        ),
+        ("adhd200", {"pattern": "x"}, "adhd200 does not know --pattern"),
+        ("hcp", {"keep_failed_quality": True}, "hcp does not know --keep-failed-quality"),
+        ("ukb", {"tasks": ["rest"]}, "ukb does not know --task,"),
+        ("hbn", {"pattern": "x"}, "hbn does not know --pattern"),
+        ("table", {"space": "MNI"}, "table does not know --space, it takes no options"),
+    ],
+)
+def test_an_option_that_a_source_does_not_know_is_named(source, options, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        find_scans(source, tmp_path, **options)
+
+
+def test_nothing_heavy_is_imported_before_a_source_is_asked():
+    code = (
+        "import sys, tablet_hf.datasets.sources as sources; list(sources.SOURCES);"
+        "print(*(name for name in sys.modules if name.startswith(('nilearn', 'pandas', sources.__name__ + '.'))))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -1,0 +1,75 @@
+"""What a record is called, and what a cell of a table means."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tablet_hf.datasets.records import ScanRecord, typed_columns, typed_value
+
+
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        (ScanRecord("01", Path("x")), "sub-01"),
+        (ScanRecord("01", Path("x"), session="a", task="rest", run="1+acqAP"), "sub-01_ses-a_task-rest_run-1+acqAP"),
+        (ScanRecord("../../etc", Path("x"), run="a/b"), "sub-etc_run-ab"),
+        (ScanRecord("--", Path("x")), "sub-x"),
+    ],
+)
+def test_the_key_is_fit_for_a_file_name(record, key):
+    assert record.key == key
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("1", 1),
+        ("1.0", 1),
+        ("-3", -3),
+        (" 1.5 ", 1.5),
+        ("1e3", 1000.0),
+        ("yes", "yes"),
+        ("26-30", "26-30"),
+        ("1,5", "1,5"),
+        ("0", 0),
+        ("007", "007"),
+        ("52259_82122", "52259_82122"),
+        ("2_0", "2_0"),
+        ("12345678901234567", "12345678901234567"),
+        ("123456789012345", 123456789012345),
+        *((cell, None) for cell in ("", "n/a", "N/A", "NaN", "pending", "<NA>", "inf", "-999", "-999.0", None)),
+        (True, True),
+        (3, 3),
+        (math.nan, None),
+    ],
+)
+def test_what_a_cell_means(cell, value):
+    found = typed_value(cell)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none()))
+def test_any_cell_has_a_meaning_and_it_is_its_own(cell):
+    value = typed_value(cell)
+    assert value is None or isinstance(value, bool | int | float | str)
+    assert typed_value(value) == value
+
+
+@given(st.integers(-(10**15) + 1, 10**15 - 1))
+def test_whole_numbers_come_back(number):
+    for text in (str(number), f"{number}.0", f" {number}\t"):
+        assert typed_value(text) == (None if number in (-999, -9999, -888, -777) else number)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_fractions_come_back(number):
+    assert typed_value(repr(number)) == (None if number in (-999, -9999, -888, -777) else number)
+
+
+def test_columns_have_one_type():
+    rows = [{"age": 1, "iq": 1, "sex": "F", "dx": None}, {"age": 2, "iq": 1.5, "sex": 1, "dx": None}]
+    assert typed_columns(rows) == {"age": int, "iq": float, "sex": str, "dx": str}
