@@ -1,5 +1,6 @@
 """The commands about token datasets: `tablet-hf tokenize --source ...` and `tablet-hf dataset ...`."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ def tokenize_source(
             writer = TokenStoreWriter(out, extractor.to_dict(), dtype, cohort.is_restricted)
             if state.is_main_process:
                 writer.clean_up()
-        resources = Resources.of_device(torch.device(chosen), state.local_num_processes)
+        resources = Resources.of_device(torch.device(chosen), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         if readers is not None:
             resources = replace(resources, readers=readers)
         with _progress(state.is_main_process) as on_progress:

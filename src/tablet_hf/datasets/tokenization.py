@@ -197,9 +197,11 @@ class _Tokenization:
                     self._take(block)
                 self._encode_waiting(everything=True)
             except BaseException:
-                # The readers wait for a place in the queue: they are told to end, and let go.
                 self.stop.set()
                 raise
+            finally:
+                for reader in readers:
+                    reader.join()
         while not self.todo.empty():
             self._failed(self.todo.get(), InputError("not begun, since the work was stopped; run it again."))
 
@@ -216,11 +218,13 @@ class _Tokenization:
 
     def _read(self) -> None:
         while not self.stop.is_set():
+            if not self.places.acquire(timeout=0.5):
+                continue
             try:
                 record = self.todo.get_nowait()
             except queue.Empty:
+                self.places.release()
                 break
-            self.places.acquire()
             try:
                 self._read_run(record)
             except Exception as error:
@@ -376,11 +380,11 @@ class _Log:
         self.lock = threading.Lock()
 
     def __enter__(self) -> "_Log":
-        is_new = not self.path.exists()
         self.file = self.path.open("a", newline="", encoding="utf-8")
         self.table = csv.writer(self.file, delimiter="\t")
-        if is_new:
+        if not self.path.stat().st_size:
             self.table.writerow(self.COLUMNS)
+            self.file.flush()
         return self
 
     def __exit__(self, *_) -> None:

@@ -1,7 +1,11 @@
 """The registry: sources by name, options that a source does not know, nothing imported before it is asked for."""
 
+import re
 import subprocess
 import sys
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +70,19 @@ def test_nothing_heavy_is_imported_before_a_source_is_asked():
         "print(*(name for name in sys.modules if name.startswith(('nilearn', 'pandas', sources.__name__ + '.'))))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_the_documented_options_are_those_of_the_sources():
+    page = (Path(__file__).parents[3] / "docs" / "sources.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[`(\w+)`\]\(#\1\) \|[^|]*\| (?:`([^`]*)`)? ?\|", page, re.MULTILINE)
+    documented = {source: set(options.split()) for source, options in rows}
+    typed = {"tasks": "--task", "sessions": "--session"}
+    taken = {
+        source: {
+            typed.get(option, "--" + option.replace("_", "-"))
+            for option in signature(import_module(f"tablet_hf.datasets.sources.{source}").find).parameters
+            if option != "root"
+        }
+        for source in SOURCES
+    }
+    assert documented == taken

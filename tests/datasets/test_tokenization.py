@@ -1,0 +1,321 @@
+"""From scans to a store: the same tokens as the extractor's, whatever ends the work in between."""
+
+import csv
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tablet_hf import TabletFeatureExtractor
+from tablet_hf.cli import app
+from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
+from tablet_hf.datasets.tokenization import Resources, occupied_slices, tokenize_scans
+from tablet_hf.volumes import open_run
+
+FRAMES = {"01": 3, "02": 9, "03": 1, "04": 4}
+RESOURCES = Resources(readers=2, cache_bytes=2**20, slices_at_once=100, is_compiled=False)
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """A folder with a small f32 autoencoder of random weights, so that most of the time goes into everything else."""
+    from diffusers import AutoencoderDC
+
+    torch.manual_seed(0)
+    model = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(4,) * 6,
+        decoder_block_out_channels=(4,) * 6,
+        encoder_layers_per_block=(0, 1, 1, 1, 1, 1),
+        decoder_layers_per_block=(0, 1, 1, 1, 1, 1),
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
+    )
+    folder = tmp_path_factory.mktemp("autoencoder")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory, make_scan):
+    """A table of four scans of one to nine frames."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for number, (subject, frames) in enumerate(FRAMES.items()):
+        make_scan(folder / f"sub-{subject}_task-rest_bold.nii.gz", frames=frames, seed=number)
+    rows = "".join(f"sub-{subject}_task-rest_bold.nii.gz\t{subject}\t{20 + int(subject)}\n" for subject in FRAMES)
+    (folder / "scans.tsv").write_text("path\tsubject\tage\n" + rows)
+    return folder
+
+
+def scan_of(cohort, subject):
+    return cohort / f"sub-{subject}_task-rest_bold.nii.gz"
+
+
+def records_of(cohort):
+    return [ScanRecord(subject, scan_of(cohort, subject), task="rest") for subject in FRAMES]
+
+
+def make_extractor(autoencoder, **settings):
+    extractor = TabletFeatureExtractor(str(autoencoder), **settings)
+    _ = extractor.slice_autoencoder
+    return extractor
+
+
+def tablet_hf(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def read_log(store, name="tokenize-0"):
+    with (store / "logs" / f"{name}.tsv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+class TestTokens:
+    @pytest.mark.parametrize("signal_name", ["intensity", "percent_change"])
+    def test_they_are_those_of_the_extractor(self, cohort, autoencoder, tmp_path, signal_name):
+        extractor = make_extractor(autoencoder, signal=signal_name)
+        writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
+        told = []
+        outcome = tokenize_scans(
+            records_of(cohort), extractor, writer, RESOURCES, on_progress=lambda done, total: told.append(total)
+        )
+        assert sorted(outcome.done) == [f"sub-{subject}_task-rest" for subject in FRAMES]
+        assert (outcome.frames, outcome.failed, outcome.kept) == (sum(FRAMES.values()), [], [])
+        assert set(told) == {4}
+        store = writer.finish()
+        assert store.check() == []
+        for run in store.runs:
+            alone = extractor.tokenize(scan_of(cohort, run.subject))
+            torch.testing.assert_close(store.window(run.key), alone.tokens.half(), atol=2e-3, rtol=2e-3)
+            assert run.repetition_time == 2.0
+            assert run.intensity_scale == pytest.approx(alone.intensity_scale)
+            assert run.clipped_share == pytest.approx(alone.clipped_share)
+            if signal_name == "intensity":
+                assert store.mean_tokens(run.key) is None
+            else:
+                torch.testing.assert_close(store.mean_tokens(run.key), alone.mean_tokens.half(), atol=2e-3, rtol=2e-3)
+
+    def test_a_real_scan(self, real_data, autoencoder, tmp_path):
+        (scan,) = real_data("bold/sub-01/func").glob("*preproc_bold.nii.gz")
+        extractor = make_extractor(autoencoder)
+        writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
+        tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES)
+        expected = extractor.tokenize(scan).tokens.half()
+        torch.testing.assert_close(writer.finish().window(0), expected, atol=2e-3, rtol=2e-3)
+
+    def test_empty_slices_are_those_without_brain(self, cohort):
+        run = open_run(scan_of(cohort, "01"))
+        occupied = set(occupied_slices(run.mask).tolist())
+        for axis in range(3):
+            for place in range(96):
+                assert (96 * axis + place in occupied) == run.mask.take(place, axis).any()
+
+
+class TestResumption:
+    def test_what_is_finished_is_kept(self, cohort, autoencoder, tmp_path):
+        extractor = make_extractor(autoencoder)
+        writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
+        records = records_of(cohort)
+        tokenize_scans(records[:2], extractor, writer, RESOURCES)
+        outcome = tokenize_scans(records, extractor, writer, RESOURCES)
+        assert sorted(outcome.kept) == ["sub-01_task-rest", "sub-02_task-rest"]
+        assert sorted(outcome.done) == ["sub-03_task-rest", "sub-04_task-rest"]
+
+    def test_a_scan_that_changed_is_done_again(self, cohort, autoencoder, tmp_path, make_scan):
+        scan = make_scan(tmp_path / "scan.nii.gz", frames=2)
+        extractor = make_extractor(autoencoder)
+        writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
+        tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES)
+        make_scan(scan, frames=3, seed=5)
+        assert tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES).done == ["sub-01"]
+        assert writer.finish().runs[0].num_frames == 3
+
+    def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(self, cohort, autoencoder, tmp_path):
+        """A process of its own, killed without warning; every later one goes on from what was finished."""
+        command = [sys.executable, "-m", "tablet_hf.cli", "tokenize", "--source", "table", cohort / "scans.tsv"]
+        command += ["--autoencoder", autoencoder, "--device", "cpu"]
+        whole = tmp_path / "whole"
+        started = time.monotonic()
+        subprocess.run([*command, "--out", whole], check=True, capture_output=True)
+        duration = time.monotonic() - started
+
+        generator = random.Random(0)
+        cut = tmp_path / "cut"
+        kills = 0
+        for _ in range(3):
+            process = subprocess.Popen(
+                [*command, "--out", cut], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            try:
+                # Most of the time goes into the start of the process, so the moments lie in what follows it.
+                process.wait(timeout=duration * generator.uniform(0.6, 0.95))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+        assert kills
+        subprocess.run([*command, "--out", cut], check=True, capture_output=True)
+
+        statuses = [(row["run"], row["status"]) for row in read_log(cut)]
+        for subject in FRAMES:
+            assert statuses.count((f"sub-{subject}_task-rest", "done")) <= 1
+        first, second = TokenDataset.load(whole), TokenDataset.load(cut)
+        assert second.check() == []
+        assert [run.key for run in first.runs] == [run.key for run in second.runs]
+        for run, other in zip(first.runs, second.runs, strict=True):
+            assert run.phenotypes == other.phenotypes
+            torch.testing.assert_close(first.window(run.key), second.window(run.key), atol=2e-3, rtol=2e-3)
+
+
+class TestTrouble:
+    def test_bad_scans_are_told_and_the_others_go_on(self, cohort, autoencoder, tmp_path):
+        folder = tmp_path / "cohort"
+        shutil.copytree(cohort, folder)
+        content = scan_of(folder, "02").read_bytes()
+        scan_of(folder, "02").write_bytes(content[: len(content) // 2])
+        image = nibabel.load(scan_of(folder, "03"))
+        nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.int16), image.affine), scan_of(folder, "03"))
+        store = tmp_path / "store"
+        result = tablet_hf("tokenize", "--source", "table", folder / "scans.tsv", "--out", store,
+                           "--autoencoder", autoencoder)  # fmt: skip
+        assert result.exit_code == 2
+        assert "2 of 4 scans could not be used" in result.output
+        for subject in ("02", "03"):
+            assert len(re.findall(rf"^  \S*sub-{subject}_task-rest_bold.nii.gz: ", result.output, re.M)) == 1
+        assert [run.subject for run in TokenDataset.load(store).runs] == ["01", "04"]
+        problems = (store / "problems.tsv").read_text()
+        assert "sub-02" in problems
+        assert "sub-03" in problems
+        assert {row["status"] for row in read_log(store)} == {"done", "failed"}
+
+        shutil.copy(scan_of(cohort, "02"), scan_of(folder, "02"))
+        shutil.copy(scan_of(cohort, "03"), scan_of(folder, "03"))
+        result = tablet_hf("tokenize", "--source", "table", folder / "scans.tsv", "--out", store,
+                           "--autoencoder", autoencoder)  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert "2 runs tokenized" in result.output
+        assert "2 were there already" in result.output
+        assert len((store / "problems.tsv").read_text().splitlines()) == 1
+
+    def test_a_full_disk_ends_it_and_loses_nothing(self, cohort, autoencoder, tmp_path, monkeypatch):
+        extractor = make_extractor(autoencoder)
+        writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
+        records = records_of(cohort)
+        tokenize_scans(records[:1], extractor, writer, RESOURCES)
+
+        def full(*arguments, **options):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("tablet_hf.datasets.store.write_arrow", full)
+            outcome = tokenize_scans(records, extractor, writer, RESOURCES)
+        assert outcome.kept == ["sub-01_task-rest"]
+        assert len(outcome.failed) == 3
+        assert any("No space left on device; make room" in problem.why for problem in outcome.failed)
+        assert writer.finish().check() == []
+        outcome = tokenize_scans(records, extractor, writer, RESOURCES)
+        assert (len(outcome.kept), len(outcome.done), outcome.failed) == (1, 3, [])
+
+    def test_our_own_failure_does_not_hang(self, cohort, autoencoder, tmp_path, monkeypatch):
+        extractor = make_extractor(autoencoder)
+        writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
+
+        def broken(slices):
+            raise RuntimeError("broken")
+
+        monkeypatch.setattr(extractor, "encode_slices", broken)
+        with pytest.raises(RuntimeError, match="broken"):
+            tokenize_scans(records_of(cohort), extractor, writer, RESOURCES)
+
+
+class TestCommands:
+    @pytest.fixture(scope="class")
+    def store(self, cohort, autoencoder, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("store") / "store"
+        result = tablet_hf("tokenize", "--source", "table", cohort / "scans.tsv", "--out", folder,
+                           "--autoencoder", autoencoder, "--dtype", "int8")  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert "4 scans of 4 people" in result.output
+        assert "4 runs tokenized (17 frames" in result.output
+        return folder
+
+    def test_a_dry_run_writes_nothing(self, cohort, tmp_path):
+        result = tablet_hf("tokenize", "--source", "table", cohort / "scans.tsv", "--out", tmp_path / "x", "--dry-run")
+        assert result.exit_code == 0
+        assert "4 scans of 4 people" in result.output
+        assert not (tmp_path / "x").exists()
+
+    def test_check_and_describe(self, store):
+        for command in ("check", "describe"):
+            result = tablet_hf("dataset", command, store)
+            assert result.exit_code == 0, result.output
+            assert "17, 1 to 9 a run" in result.output
+            assert "phenotype age" in result.output
+        assert "All files" in tablet_hf("dataset", "check", store).output
+
+    def test_check_finds_damage(self, store, tmp_path):
+        shutil.copytree(store, tmp_path / "copy")
+        (path,) = (tmp_path / "copy").rglob("sub-02*.arrow")
+        path.write_bytes(path.read_bytes()[:-100])
+        result = tablet_hf("dataset", "check", tmp_path / "copy")
+        assert result.exit_code == 2
+        assert "sub-02_task-rest_tokens.arrow: its content is not what was written" in result.output
+
+    def test_merge_and_export(self, store, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+        result = tablet_hf("dataset", "merge", store, "--out", tmp_path / "merged")
+        assert result.exit_code == 0, result.output
+        assert tablet_hf("dataset", "export", tmp_path / "merged", "--out", tmp_path / "parquet").exit_code == 0
+        back, before = TokenDataset.load(tmp_path / "parquet"), TokenDataset.load(store)
+        assert torch.equal(back.window(1), before.window(1))
+
+    def test_options_that_do_not_go_together(self, cohort, tmp_path):
+        table = cohort / "scans.tsv"
+        for options, message in [
+            (["--source", "table", table, "--num-frames", "4"], "--num-frames belongs to single scans"),
+            (["--source", "table", table, table], "one folder or table"),
+            ([scan_of(cohort, "01"), "--dtype", "int8"], "need --source"),
+            (["--source", "nowhere", table], "nowhere"),
+        ]:
+            result = tablet_hf("tokenize", *options, "--out", tmp_path / "x")
+            assert result.exit_code == 2, result.output
+            assert message in result.output
+
+    def test_two_processes_share_the_work(self, cohort, autoencoder, store, tmp_path):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
+                   "-m", "tablet_hf.cli", "tokenize", "--source", "table", cohort / "scans.tsv",
+                   "--out", tmp_path / "store", "--autoencoder", autoencoder, "--device", "cpu"]  # fmt: skip
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        tokens = TokenDataset.load(tmp_path / "store")
+        assert tokens.check() == []
+        assert [run.subject for run in tokens.runs] == sorted(FRAMES)
+        shares = [{row["run"] for row in read_log(tmp_path / "store", f"tokenize-{rank}")} for rank in (0, 1)]
+        assert all(shares)
+        assert not shares[0] & shares[1]
+        assert "4 runs tokenized (17 frames" in result.stdout + result.stderr
+        for run in tokens.runs:
+            torch.testing.assert_close(
+                tokens.window(run.key), TokenDataset.load(store).window(run.key), atol=2e-2, rtol=2e-2
+            )
+
+    def test_paths_of_the_source_are_not_kept(self, cohort, store):
+        for path in store.rglob("*"):
+            if path.is_file():
+                assert str(cohort).encode() not in path.read_bytes()
+        assert json.loads((store / "store.json").read_text())["is_restricted"] is False
