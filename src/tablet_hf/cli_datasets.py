@@ -163,6 +163,46 @@ def describe(store: Store) -> None:
 
 @app.command()
 @one_sentence
+def split(
+    store: Store,
+    out: Annotated[Path, typer.Option("--out", help="CSV file to write; a record of how it was made lies beside it.")],
+    label: Annotated[str | None, typer.Option("--label", help="Phenotype that parts get their share of.")] = None,
+    folds: Annotated[int, typer.Option("--folds", min=1, help="Splits with disjoint test parts; the paper has 4.")] = 1,
+    stratify: Annotated[
+        str | None, typer.Option("--stratify", help="site: parts get their share of each site.")
+    ] = None,
+    leave_one_site_out: Annotated[
+        bool, typer.Option("--leave-one-site-out", help="One split for each site, which is its test part.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 0,
+) -> None:
+    """Divide the people of a store into train, validation and test, families together: 80, 10 and 10%."""
+    from tablet_hf.datasets import splits
+    from tablet_hf.datasets.store import TokenDataset
+
+    if stratify not in (None, "site"):
+        raise InputError(f"--stratify {stratify}: people are stratified by site, and by --label.")
+    if out.exists():
+        raise InputError(f"{out}: this split is there already; choose another --out, so that results stay comparable.")
+    runs = TokenDataset.load(store).runs
+    if label is not None and all(label not in run.phenotypes for run in runs):
+        known = ", ".join(sorted({name for run in runs for name in run.phenotypes})) or "none"
+        raise InputError(f"{store}: it has no phenotype {label!r}; there are {known}.")
+    subjects, families, sites = splits.subject_ids(runs), splits.family_ids(runs), [run.site for run in runs]
+    labels = None if label is None else [run.phenotypes.get(label) for run in runs]
+    if leave_one_site_out:
+        drawn = splits.leave_one_site_out(subjects, labels, sites, families, seed=seed)
+    else:
+        drawn = splits.folds(subjects, labels, sites if stratify else None, families, num_folds=folds, seed=seed)
+    splits.write_splits(drawn, out)
+    for one in drawn:
+        counts = "  ".join(f"{part} {count}" for part, count in one.counts.items())
+        output.print(f"{escape(one.name):12}  {counts}")
+    output.print(escape(str(out)))
+
+
+@app.command()
+@one_sentence
 def merge(
     stores: Annotated[list[Path], typer.Argument(help="Stores of one kind of tokens.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder of the store to make.")],

@@ -284,6 +284,36 @@ class TestCommands:
         back, before = TokenDataset.load(tmp_path / "parquet"), TokenDataset.load(store)
         assert torch.equal(back.window(1), before.window(1))
 
+    def test_split(self, tmp_path, preprocessing):
+        writer = TokenStoreWriter(tmp_path / "store", preprocessing)
+        for number in range(40):
+            phenotypes = {"sex": "FM"[number % 2]}
+            record = ScanRecord(f"{number:02}", tmp_path, site="AB"[number // 20], phenotypes=phenotypes)
+            writer.write(record, torch.zeros(2, 27, 96), 2.0, {})
+        store = writer.finish()
+        out = tmp_path / "store" / "splits" / "sex.csv"
+        result = tablet_hf("dataset", "split", store.folder, "--label", "sex", "--folds", "4", "--out", out)
+        assert result.exit_code == 0, result.output
+        assert result.output.count("train 32") == 4
+        with out.open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 40
+        for fold in range(1, 5):
+            tested = [int(row["subject"]) for row in rows if row[f"fold-{fold}"] == "test"]
+            assert len(tested) == 4
+            assert sum(number % 2 for number in tested) == 2
+        result = tablet_hf("dataset", "split", store.folder, "--leave-one-site-out", "--out", tmp_path / "sites.csv")
+        assert result.exit_code == 0, result.output
+        assert "site-A" in result.output
+        for options, message in [
+            (["--label", "sex", "--out", out], "there already"),
+            (["--label", "iq", "--out", tmp_path / "x.csv"], "no phenotype 'iq'; there are sex"),
+            (["--stratify", "age", "--out", tmp_path / "x.csv"], "stratified by site"),
+        ]:
+            result = tablet_hf("dataset", "split", store.folder, *options)
+            assert result.exit_code == 2
+            assert message in result.output
+
     def test_options_that_do_not_go_together(self, cohort, tmp_path):
         table = cohort / "scans.tsv"
         for options, message in [
