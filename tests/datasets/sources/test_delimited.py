@@ -33,6 +33,11 @@ def test_a_semicolon_in_a_quoted_heading_is_no_delimiter(write):
     assert cells(table) == [{"a; b; c; d": "1;2", "sex": "F"}]
 
 
+def test_a_cell_may_be_quoted_after_a_space(write):
+    table = read_table(write("a.csv", "id, note", '1, "tired, hungry"'))
+    assert cells(table) == [{"id": "1", "note": "tired, hungry"}]
+
+
 def test_numbers_stay_as_they_were_typed(write):
     table = read_table(write("a.csv", "id,x", "0010042,1.50", "1e5,NA", "12345678901234567890,"))
     assert [tuple(row.values()) for row in cells(table)] == [
