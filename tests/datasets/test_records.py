@@ -43,6 +43,8 @@ def test_the_key_is_fit_for_a_file_name(record, key):
         *((cell, None) for cell in ("", "n/a", "N/A", "NaN", "pending", "<NA>", "inf", "-999", "-999.0", None)),
         (True, True),
         (3, 3),
+        (10**15, 10**15),
+        (-999, None),
         (math.nan, None),
     ],
 )

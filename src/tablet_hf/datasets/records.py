@@ -91,8 +91,8 @@ def typed_value(cell: Any) -> Phenotype:
     with a leading zero ("007"), with an underscore ("52259_82122", which Python reads as one number), or with more
     digits than the 15 that a float keeps.
     """
-    if cell is None or isinstance(cell, bool):
-        return cell
+    if cell is None or isinstance(cell, int):  # bool among them
+        return None if cell in MISSING_NUMBERS else cell
     text = str(cell).strip()
     if text.lower() in MISSING_WORDS:
         return None
