@@ -60,6 +60,22 @@ def test_the_card_says_how_many_photographs_and_frames(figures, card):
     assert f"{figures['scan_frames']} frames" in card
 
 
+def test_the_script_still_trains_as_the_weights_were_trained(name):
+    """Each recorded stage against the script's recipe; settings that came later must change nothing by default."""
+    from dataclasses import asdict
+
+    from tablet_hf.autoencoders.train import ARCHITECTURE, FINISHING, Recipe
+
+    recorded = json.loads((SHIPPED_WEIGHTS / name / "training.json").read_text())["stages"]
+    without_effect = {"stretch": 1.0, "recoloured_share": 0.0, "filled_share": 0.0}
+    for stage, recipe in zip(recorded, (Recipe(), FINISHING), strict=True):
+        settings = json.loads(json.dumps(asdict(recipe)))
+        assert settings == without_effect | stage["recipe"]
+    config = json.loads((SHIPPED_WEIGHTS / name / "config.json").read_text())
+    architecture = json.loads(json.dumps(ARCHITECTURE))
+    assert {key: config[key] for key in architecture} == architecture
+
+
 def test_the_header_is_what_the_hub_reads(card):
     _, header, _ = card.split("---\n", maxsplit=2)
     fields = yaml.safe_load(header)

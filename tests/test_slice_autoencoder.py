@@ -219,3 +219,22 @@ def test_hub_ids_without_a_network(folder, tmp_path):
     assert loaded == [f"lab/autoencoder {commit}"] * 3
     assert sentence.startswith("lab/another: no autoencoder could be loaded from this Hub id")
     assert "natural-f32c32" in sentence
+
+
+def test_batches_of_one_size_are_compiled_and_all_others_go_as_before():
+    autoencoder = load_autoencoder("natural-f32c32")
+    slices = torch.rand(9, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = autoencoder.encode(slices)
+    seen = []
+
+    def backend(graph, inputs):
+        def run(*arguments):
+            seen.append(graph)
+            return graph(*arguments)
+
+        return run
+
+    autoencoder.compile(4, backend=backend)
+    parts = [autoencoder.encode(part) for part in slices.split(4)]
+    torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=1e-4)
+    assert len(seen) == 2 * len(set(seen))  # both batches of four, and not the last slice

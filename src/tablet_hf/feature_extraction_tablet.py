@@ -189,8 +189,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
         Both may also be given the other way round, and what is not given stays as it is. Tokens come in that
         precision. Against float32, float16 costs 0.1% of the latents (0.101%: DC-AE f32c32 with random weights on an
-        H200, by benchmarks/dcae_scan.py) and bfloat16 1% (1.0%: the project's own measurement of a DC-AE), which is of
-        the order of what the BOLD signal moves them by under `signal="intensity"`.
+        H200, by benchmarks/dcae_scan.py). bfloat16 rounds eight times as coarsely: that is of the order of what the
+        BOLD signal moves them by under `signal="intensity"`.
 
         Raises:
             RuntimeError, AssertionError: torch has no such device, or no room on it; the extractor stays where it was.

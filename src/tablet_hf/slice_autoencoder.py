@@ -65,21 +65,16 @@ class SliceAutoencoder:
             (N, C, V/f, V/f) in the model's dtype.
         """
         slices = slices.to(self.device, self.dtype)
-        if self._compiled is None:
-            return self._encode(slices)
-        parts = []
-        for part in slices.split(self._batch_size):
-            batch = part.new_zeros(self._batch_size, *part.shape[1:])
-            batch[: len(part)] = part
-            parts.append(self._compiled(batch)[: len(part)])
-        return torch.cat(parts)
+        is_of_size = self._compiled is not None and len(slices) == self._batch_size
+        return self._compiled(slices) if is_of_size else self._encode(slices)
 
-    def compile(self, batch_size: int) -> None:
-        """Have `encode` run a compiled network on batches of one size, the last one filled up.
+    def compile(self, batch_size: int, **options: Any) -> None:
+        """Have `encode` run a compiled network on batches of just this size, and any other as before.
 
-        The first batch then takes about a minute; on an H200 later ones are faster by half (`benchmarks/`).
+        Compilation happens at the first such batch and takes about a minute on a GPU. Options are those of
+        `torch.compile`.
         """
-        self._compiled, self._batch_size = torch.compile(self._encode, dynamic=False), batch_size
+        self._compiled, self._batch_size = torch.compile(self._encode, dynamic=False, **options), batch_size
 
     def _encode(self, slices: Tensor) -> Tensor:
         images = slices[:, None].expand(-1, self._in_channels, -1, -1)

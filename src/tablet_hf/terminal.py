@@ -19,7 +19,6 @@ from tablet_hf.errors import InputError
 output = Console(soft_wrap=True, highlight=False)
 messages = Console(stderr=True, soft_wrap=True, highlight=False)
 
-Scans = Annotated[list[Path], typer.Argument(help="4D NIfTI files in MNI152 space.", show_default=False)]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 MaskOption = Annotated[Path | None, typer.Option("--mask", help="Brain mask on the scan's own grid; for one scan.")]
 SecondsOption = Annotated[

@@ -1,5 +1,6 @@
 """What the network is shown, that it learns, and what the script leaves behind."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,28 @@ class TestMuon:
                 assert ((values > 0.6) & (values < 1.25)).all()
                 torch.testing.assert_close(inside, values.diag(), atol=1e-4, rtol=0)
 
+    @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this release of torch has no Muon")
+    @pytest.mark.parametrize("shape", [(12, 5, 3, 3), (40, 4, 3, 3)], ids=["wide", "tall"])
+    def test_several_steps_are_those_of_torchs_own(self, shape):
+        """Momentum, weight decay and the factor of tall matrices, against an implementation that takes matrices."""
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(2, *shape, generator=generator)
+        ours = [torch.nn.Parameter(weight.clone()) for weight in start]
+        theirs = [torch.nn.Parameter(weight.reshape(shape[0], -1).clone()) for weight in start]
+        optimizer = Muon(ours, weight_decay=0.2)
+        oracle = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2, momentum=0.95, adjust_lr_fn="original")
+        for _ in range(5):
+            for weight, matrix in zip(ours, theirs, strict=True):
+                weight.grad = torch.randn(shape, generator=generator)
+                matrix.grad = weight.grad.reshape(shape[0], -1).clone()
+            optimizer.step(0.1)
+            oracle.step()
+        for weight, matrix, old in zip(ours, theirs, start, strict=True):
+            moved = weight.detach() - old
+            expected = matrix.detach().reshape(shape) - old
+            # The oracle rounds to bfloat16.
+            assert (moved - expected).norm() < 0.02 * expected.norm()
+
     def test_each_weight_moves_by_its_own_gradient_only(self):
         torch.manual_seed(0)
         weights = [torch.nn.Parameter(torch.randn(6, 4, 3, 3)) for _ in range(3)]
@@ -210,11 +233,12 @@ class Sample:
 
 
 class TestTraining:
-    def test_a_few_seconds_make_images_come_back_better(self, photographs, held_out):
+    def test_a_few_steps_make_images_come_back_better(self, photographs, held_out):
         torch.manual_seed(RECIPE.seed)
         images = held_out.centre_crops()
         before = photograph_psnr(AutoencoderDC(**TINY), images)
-        trained = train.train(photographs, held_out, 4, RECIPE, compiled=False, architecture=TINY)
+        clock = itertools.count().__next__  # a second a step, on any machine
+        trained = train.train(photographs, held_out, 40, RECIPE, compiled=False, architecture=TINY, clock=clock)
         after = photograph_psnr(trained, images)
         assert after["colour"] > before["colour"] + 2
         assert after["grey"] > before["grey"] + 2
