@@ -10,6 +10,7 @@ from tablet_hf.demo.cohort import (
     GROUPS,
     NETWORKS,
     CohortDesign,
+    _design_record,
     is_cohort,
     load_anatomy,
     network_courses,
@@ -158,3 +159,25 @@ def test_another_design_takes_the_place_of_a_cohort_but_not_of_anything_else(tmp
     with pytest.raises(InputError, match="choose another --out"):
         write_cohort(other, DESIGN, resolution=8)
     assert (other / "chapter.txt").read_text() == "years of work"
+
+
+FOREIGN_DESIGNS = {
+    "another study": {"groups": ["patients", "controls"]},
+    "no object": [1, 2],
+    "no maker": _design_record(DESIGN, 8) | {"GeneratedBy": "fMRIPrep"},
+    "no maker told": {key: value for key, value in _design_record(DESIGN, 8).items() if key != "GeneratedBy"},
+    "a key more": _design_record(DESIGN, 8) | {"groups": ["patients", "controls"]},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_DESIGNS)
+def test_a_foreign_dataset_with_a_design_file_is_left_alone(tmp_path, name):
+    folder = tmp_path / "cohort"
+    (folder / "code").mkdir(parents=True)
+    (folder / "code" / "design.json").write_text(json.dumps(FOREIGN_DESIGNS[name]))
+    (folder / "sub-01_bold.nii.gz").write_text("measured once")
+
+    assert not is_cohort(folder)
+    with pytest.raises(InputError, match=r"cohort: this folder is in the way.*choose another --out"):
+        write_cohort(folder, CohortDesign(num_people=2, num_frames=2), resolution=8)
+    assert (folder / "sub-01_bold.nii.gz").read_text() == "measured once"

@@ -56,6 +56,8 @@ SPACE = "MNI152NLin2009aAsym"
 
 TASK = "rest"
 _DESIGN_FILE = Path("code", "design.json")  # BIDS leaves the folder code/ to whoever made the dataset
+_GENERATED_BY = "tablet-hf demo"
+"""What the design of a cohort says made it. Only a folder that says so is ever replaced."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def write_cohort(
         on_progress: is told people done and people in all.
 
     Raises:
-        InputError: `folder` holds something else.
+        InputError: `folder` holds something else, which is left as it is.
     """
     if folder.exists() and not is_cohort(folder):
         raise InputError(f"{folder}: this folder is in the way and holds no cohort of the demo; choose another --out.")
@@ -258,7 +260,14 @@ def is_cohort(folder: Path, design: CohortDesign | None = None, resolution: int 
         recorded = json.loads((folder / _DESIGN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return design is None or recorded == _design_record(design, resolution)
+    if design is not None:
+        return recorded == _design_record(design, resolution)
+    # Any dataset may hold a file of this name: the demo's own has just these keys, and says who wrote it.
+    return (
+        isinstance(recorded, dict)
+        and recorded.keys() == _design_record(CohortDesign(), resolution).keys()
+        and recorded["GeneratedBy"] == _GENERATED_BY
+    )
 
 
 def read_cohort(folder: Path) -> list[Person]:
@@ -331,7 +340,7 @@ def _write_description(folder: Path, people: list[Person], design: CohortDesign,
             "BIDSVersion": "1.10.0",
             "DatasetType": "derivative",
             "License": "CC0",
-            "GeneratedBy": [{"Name": "tablet-hf demo", "Version": __version__}],
+            "GeneratedBy": [{"Name": _GENERATED_BY, "Version": __version__}],
         },
     )
     (folder / _DESIGN_FILE).parent.mkdir()
@@ -340,7 +349,8 @@ def _write_description(folder: Path, people: list[Person], design: CohortDesign,
 
 def _design_record(design: CohortDesign, resolution: int) -> dict:
     """The design as it reads back from JSON, where tuples are lists."""
-    return json.loads(json.dumps({"version": __version__, "resolution": resolution, **asdict(design)}))
+    record = {"GeneratedBy": _GENERATED_BY, "version": __version__, "resolution": resolution, **asdict(design)}
+    return json.loads(json.dumps(record))
 
 
 def _write_json(path: Path, content: dict) -> None:
