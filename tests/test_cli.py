@@ -279,6 +279,36 @@ class TestReconstruct:
         assert result.exit_code == 2
         assert ".nii.gz" in result.output
 
+    @pytest.mark.parametrize("role", ["scan", "mask", "mean image", "link", "found mask"])
+    def test_what_is_read_is_never_written_over(self, make_scan, tmp_path, role):
+        scan = make_scan(tmp_path / "sub-01_bold.nii.gz", frames=1)
+        image = nibabel.load(scan)
+        volume = nibabel.Nifti1Image((image.get_fdata()[..., 0] > 0).astype(np.uint8), image.affine)
+        other = tmp_path / ("sub-01_desc-brain_mask.nii.gz" if role == "found mask" else "other.nii.gz")
+        options = {"mask": ["--mask", other], "mean image": ["--add-mean", other]}.get(role, [])
+        if role == "link":
+            other.symlink_to(scan)
+        else:
+            nibabel.save(volume, other)
+        out = scan if role == "scan" else other
+        before = out.read_bytes()
+        result = tablet_hf("reconstruct", scan, *options, "--out", out, "--overwrite")
+        assert result.exit_code == 2, result.output
+        said = {"link": "scan", "found mask": "mask"}.get(role, role)
+        assert f"Error: {out}: it is the {said} itself" in result.output
+        assert out.read_bytes() == before
+
+    def test_what_is_there_is_written_over_only_where_asked_for(self, scans, tmp_path):
+        out = tmp_path / "recon.nii.gz"
+        out.write_text("a year of work")
+        result = tablet_hf("reconstruct", scans[0], "--out", out, "--num-frames", 1)
+        assert result.exit_code == 2
+        assert "--overwrite" in result.output
+        assert out.read_text() == "a year of work"
+        result = tablet_hf("reconstruct", scans[0], "--out", out, "--num-frames", 1, "--overwrite")
+        assert result.exit_code == 0, result.output
+        assert nibabel.load(out).shape == (91, 109, 91, 1)
+
 
 class TestInfo:
     def test_scan(self, scans):

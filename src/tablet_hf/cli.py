@@ -260,12 +260,17 @@ def reconstruct(
     add_mean: MeanOption = None,
     space_check: SpaceOption = True,
     device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Encode a scan, decode it again, and say how much of it is left."""
     from tablet_hf.reconstruction import write_reconstruction
+    from tablet_hf.scans import find_brain_mask_file
     from tablet_hf.volumes import check_nifti_name, open_run
 
     check_nifti_name(out)
+    check_not_replaced(
+        out, {"scan": scan, "mask": mask or find_brain_mask_file(scan), "mean image": add_mean}, overwrite
+    )
     extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
     run = open_run(scan, mask, repetition_time, extractor.volume_size, add_mean, space_check)
     with progress_bars() as progress:
@@ -346,6 +351,23 @@ def demo(
     from tablet_hf.demo import run_demo
 
     run_demo(out, device=choose_device(device), seed=seed)
+
+
+def check_not_replaced(out: Path, read: dict[str, Path | None], overwrite: bool) -> None:
+    """Refuse to write over what is read, whatever was asked for, and over anything else unasked.
+
+    Raises:
+        InputError: `out` is one of the files `read`, {role: path}, by whatever name, or is there already.
+    """
+    if not os.path.lexists(out):
+        return
+    for role, path in read.items():
+        if path is not None and (
+            out.resolve() == path.resolve() or (path.exists() and out.exists() and out.samefile(path))
+        ):
+            raise InputError(f"{out}: it is the {role} itself, which would be lost; choose another --out.")
+    if not overwrite:
+        raise InputError(f"{out}: it is there already; choose another --out, or pass --overwrite.")
 
 
 # --- what is remembered of predictions
