@@ -71,6 +71,8 @@ def test_saving_and_loading_keeps_every_field(tmp_path):
         ({"hidden_size": 84, "num_attention_heads": 14}, "head width.*at least 8"),
         ({"hidden_size": 70, "num_attention_heads": 14, "position_embedding_type": "rope"}, "even head width"),
         ({"rope_theta": 1.0}, "rope_theta"),
+        ({"problem_type": "regresion"}, "problem_type.*'regression'.*'multi_label_classification'.*got 'regresion'"),
+        ({"problem_type": ["regression"]}, "problem_type.*got"),
         ({"rope_shortest_period": 7200}, "rope_longest_period"),
         ({"problem_type": "regression", "num_labels": 1, "target_mean": [1.0]}, "belong together"),
         ({"num_labels": 1, "target_mean": [1.0], "target_std": [1.0]}, "regression"),

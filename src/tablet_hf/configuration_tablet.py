@@ -234,6 +234,15 @@ class TabletConfig(PreTrainedConfig):
                 f"{self.rope_shortest_period} s and {self.rope_longest_period} s."
             )
 
+    def validate_problem_type(self):
+        # The library names the three as the type of this field, but leaves its own fields unchecked.
+        names = ("regression", "single_label_classification", "multi_label_classification")
+        if self.problem_type is not None and self.problem_type not in names:
+            raise ValueError(
+                f"`problem_type` must be one of {', '.join(map(repr, names))}, or None where the task is not decided, "
+                f"got {self.problem_type!r}."
+            )
+
     def validate_targets(self):
         if (self.target_mean is None) != (self.target_std is None):
             raise ValueError("`target_mean` and `target_std` belong together: give both or neither.")

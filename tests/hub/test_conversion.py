@@ -319,6 +319,14 @@ def test_settings_tell_what_no_checkpoint_does(tmp_path):
     assert TabletForSequenceClassification.from_pretrained(tmp_path / "converted").config.target_mean == [30.0]
 
 
+def test_settings_that_no_model_has_are_refused(tmp_path):
+    folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
+
+    with pytest.raises(InputError, match=r"released cannot be converted.*`problem_type` must be.*'regresion'"):
+        convert_checkpoint(folder, tmp_path / "converted", problem_type="regresion")
+    assert not (tmp_path / "converted").exists()
+
+
 def test_tokens_of_the_published_size_are_recorded_as_the_published_ones(tmp_path):
     config = RELEASED | {"input_feature_size": 3072, "num_layers": 1}
     folder = released_folder(tmp_path / "released", config, released_weights(config))

@@ -284,7 +284,7 @@ def build_config(
         return TabletConfig(**fields), notes
     except (StrictDataclassError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{source} and its configuration contradict each other: {reason}") from error
+        raise InputError(f"{source} cannot be converted with this configuration: {reason}") from error
 
 
 def infer_from_weights(weights: Weights, source: str) -> dict[str, Any]:
