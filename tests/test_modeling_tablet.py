@@ -115,6 +115,23 @@ def test_arguments_of_another_shape_are_refused(argument, value):
         TabletForMaskedTokenModeling(small_config())(tokens(), **{argument: value})
 
 
+@pytest.mark.parametrize("shape", [(2, CELLS, 3), (1, 3, CELLS), (2, 3), (2, 3 * CELLS)])
+@pytest.mark.parametrize(
+    "build", [TabletForMaskedTokenModeling, lambda config: TabletModel(config, use_mask_token=True)]
+)
+def test_a_token_mask_of_another_shape_is_refused(build, shape):
+    """Some of these would be spread over the tokens without a word, or hide others than those meant."""
+    with pytest.raises(ValueError, match=r"`bool_masked_pos`.*\(2, 3, 8\) \(batch, frames, cells\)") as e:
+        build(small_config())(tokens(2, 3), bool_masked_pos=torch.ones(shape))
+    assert str(shape) in str(e.value)
+
+
+@pytest.mark.parametrize("model_class", [TabletModel, TabletForMaskedTokenModeling, TabletForSequenceClassification])
+def test_runs_of_no_frames_are_refused(model_class):
+    with pytest.raises(ValueError, match=r"\(2, 0, 8, 12\), runs of no frames.*at least one frame"):
+        model_class(small_config())(tokens(2, 0))
+
+
 @pytest.mark.parametrize("model_class", [TabletModel, TabletForMaskedTokenModeling, TabletForSequenceClassification])
 def test_missing_tokens_are_said_to_be_missing(model_class):
     with pytest.raises(ValueError, match=r"`input_values` is missing.*\(batch, frames, 8, 12\)"):

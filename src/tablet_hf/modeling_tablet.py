@@ -95,6 +95,24 @@ class TabletEmbeddings(nn.Module):
                 f"(batch, frames, {self.num_cells}, {self.token_size}): tokenize the scans with the feature extractor "
                 "saved beside the model, or use a model made for these tokens."
             )
+        if not input_values.shape[1]:
+            raise ValueError(
+                f"`input_values` has the shape {tuple(input_values.shape)}, runs of no frames: the answer would be "
+                "the model's alone, so give at least one frame."
+            )
+
+    def check_token_mask(self, bool_masked_pos: torch.Tensor, input_values: torch.Tensor) -> None:
+        """Raise a `ValueError` unless tokens can be masked, and the mask has one entry for each of them."""
+        if self.mask_token is None:
+            raise ValueError(
+                "`bool_masked_pos` needs a mask token: build the model with `TabletModel(config, "
+                "use_mask_token=True)` or use `TabletForMaskedTokenModeling`."
+            )
+        if bool_masked_pos.shape != input_values.shape[:3]:
+            raise ValueError(
+                f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}, but it must have one entry for each "
+                f"token: {tuple(input_values.shape[:3])} (batch, frames, cells)."
+            )
 
     def forward(
         self,
@@ -102,6 +120,8 @@ class TabletEmbeddings(nn.Module):
         frame_mask: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if bool_masked_pos is not None:
+            self.check_token_mask(bool_masked_pos, input_values)
         if self.gradient_checkpointing and self.training:
             # Tokens need no gradient, and without one at its inputs the reentrant kind would give none to the weights.
             embeddings = checkpoint(self.embed_tokens, input_values, frame_mask, use_reentrant=False)
@@ -109,11 +129,6 @@ class TabletEmbeddings(nn.Module):
             embeddings = self.embed_tokens(input_values, frame_mask)
 
         if bool_masked_pos is not None:
-            if self.mask_token is None:
-                raise ValueError(
-                    "`bool_masked_pos` needs a mask token: build the model with `TabletModel(config, "
-                    "use_mask_token=True)` or use `TabletForMaskedTokenModeling`."
-                )
             mask = bool_masked_pos.flatten(1).unsqueeze(-1).bool()
             embeddings = torch.where(mask, self.mask_token.to(embeddings.dtype), embeddings)
 
@@ -589,11 +604,6 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
         if bool_masked_pos is None:
             all_frames = torch.ones(input_values.shape[:2], dtype=torch.bool, device=input_values.device)
             bool_masked_pos = draw_token_mask(self.config, all_frames if frame_mask is None else frame_mask)
-        elif bool_masked_pos.shape != input_values.shape[:3]:
-            raise ValueError(
-                f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}, but it must have one entry for each "
-                f"token: {tuple(input_values.shape[:3])} (batch, frames, cells)."
-            )
 
         outputs: BaseModelOutputWithPooling = self.tablet(
             input_values,
