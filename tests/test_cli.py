@@ -257,6 +257,54 @@ class TestPredict:
         assert "--mask belongs to one scan" in result.output
 
 
+class TestCompanions:
+    """What was read beside a scan, and changed since, is noticed."""
+
+    @pytest.fixture
+    def scan(self, make_scan, tmp_path):
+        (tmp_path / "data").mkdir()
+        scan = make_scan(tmp_path / "data" / "sub-01_desc-preproc_bold.nii.gz", frames=1)
+        (tmp_path / "data" / "bold.json").write_text('{"RepetitionTime": 2.0}')
+        image = nibabel.load(scan)
+        volume = nibabel.Nifti1Image((image.get_fdata()[..., 0] > 0).astype(np.uint8), image.affine)
+        for name in ("sub-01_desc-brain_mask", "mask", "mean"):
+            nibabel.save(volume, tmp_path / "data" / f"{name}.nii.gz")
+        return scan
+
+    @pytest.mark.parametrize(
+        ("changed", "options"),
+        [
+            ("bold.json", []),
+            ("sub-01_desc-brain_mask.nii.gz", []),
+            ("mask.nii.gz", ["--mask"]),
+            ("mean.nii.gz", ["--add-mean"]),
+        ],
+    )
+    def test_a_change_is_noticed(self, model, scan, tmp_path, changed, options):
+        options = [*options, *([scan.parent / changed] if options else [])]
+        tokenize = ["tokenize", scan, *options, "--out", tmp_path / "tokens"]
+        predict = ["predict", model, scan, *options, "--out", tmp_path / "predictions.csv"]
+        for again in (False, True):
+            for command in (tokenize, predict):
+                result = tablet_hf(*command)
+                assert result.exit_code == 0, result.output
+                assert ("lready" in result.output) == again
+        os.utime(scan.parent / changed, (1, 1))
+        result = tablet_hf(*tokenize)
+        assert result.exit_code == 2
+        assert "made otherwise" in result.output
+        assert "kept" not in tablet_hf(*predict).output
+
+    def test_what_is_not_read_does_not_matter(self, scan):
+        from tablet_hf.cli import companion_identities
+
+        given = scan, scan.parent / "mask.nii.gz", 2.0, None
+        before = companion_identities(*given)
+        for name in ("bold.json", "sub-01_desc-brain_mask.nii.gz"):
+            os.utime(scan.parent / name, (1, 1))
+        assert companion_identities(*given) == before
+
+
 class TestReconstruct:
     @pytest.mark.parametrize("signal", ["intensity", "percent_change"])
     def test_on_the_scans_own_grid_and_in_its_unit(self, scans, tmp_path, signal):
@@ -524,6 +572,20 @@ class TestPredictAgain:
         trained.save_pretrained(copy)
         assert tablet_hf("predict", copy, tokens[0], "--out", out).exit_code == 0
         assert float(rows_of(out)[0]["score_female"]) > float(before)
+
+    @pytest.mark.parametrize("others", [0, 1])
+    def test_a_scan_that_fails_now_loses_its_row(self, model, tokens, tmp_path, others):
+        out, scan = tmp_path / "predictions.csv", tmp_path / "sub-03_tokens.safetensors"
+        shutil.copy(tokens[0], scan)
+        scans = [scan, *tokens[:others]]
+        assert tablet_hf("predict", model, *scans, "--out", out).exit_code == 0
+        scan.write_bytes(scan.read_bytes()[:5000])
+        result = tablet_hf("predict", model, *scans, "--out", out)
+        assert result.exit_code == 2, result.output
+        assert [row["scan"] for row in rows_of(out)] == [str(path) for path in tokens[:others]]
+        shutil.copy(tokens[1], scan)
+        assert tablet_hf("predict", model, scan, "--out", out).exit_code == 0
+        assert {row["scan"] for row in rows_of(out)} == {str(path) for path in scans}
 
     def test_overwrite_leaves_other_rows(self, model, tokens, tmp_path):
         out = tmp_path / "predictions.csv"

@@ -76,21 +76,24 @@ def predict(
     """Predict with a fine-tuned model: a row for each scan."""
     for_one_scan("--mask", mask, scans)
     for_one_scan("--add-mean", add_mean, scans)
-    options = {
-        "num_frames": num_frames,
-        "mask": mask and str(mask),
-        "repetition_time": repetition_time,
-        "add_mean": add_mean and str(add_mean),
-        "space_check": space_check,
-    }
+    options = {"num_frames": num_frames, "repetition_time": repetition_time, "space_check": space_check}
     rows = {} if out is None else finished_rows(out, model)
-    requests = {scan: fingerprint([source_identity(scan), model_identity(model), options]) for scan in scans}
+    identity = model_identity(model)
+    requests = {
+        scan: fingerprint(
+            [source_identity(scan), identity, options | companion_identities(scan, mask, repetition_time, add_mean)]
+        )
+        for scan in scans
+    }
     kept = {str(scan) for scan in scans if rows.get(str(scan), {}).get("request") == requests[scan] and not overwrite}
     todo = [scan for scan in scans if str(scan) not in kept]
     if len(todo) < len(scans):
         messages.print(f"Already in {escape(str(out))} and kept: {len(scans) - len(todo)} of {len(scans)}.")
     if out is not None and not out.parent.is_dir():
         raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
+    # What is done again is not known any more; an empty row keeps its place.
+    outdated = {str(scan) for scan in todo} & rows.keys()
+    rows |= {scan: {} for scan in outdated}
     failures: dict[Path, str] = {}
     if todo:
         from tablet_hf.pipelines import ScanPredictor
@@ -113,10 +116,12 @@ def predict(
                 "request": requests[scan],
             }
             if out is not None:
-                write_csv(rows.values(), out)
+                write_csv(filter(None, rows.values()), out)
 
         failures = for_each_scan(todo, predict_one)
-    show_rows(rows[str(scan)] for scan in scans if str(scan) in rows and scan not in failures)
+        if out is not None and not all(rows[scan] for scan in outdated):
+            write_csv(filter(None, rows.values()), out)
+    show_rows(rows[str(scan)] for scan in scans if rows.get(str(scan)) and scan not in failures)
     tell_and_leave(failures, len(scans), None if out is None or not rows else f"Written: {out}")
 
 
@@ -214,10 +219,9 @@ def tokenize(
             "source": source_identity(scan),
             "window": {"num_frames": num_frames, "start": start, "stride": stride},
             "options": {
-                "mask": mask and str(mask),
                 "repetition_time": repetition_time,
-                "add_mean": add_mean and str(add_mean),
                 "space_check": space_check,
+                **companion_identities(scan, mask, repetition_time, add_mean),
             },
         }
         if path.exists() and not overwrite:
@@ -392,6 +396,23 @@ def source_identity(scan: Path) -> dict[str, Any]:
     return {"path": str(scan.resolve()), "bytes": status.st_size, "modified": status.st_mtime}
 
 
+def companion_identities(
+    scan: Path, mask: Path | None, repetition_time: float | None, add_mean: Path | None
+) -> dict[str, Any]:
+    """What tells that a mask, a mean image or a sidecar changed, given or found beside a scan."""
+    from tablet_hf.scans import find_companion_files
+    from tablet_hf.token_files import SUFFIX
+
+    found = []
+    if not scan.name.endswith(SUFFIX):
+        found = find_companion_files(scan, with_mask=mask is None, with_sidecars=repetition_time is None)
+    return {
+        "mask": mask and source_identity(mask),
+        "add_mean": add_mean and source_identity(add_mean),
+        "found": [source_identity(path) for path in found],
+    }
+
+
 def finished_rows(path: Path, model: str) -> dict[str, dict[str, Any]]:
     """The rows of an earlier run with the same model, by scan."""
     if not path.exists():
@@ -408,7 +429,7 @@ def finished_rows(path: Path, model: str) -> dict[str, dict[str, Any]]:
 
 def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
     rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = list(dict.fromkeys(name for row in rows for name in row)) or ["scan", "model", "prediction"]
     with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

@@ -26,6 +26,7 @@ __all__ = [
     "Scan",
     "declared_space",
     "find_brain_mask_file",
+    "find_companion_files",
     "find_repetition_time",
     "is_native_space",
     "load_volume",
@@ -502,6 +503,19 @@ def find_brain_mask_file(path: Path | None) -> Path | None:
     stem = "_".join(entity for entity in entities if not entity.startswith("desc-"))
     candidates = (path.parent / f"{stem}_desc-brain_mask{ending}" for ending in (".nii.gz", ".nii"))
     return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
+def find_companion_files(path: Path, with_mask: bool = True, with_sidecars: bool = True) -> list[Path]:
+    """What stands beside a scan and speaks for it unasked: its BIDS brain mask and its JSON sidecars.
+
+    Of a path that cannot be looked at there are none: reading the scan will tell why.
+    """
+    try:
+        mask = find_brain_mask_file(path) if with_mask else None
+        sidecars = _sidecars(path) if with_sidecars else ()
+        return [*([] if mask is None else [mask]), *sidecars]
+    except OSError:
+        return []
 
 
 def declared_space(path: Path | None) -> str | None:
