@@ -1,13 +1,20 @@
-"""What the files of tokens are called."""
+"""What the files of tokens are called, and what is refused that is none."""
 
 import itertools
+import json
 import os
 from pathlib import Path
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
-from tablet_hf.token_files import token_file_name, token_file_names
+from tablet_hf import InputError
+from tablet_hf.cli import app
+from tablet_hf.token_files import FORMAT, load_tokens, read_record, token_file_name, token_file_names
 
 RESULTS = "MNINonLinear/Results"
 
@@ -71,3 +78,75 @@ def test_all_names_differ_and_the_order_does_not_matter(folders, random):
     assert all(name.endswith(token_file_name(scan)) for scan, name in given_names.items())
     random.shuffle(scans)
     assert dict(zip(scans, token_file_names(scans), strict=True)) == given_names
+
+
+TENSORS = {"tokens": torch.zeros(3, 8, 12).half(), "frames": torch.arange(3)}
+METADATA = {"format": FORMAT, "record": {}, "repetition_time": 2.0, "intensity_scale": 900, "clipped_share": 0.0}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(tensors, metadata):
+        path = tmp_path / "sub-01_tokens.safetensors"
+        tensors = {name: value for name, value in (TENSORS | tensors).items() if value is not None}
+        written = {name: json.dumps(value) for name, value in METADATA.items()} | metadata
+        save_file(tensors, path, {name: value for name, value in written.items() if value is not None})
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "said"),
+    [
+        ({}, {"record": "{"}, "its record is not readable as JSON"),
+        ({}, {"record": "[" * 100_000}, "its record is not readable as JSON"),
+        ({}, {"record": "[1]"}, r"its record is \[1\]"),
+        ({}, {"record": "null"}, "its record is None"),
+        ({}, {"repetition_time": "two"}, "its repetition_time is not readable as JSON"),
+        ({}, {"repetition_time": "NaN"}, "its repetition_time is nan"),
+        ({}, {"repetition_time": '"2"'}, "its repetition_time is '2'"),
+        ({}, {"repetition_time": "0"}, "its repetition time is 0"),
+        ({}, {"repetition_time": None}, "hold no repetition_time"),
+        ({}, {"intensity_scale": "Infinity"}, "its intensity_scale is inf"),
+        ({}, {"intensity_scale": "-1"}, "its intensity scale -1"),
+        ({}, {"intensity_scale": "1" + "0" * 400}, "its intensity_scale is 10"),
+        ({}, {"clipped_share": "null"}, "its clipped_share is None"),
+        ({}, {"clipped_share": "true"}, "its clipped_share is True"),
+        ({"tokens": None}, {}, "it holds no tokens"),
+        ({"frames": None}, {}, "it holds no frames"),
+        ({"frames": torch.arange(3)[:, None]}, {}, r"its frames have the shape \(3, 1\)"),
+        ({"frames": torch.tensor(3)}, {}, r"its frames have the shape \(\)"),
+        ({"frames": torch.zeros(3).bfloat16()}, {}, "are torch.bfloat16"),
+        ({"frames": torch.arange(2)}, {}, r"\(3, 8, 12\), not \(frames, cells, features\) of its 2 frames"),
+        ({"tokens": torch.zeros(3, 8).half()}, {}, r"\(3, 8\), not \(frames, cells, features\)"),
+        ({"tokens": torch.zeros(3, 8, 12).int()}, {}, "its tokens are torch.int32"),
+        ({"tokens": torch.zeros(3, 8, 12).to(torch.float8_e4m3fn)}, {}, "its tokens are torch.float8"),
+        ({"tokens": torch.zeros(0, 8, 12), "frames": torch.arange(0)}, {}, "so there are none"),
+        ({"tokens": torch.zeros(3, 0, 12)}, {}, "so there are none"),
+        ({"tokens": torch.full((3, 8, 12), torch.nan)}, {}, "its tokens hold numbers that are not finite"),
+        ({"mean_tokens": torch.zeros(8, 12)}, {}, r"its mean tokens have the shape \(8, 12\)"),
+        ({"mean_tokens": torch.full((1, 8, 12), torch.inf)}, {}, "its mean tokens hold"),
+    ],
+)
+def test_malformed_files_are_refused_in_a_sentence(write, tensors, metadata, said):
+    path = write(tensors, metadata)
+    with pytest.raises(InputError, match=f"_tokens.safetensors: .*{said}.*tokenize the scan again"):
+        load_tokens(path)
+    if "record" in metadata:
+        with pytest.raises(InputError, match=said):
+            read_record(path)
+    result = CliRunner().invoke(app, ["info", str(path)])
+    assert result.exit_code == 2
+    assert result.output.startswith(f"Error: {path}: ")
+
+
+@pytest.mark.parametrize("source", [None, "scan.nii", {}, {"path": "scan.nii"}])
+def test_well_formed_files_are_read(write, source):
+    path = write({"mean_tokens": torch.zeros(1, 8, 12)}, {"record": json.dumps({"source": source})})
+    run, record = load_tokens(path)
+    assert (run.tokens.shape, run.frames.tolist(), run.intensity_scale) == ((3, 8, 12), [0, 1, 2], 900)
+    assert record == read_record(path) == {"source": source}
+    result = CliRunner().invoke(app, ["info", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "3 x 8 x 12 float16" in result.output

@@ -184,12 +184,13 @@ def describe_tokens(path: Path) -> dict[str, Any]:
     from tablet_hf.token_files import load_tokens
 
     run, record = load_tokens(path)
+    source = record.get("source")
     return {
         "tokens": path,
-        "shape": f"{' x '.join(map(str, run.tokens.shape))} float16",
+        "shape": f"{' x '.join(map(str, run.tokens.shape))} {str(run.tokens.dtype).removeprefix('torch.')}",
         "frames": f"{run.frames[0]} to {run.frames[-1]}",
         "repetition time": f"{run.repetition_time:g} s",
         "clipped": f"{100 * run.clipped_share:.2f}% of the brain's values",
-        "made from": record.get("source", {}).get("path", "not recorded"),
+        "made from": source.get("path", "not recorded") if isinstance(source, dict) else "not recorded",
         "made by": json.dumps({name: value for name, value in record.items() if name not in ("source", "options")}),
     }

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TokenizedRun
@@ -16,6 +18,7 @@ from tablet_hf.files import written_whole
 
 SUFFIX = "_tokens.safetensors"
 FORMAT = "tablet_hf tokens 1"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def token_file_name(scan: Path) -> str:
@@ -82,38 +85,44 @@ def load_tokens(path: str | Path) -> tuple[TokenizedRun, dict[str, Any]]:
     """Read a file of `save_tokens`: the run, tokens float16, and its record.
 
     Raises:
-        InputError: the file is missing, cut short, or no file of tokens.
+        InputError: the file is missing, cut short, no file of tokens, or a part of it is not what it should be.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    record = read_record(path)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file, not a dict)
-        metadata = file.metadata()
+    record, metadata = _read_metadata(path)
     try:
-        run = TokenizedRun(
-            tokens=tensors["tokens"],
-            frames=tensors["frames"].numpy(),
-            repetition_time=json.loads(metadata["repetition_time"]),
-            intensity_scale=json.loads(metadata["intensity_scale"]),
-            mean_tokens=tensors.get("mean_tokens"),
-            clipped_share=json.loads(metadata["clipped_share"]),
-            name=str(path),
-        )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file, not a dict)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise _not_whole(path, error) from error
+    if missing := [name for name in ("tokens", "frames") if name not in tensors]:
+        raise InputError(f"{path}: it holds no {missing[0]}; tokenize the scan again.")
+    _check_tensors(tensors["tokens"], tensors["frames"], tensors.get("mean_tokens"), path)
+    run = TokenizedRun(
+        tokens=tensors["tokens"],
+        frames=tensors["frames"].numpy(),
+        repetition_time=_number(metadata, "repetition_time", path),
+        intensity_scale=_number(metadata, "intensity_scale", path),
+        mean_tokens=tensors.get("mean_tokens"),
+        clipped_share=_number(metadata, "clipped_share", path),
+        name=str(path),
+    )
+    if run.repetition_time <= 0 or run.intensity_scale <= 0:
         raise InputError(
-            f"{path}: it lacks a part of what a file of tokens holds ({error}); tokenize again."
-        ) from error
-    if run.tokens.ndim != 3 or len(run.tokens) != len(run.frames):
-        raise InputError(
-            f"{path}: its tokens have the shape {tuple(run.tokens.shape)}, not (frames, cells, features) of its "
-            f"{len(run.frames)} frames; tokenize the scan again."
+            f"{path}: its repetition time is {run.repetition_time:g} and its intensity scale {run.intensity_scale:g}, "
+            "which must be positive; tokenize the scan again."
         )
     return run, record
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """The record alone, without reading the tokens; errors as for `load_tokens`."""
+    record, _ = _read_metadata(path)
+    return record
+
+
+def _read_metadata(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The record, and all that is written beside the tensors, each as JSON."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -122,7 +131,61 @@ def read_record(path: str | Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: it is not a whole safetensors file ({error}); tokenize the scan again.") from error
+        raise _not_whole(path, error) from error
     if metadata.get("format") != json.dumps(FORMAT) or "record" not in metadata:
         raise InputError(f"{path}: it holds no tokens of a run; files of `tablet-hf tokenize` end in {SUFFIX}.")
-    return json.loads(metadata["record"])
+    record = _from_json(metadata, "record", path)
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: its record is {record!r}, no names with values; tokenize the scan again.")
+    return record, metadata
+
+
+def _not_whole(path: str | Path, error: Exception) -> InputError:
+    return InputError(f"{path}: it is not a whole safetensors file ({error}); tokenize the scan again.")
+
+
+def _from_json(metadata: dict[str, str], name: str, path: str | Path) -> Any:
+    if name not in metadata:
+        raise InputError(f"{path}: its metadata hold no {name}; tokenize the scan again.")
+    try:
+        return json.loads(metadata[name])
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: its {name} is not readable as JSON ({error}); tokenize the scan again.") from error
+
+
+def _number(metadata: dict[str, str], name: str, path: str | Path) -> float:
+    value = _from_json(metadata, name, path)
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return value
+    except OverflowError:  # a whole number beyond all floats
+        pass
+    raise InputError(f"{path}: its {name} is {value!r}, no finite number; tokenize the scan again.")
+
+
+def _check_tensors(tokens: Tensor, frames: Tensor, mean_tokens: Tensor | None, path: str | Path) -> None:
+    shape = tuple(tokens.shape)
+    if tokens.dtype not in FLOATS:
+        raise InputError(
+            f"{path}: its tokens are {tokens.dtype}, no floating-point numbers of 16 bits or more; tokenize the scan again."
+        )
+    if frames.ndim != 1 or frames.dtype not in (torch.int32, torch.int64):
+        raise InputError(
+            f"{path}: its frames have the shape {tuple(frames.shape)} and are {frames.dtype}, not one whole number for "
+            "each; tokenize the scan again."
+        )
+    if tokens.ndim != 3 or len(tokens) != len(frames):
+        raise InputError(
+            f"{path}: its tokens have the shape {shape}, not (frames, cells, features) of its {len(frames)} frames; "
+            "tokenize the scan again."
+        )
+    if not tokens.numel():
+        raise InputError(f"{path}: its tokens have the shape {shape}, so there are none; tokenize the scan again.")
+    if mean_tokens is not None and (mean_tokens.dtype not in FLOATS or mean_tokens.shape != (1, *shape[1:])):
+        raise InputError(
+            f"{path}: its mean tokens have the shape {tuple(mean_tokens.shape)} and are {mean_tokens.dtype}, not "
+            f"floating-point numbers of the shape {(1, *shape[1:])}; tokenize the scan again."
+        )
+    for name, values in {"tokens": tokens, "mean tokens": mean_tokens}.items():
+        if values is not None and not values.isfinite().all():
+            raise InputError(f"{path}: its {name} hold numbers that are not finite; tokenize the scan again.")
