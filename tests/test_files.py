@@ -1,5 +1,6 @@
 """A file under its own name is whole, or the one that was there before."""
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -9,10 +10,15 @@ import pytest
 import torch
 
 from tablet_hf.cli import write_csv
+from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.demo.results import Split, write_results
-from tablet_hf.feature_extraction_tablet import TokenizedRun
-from tablet_hf.files import written_whole
+from tablet_hf.demo.run import _save_model
+from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
+from tablet_hf.files import folder_written_whole, written_whole
+from tablet_hf.hub.conversion import save_model
+from tablet_hf.modeling_tablet import TabletModel
 from tablet_hf.report.page import write_page
+from tablet_hf.report.pictures import results_figure, save_figure
 from tablet_hf.token_files import save_tokens
 
 
@@ -100,7 +106,12 @@ WRITERS = {
     "a_tokens.safetensors": save_no_tokens,
     "index.html": lambda path: write_page(path, "title", []),
     "results.json": save_no_results,
+    "results.png": lambda path: save_figure(results_figure({"ours": 0.8}, {"ours": (0.6, 0.9)}, 0.5, "Results"), path),
 }
+
+
+def power_cut(*_):
+    raise RuntimeError("power cut")
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -108,9 +119,6 @@ def test_all_that_is_written_is_written_so(tmp_path, monkeypatch, name):
     """While the last step is missing, the old content stands."""
     path = tmp_path / name
     path.write_text("old")
-
-    def power_cut(*_):
-        raise RuntimeError("power cut")
 
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", power_cut)
@@ -120,3 +128,72 @@ def test_all_that_is_written_is_written_so(tmp_path, monkeypatch, name):
     WRITERS[name](path)
     assert path.read_bytes()[:3] != b"old"
     assert names_in(tmp_path) == [name]
+
+
+# --- folders
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path, failure):
+    folder = tmp_path / "deep" / "model"
+
+    def fail():
+        with folder_written_whole(folder) as unfinished:
+            (unfinished / "half").touch()
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
+    assert names_in(folder.parent) == []
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(failure):
+        fail()
+    assert names_in(folder.parent) == ["model"]
+    assert names_in(folder) == ["old"]
+
+
+def test_a_folder_whose_successor_cannot_take_its_place_comes_back(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "model", os.replace
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def once(source, destination):
+        monkeypatch.setattr("os.replace", power_cut)
+        replace(source, destination)
+
+    monkeypatch.setattr("os.replace", once)
+    with pytest.raises(RuntimeError, match="power cut"), folder_written_whole(folder) as unfinished:
+        (unfinished / "new").touch()
+    assert names_in(tmp_path) == ["model"]
+    assert names_in(folder) == ["old"]
+
+
+def save_converted(folder):
+    save_model(small_model(), folder)
+
+
+def save_of_the_demo(folder):
+    _save_model(small_model(), TabletFeatureExtractor(), folder)
+
+
+def small_model():
+    sizes = {"token_size": 12, "grid_size": 2, "hidden_size": 32, "intermediate_size": 16}
+    return TabletModel(TabletConfig(**sizes, num_hidden_layers=1, num_attention_heads=4))
+
+
+@pytest.mark.parametrize("save", [save_converted, save_of_the_demo])
+def test_every_model_is_written_so(tmp_path, monkeypatch, save):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            save(folder)
+    assert names_in(folder) == ["config.json"]
+    assert (folder / "config.json").read_text() == "old"
+    save(folder)
+    assert {"config.json", "model.safetensors"} <= set(names_in(folder))
+    assert (folder / "config.json").read_text() != "old"
+    assert names_in(tmp_path) == ["model"]

@@ -1,12 +1,13 @@
-"""Writing files whose name never stands for half of them."""
+"""Writing files and folders whose name never stands for half of them."""
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["written_whole"]
+__all__ = ["folder_written_whole", "written_whole"]
 
 
 @contextmanager
@@ -31,3 +32,29 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder under a hidden name beside `path`; it becomes `path` when the block ends well.
+
+        with folder_written_whole("my-model") as unfinished:
+            model.save_pretrained(unfinished)
+
+    A folder that was there before is replaced with all that it holds: whoever calls makes sure that it may be. A block
+    that fails leaves it as it was, and nothing beside it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        unfinished, replaced = Path(scratch) / "new", Path(scratch) / "old"
+        unfinished.mkdir()
+        yield unfinished
+        if path.exists():
+            os.replace(path, replaced)
+        try:
+            os.replace(unfinished, path)
+        except BaseException:
+            if replaced.exists():
+                os.rename(replaced, path)
+            raise

@@ -11,7 +11,7 @@ from tablet_hf.demo import DemoSettings, run_demo
 from tablet_hf.demo.cohort import GROUPS, CohortDesign
 from tablet_hf.demo.finetune import FinetuneSettings
 from tablet_hf.demo.results import judge, next_command, result_rows, split_people, verdict
-from tablet_hf.demo.run import _make_cohort, _tokenize
+from tablet_hf.demo.run import _is_demo_model, _make_cohort, _tokenize
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.pipelines import ScanPredictor
@@ -103,6 +103,24 @@ def test_a_file_in_the_way_is_an_input_error(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match="choose another --out"):
         run_demo(tmp_path / "taken", settings=SETTINGS)
+
+
+@pytest.mark.parametrize("labels", [{"0": "control", "1": "patient"}, None])
+def test_a_foreign_model_in_the_way_is_left_alone(tmp_path, labels):
+    (tmp_path / "model").mkdir()
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({"model_type": "tablet", "id2label": labels}))
+    with pytest.raises(InputError, match=r"model: this is in the way.*choose another --out"):
+        run_demo(tmp_path, settings=SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert json.loads(config.read_text())["id2label"] == labels
+
+
+def test_only_a_folder_with_nothing_but_the_model_of_the_demo_is_replaced(demo):
+    assert _is_demo_model(demo.model)
+    (demo.model / "notes.txt").touch()
+    assert not _is_demo_model(demo.model)
+    (demo.model / "notes.txt").unlink()
 
 
 def test_people_are_held_out_group_by_group():

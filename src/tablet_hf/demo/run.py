@@ -6,6 +6,8 @@ Stages run in that order, and each is a function of what stands before it. The c
 in the folder and serve the next run with the same settings; everything after them is done anew.
 """
 
+import json
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers.utils import logging
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME, logging
 
 from tablet_hf.demo.cohort import GROUPS, CohortDesign, Person, is_cohort, read_cohort, write_cohort
 from tablet_hf.demo.finetune import FinetuneResult, FinetuneSettings, finetune, small_config
@@ -23,6 +26,7 @@ from tablet_hf.demo.results import TABLET, DemoResult, Split, judge, split_peopl
 from tablet_hf.demo.terminal import OnProgress, Terminal
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
+from tablet_hf.files import folder_written_whole
 from tablet_hf.token_files import load_tokens, read_record, save_tokens, token_file_name
 from tablet_hf.training.metrics import chance_accuracy
 
@@ -64,6 +68,8 @@ def run_demo(out: Path, device: str = "cpu", seed: int = 0, settings: DemoSettin
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: this folder cannot be made ({error.strerror}); choose another --out.") from error
+    if (out / "model").exists() and not _is_demo_model(out / "model"):
+        raise InputError(f"{out / 'model'}: this is in the way and holds no model of the demo; choose another --out.")
     terminal = Terminal()
 
     with terminal.stage("cohort", "Simulating people") as on_progress:
@@ -147,6 +153,21 @@ def _holds(path: Path, record: dict) -> bool:
         return False
 
 
+def _is_demo_model(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what the demo saves, for its two groups, and nothing else."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        groups = tuple(config["id2label"].values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return names <= {CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME} and groups == GROUPS
+
+
 def _finetune(
     runs: list[TokenizedRun],
     people: list[Person],
@@ -161,11 +182,16 @@ def _finetune(
     """Train, and save the model with its extractor into one folder, from which `tablet-hf predict` reads both."""
     sides = [([runs[i] for i in part], [people[i].label for i in part]) for part in (split.train, split.held_out)]
     config = small_config(extractor, GROUPS, settings)
-    tuned = finetune(config, *sides, settings, folder, device, seed, on_progress)
-    with _no_bars_of_the_library():
-        tuned.model.save_pretrained(folder)
-        extractor.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        tuned = finetune(config, *sides, settings, Path(scratch), device, seed, on_progress)
+    _save_model(tuned.model, extractor, folder)
     return tuned
+
+
+def _save_model(model: PreTrainedModel, extractor: TabletFeatureExtractor, folder: Path) -> None:
+    with _no_bars_of_the_library(), folder_written_whole(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        extractor.save_pretrained(unfinished)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
+from tablet_hf.files import folder_written_whole
 from tablet_hf.modeling_tablet import (
     TabletForMaskedTokenModeling,
     TabletForSequenceClassification,
@@ -148,7 +148,7 @@ def convert_checkpoint(
 
     initialised = tuple(name for name in model.state_dict() if name not in converted)
     model.load_state_dict(converted, strict=False)
-    save_whole(model, destination)
+    save_model(model, destination)
     return ConversionReport(
         destination=destination,
         architecture=model_class.__name__,
@@ -444,15 +444,12 @@ def match_weights(model: TabletPreTrainedModel, weights: Weights, source: str) -
 # --- writing
 
 
-def save_whole(model: TabletPreTrainedModel, destination: Path) -> None:
-    """Write a model's folder under another name beside its place, and move it there when it is complete."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}-") as scratch:
-        unfinished = Path(scratch) / "model"
+def save_model(model: TabletPreTrainedModel, destination: Path) -> None:
+    """Write a model's folder, with the extractor where the config tells it."""
+    with folder_written_whole(destination) as unfinished:
         model.save_pretrained(unfinished)
         if model.config.autoencoder is not None:
             TabletFeatureExtractor.from_config(model.config).save_pretrained(unfinished)
-        unfinished.rename(destination)
 
 
 __all__ = ["ConversionReport", "convert_checkpoint"]

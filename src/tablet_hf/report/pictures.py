@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tablet_hf.files import written_whole
 from tablet_hf.grid import grid_affine
 
 if TYPE_CHECKING:
@@ -223,7 +224,8 @@ def results_figure(
 
 def save_figure(figure: "Figure", path: Path, dots_per_inch: int = 110) -> Path:
     """Write a figure as PNG."""
-    figure.savefig(path, dpi=dots_per_inch, format="png")
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=dots_per_inch, format="png")
     return path
 
 
