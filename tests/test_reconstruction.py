@@ -3,6 +3,7 @@
 import weakref
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -70,6 +71,13 @@ def test_the_file_and_the_figures_are_those_of_the_whole_run(extractor, window, 
     torch.testing.assert_close(fidelity.temporal_correlation(), expected, atol=1e-9, rtol=0)
     assert told[-1] == (len(decoded), len(decoded))
     assert len(told) == -(-len(decoded) // FRAMES_PER_BLOCK)
+
+
+def test_a_stride_longer_than_a_scan_may_be_slow(extractor, tmp_path):
+    run = make_run()
+    tokenized = extractor.tokenize(run, stride=20)
+    write_reconstruction(tokenized, run, extractor, tmp_path / "a.nii")
+    assert nibabel.load(tmp_path / "a.nii").header.get_zooms()[3] == tokenized.repetition_time == 50
 
 
 def test_no_more_than_two_blocks_are_ever_in_memory(extractor, tmp_path, monkeypatch):

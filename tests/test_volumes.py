@@ -929,6 +929,20 @@ class TestBackToNifti:
         assert image.header.get_zooms()[3] == 1
         assert not isinstance(volumes_to_nifti(np.ones((9, 1, 1, 1)), scan, repetition_time=1), nib.Nifti2Image)
 
+    @pytest.mark.parametrize("seconds", [0.02, 72.5, 1e-7])
+    def test_any_time_between_frames_can_be_written(self, seconds, tmp_path):
+        run = small_run()
+        volumes = np.zeros((2, *(run.volume_size,) * 3), np.float32)
+        assert volumes_to_nifti(volumes, run, seconds).header.get_zooms()[3] == pytest.approx(seconds)
+        stream_to_nifti([volumes], 2, run, tmp_path / "a.nii", seconds)
+        assert nib.load(tmp_path / "a.nii").header.get_zooms()[3] == pytest.approx(seconds)
+
+    @pytest.mark.parametrize("seconds", [0, -2, float("nan"), float("inf")])
+    def test_what_is_no_time_is_refused(self, seconds):
+        run = small_run()
+        with pytest.raises(InputError, match="cannot be written; give a positive number"):
+            volumes_to_nifti(np.zeros((2, *(run.volume_size,) * 3)), run, seconds)
+
     @pytest.mark.parametrize("shape", [(48, 48, 48), (2, 48, 48, 47)])
     def test_volumes_of_another_shape(self, shape):
         with pytest.raises(ValueError, match=r"\(frames, V, V, V\)"):

@@ -11,6 +11,7 @@ wrong with it) and a second one delivers the frames. The steps are told elsewher
 `brain.py` finds and checks the brain, `grid.py` moves frames, `intensities.py` scales them.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -507,9 +508,16 @@ def _checked_volumes(volumes: np.ndarray) -> np.ndarray:
 def _grid_and_seconds(run_or_scan: BoldRun | Scan, repetition_time: float | None) -> tuple[BoldSource, float]:
     """Where volumes go back to, and the seconds between two of them."""
     source = run_or_scan._source if isinstance(run_or_scan, BoldRun) else open_source(run_or_scan, check_space=False)
-    if repetition_time is None and isinstance(run_or_scan, BoldRun):
-        repetition_time = run_or_scan.repetition_time
-    return source, find_repetition_time(source, repetition_time)
+    if repetition_time is None:
+        is_open = isinstance(run_or_scan, BoldRun)
+        return source, run_or_scan.repetition_time if is_open else find_repetition_time(source)
+    # What is plausible of a scan is no limit here: of a run's frames there may be one of many.
+    seconds = float(repetition_time)
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InputError(
+            f"{source.name}: a repetition time of {seconds:g} s cannot be written; give a positive number of seconds."
+        )
+    return source, seconds
 
 
 def _nifti_image(data: np.ndarray, source: BoldSource, repetition_time: float) -> Any:
