@@ -369,6 +369,7 @@ def test_unknown_missing_and_misshapen_weights_are_listed_together(tmp_path):
         ({"num_heads": 5}, "multiple"),
         ({"num_heads": "6"}, "num_attention_heads"),
         ({"norm_type": "batch"}, "layer_norm"),
+        ({"norm_type": ["ln"]}, r"released cannot be converted.*\['ln'\]"),
     ],
 )
 def test_a_configuration_that_contradicts_the_weights_is_refused(changes, complaint, tmp_path):
@@ -408,6 +409,37 @@ def test_other_files_are_no_checkpoints(tmp_path):
         with pytest.raises(InputError, match=name):
             convert_checkpoint(tmp_path / name, tmp_path / "converted", config=RELEASED)
     assert not (tmp_path / "converted").exists()
+
+
+@pytest.mark.parametrize("shape", [(), (0, 48), (3,)])
+@pytest.mark.parametrize(
+    "name",
+    ["feature_projection.weight", "layers.0.ff.0.weight", "fc.weight"]
+    + [f"layers.0.self_attn.{part}.weight" for part in ("q_proj", "k_proj")],
+)
+def test_weights_that_tell_nothing_by_their_shape_are_refused(name, shape, tmp_path):
+    weights = released_weights(RELEASED) | {name: torch.zeros(shape), "mask_token": torch.zeros(1, 1, 48)}
+    torch.save(weights, tmp_path / "odd.pth")
+
+    with pytest.raises(InputError, match=rf"odd\.pth is no TABLeT checkpoint: {name} has the shape .*2 dimensions"):
+        convert_checkpoint(tmp_path / "odd.pth", tmp_path / "converted", config={"num_heads": 6})
+
+
+def test_an_empty_norm_of_the_queries_is_refused(tmp_path):
+    weights = released_weights(RELEASED, qk_norm_bias=True)
+    torch.save(weights | {"layers.0.self_attn.q_norm.weight": torch.zeros(0)}, tmp_path / "odd.pth")
+
+    with pytest.raises(InputError, match=r"q_norm\.weight has the shape \(0,\).*1 dimension,"):
+        convert_checkpoint(tmp_path / "odd.pth", tmp_path / "converted")
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_weights_need_names(nested, tmp_path):
+    stored = released_weights(RELEASED) | {7: torch.zeros(2)}
+    torch.save({"model_state_dict": stored} if nested else stored, tmp_path / "odd.pth")
+
+    with pytest.raises(InputError, match=r"odd\.pth is no dict of weights.*no names of tensors are 7\."):
+        convert_checkpoint(tmp_path / "odd.pth", tmp_path / "converted", config=RELEASED)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):

@@ -55,6 +55,15 @@ WRAPPER_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
 # Weights of the unpublished pre-training code: they may lie beside the network, and need not fit ours.
 PRETRAINING_NAMES = ("mask_token", "decoder.weight", "decoder.bias", "TR_embedding", "TR_embedding.weight")
 
+# Weights whose shapes tell the network, and how many dimensions they have.
+TELLING_WEIGHTS = (
+    (r"feature_projection\.weight", 2),
+    (r"fc\.weight", 2),
+    (r"layers\.0\.ff\.(0|gate_proj)\.weight", 2),
+    (r"layers\.0\.self_attn\.(q|k)_proj\.weight", 2),
+    (r"layers\.0\.self_attn\.q_norm\.weight", 1),
+)
+
 RELEASED_NORMS = {"ln": "layer_norm", "rms": "rms_norm"}
 
 # Keys of the released configuration that say nothing the weights do not: `num_tokens` is the length of a sequence,
@@ -141,6 +150,7 @@ def convert_checkpoint(
     weights, own_config = read_checkpoint(source, revision)
     released_config = read_released_config(config) if config is not None else own_config
     weights = without_wrapper_prefixes(weights, source)
+    check_dimensions(weights, source)
     model_class = choose_model_class(weights, head)
     tablet_config, notes = build_config(weights, released_config, settings, model_class, source)
     model = model_class(tablet_config)
@@ -224,10 +234,13 @@ def read_training_checkpoint(path: Path) -> Weights:
         stored = {**beside, **stored["model_state_dict"]}
     if not isinstance(stored, Mapping) or not stored:
         raise InputError(f"{path} holds no weights: expected a dict of them, or one with `model_state_dict`.")
-    others = sorted(str(name) for name, value in stored.items() if not isinstance(value, torch.Tensor))
+    others = sorted(
+        str(name) for name, value in stored.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)
+    )
     if others:
         raise InputError(
-            f"{path} is no dict of weights and has no `model_state_dict`; no tensors are {', '.join(others[:10])}."
+            f"{path} is no dict of weights and has no `model_state_dict` that is one; no names of tensors are "
+            f"{', '.join(others[:10])}."
         )
     return dict(stored)
 
@@ -257,6 +270,17 @@ def without_wrapper_prefixes(weights: Weights, source: str) -> Weights:
 
 
 # --- concluding
+
+
+def check_dimensions(weights: Weights, source: str) -> None:
+    """Refuse weights from whose shapes the network could not be told."""
+    for name, tensor in weights.items():
+        num_dimensions = next((number for pattern, number in TELLING_WEIGHTS if re.fullmatch(pattern, name)), None)
+        if num_dimensions is not None and (tensor.ndim != num_dimensions or not tensor.numel()):
+            raise InputError(
+                f"{source} is no TABLeT checkpoint: {name} has the shape {tuple(tensor.shape)}, but it must have "
+                f"{num_dimensions} dimension{'s' * (num_dimensions > 1)}, none of them empty."
+            )
 
 
 def build_config(
@@ -291,7 +315,7 @@ def infer_from_weights(weights: Weights, source: str) -> dict[str, Any]:
     """Fields of the configuration that names and shapes tell."""
     projection = weights.get("feature_projection.weight")
     layers = {int(match[1]) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))}
-    if projection is None or projection.ndim != 2 or not layers:
+    if projection is None or not layers:
         raise InputError(
             f"{source} is no TABLeT checkpoint: it has no feature_projection.weight or no layers; it begins with "
             f"{', '.join(sorted(weights)[:5])}."
@@ -341,7 +365,9 @@ def apply_released_config(fields: dict[str, Any], released: Mapping[str, Any], h
         if theirs in released:
             fields[ours] = released[theirs]
     if "norm_type" in released:
-        fields["norm_type"] = RELEASED_NORMS.get(released["norm_type"], released["norm_type"])
+        norm_type = released["norm_type"]
+        # What cannot be looked up, such as a list, is refused with all other values of the wrong type.
+        fields["norm_type"] = RELEASED_NORMS.get(norm_type, norm_type) if isinstance(norm_type, str) else norm_type
     if "dropout" in released:
         fields["hidden_dropout_prob"] = fields["attention_probs_dropout_prob"] = released["dropout"]
         if released.get("feature_dropout"):
