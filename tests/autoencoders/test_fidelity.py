@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from tablet_hf.autoencoders.fidelity import RunningFidelity, psnr, reconstruct_volumes, temporal_correlation
+from tablet_hf.autoencoders.fidelity import RunningFidelity, psnr, temporal_correlation
 
 
 @pytest.fixture
@@ -103,22 +102,3 @@ def test_running_psnr_of_what_came_back_whole():
     running = RunningFidelity(torch.ones(1, 1, 1, dtype=torch.bool))
     running.add(torch.ones(3, 1, 1, 1), torch.ones(3, 1, 1, 1))
     assert running.psnr(1) == float("inf")
-
-
-def test_volumes_are_the_mean_of_three_axes_of_slices():
-    volumes = torch.rand(2, 6, 6, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-    def blur(images):
-        assert images.shape[1:] == (3, 6, 6)
-        return F.avg_pool2d(images, 3, 1, 1)
-
-    expected = np.zeros(volumes.shape)
-    for t in range(2):
-        for axis in range(3):
-            for place in range(6):
-                image = volumes[t].select(axis, place)[None, None].expand(1, 3, 6, 6)
-                index = [slice(None)] * 3
-                index[axis] = place
-                expected[(t, *index)] += blur(image)[0].mean(0).numpy() / 3
-    np.testing.assert_allclose(reconstruct_volumes(volumes, blur), expected, atol=1e-6)
-    torch.testing.assert_close(reconstruct_volumes(volumes, lambda images: images), volumes)

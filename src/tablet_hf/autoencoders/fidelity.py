@@ -1,12 +1,7 @@
 """How much of an image, and of a signal over time, survives an autoencoder. Tensors in, numbers out."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-Reconstruct = Callable[[Tensor], Tensor]
-SLICE_BATCH = 576
 
 
 def psnr(reference: Tensor, estimate: Tensor, peak: float, where: Tensor | None = None) -> float:
@@ -89,23 +84,3 @@ class RunningFidelity:
         covariances = product - original * decoded / self._num_frames
         correlations = torch.where(norms > 0, covariances / norms.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
         return correlations[original_variation > 0]
-
-
-def reconstruct_volumes(volumes: Tensor, reconstruct: Reconstruct) -> Tensor:
-    """Encodes and decodes every slice of every axis and averages the three volumes.
-
-    Args:
-        volumes: (T, V, V, V) in [-1, 1].
-        reconstruct: images (N, 3, V, V) -> images (N, 3, V, V).
-
-    Returns:
-        (T, V, V, V) float32.
-    """
-    total = torch.zeros_like(volumes, dtype=torch.float32)
-    for axis in (1, 2, 3):
-        slices = volumes.movedim(axis, 1).flatten(0, 1)
-        decoded = torch.cat(
-            [reconstruct(batch[:, None].expand(-1, 3, -1, -1)).float().mean(1) for batch in slices.split(SLICE_BATCH)]
-        )
-        total += decoded.unflatten(0, (*volumes.shape[:1], volumes.shape[axis])).movedim(1, axis)
-    return total / 3
