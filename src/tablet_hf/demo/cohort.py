@@ -1,6 +1,6 @@
 """A small simulated cohort in MNI152 space whose two groups differ only in how two networks move together.
 
-    design = CohortDesign(num_people=36, seed=0)
+    design = CohortDesign(num_people=54, seed=0)
     write_cohort(Path("cohort"), design)            # a BIDS derivatives folder of 4D NIfTI files
     people = read_cohort(Path("cohort"))            # who is in which group, and where the scan lies
 
@@ -78,8 +78,8 @@ class CohortDesign:
         seed: of all that is drawn.
     """
 
-    num_people: int = 36
-    num_frames: int = 6
+    num_people: int = 54
+    num_frames: int = 4
     repetition_time: float = 2.0
     coupling: float = 0.9
     frequencies: tuple[float, float] = (0.06, 0.12)

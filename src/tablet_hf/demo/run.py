@@ -45,7 +45,7 @@ class DemoSettings:
 
     cohort: CohortDesign = field(default_factory=CohortDesign)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
-    held_out: int = 12
+    held_out: int = 18
 
 
 def run_demo(out: Path, device: str = "cpu", seed: int = 0, settings: DemoSettings | None = None) -> DemoResult:
