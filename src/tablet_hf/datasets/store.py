@@ -273,7 +273,7 @@ class TokenDataset(torch.utils.data.Dataset):
             "sites": _counted(run.site for run in self.runs),
             "tasks": _counted(run.task for run in self.runs),
             "tokens": f"{self.geometry.num_cells} x {self.geometry.token_size:,} a frame, kept as {self.dtype}",
-            "size": f"{size / 1e9:.2f} GB, {size / sum(frames):,.0f} bytes a frame",
+            "size": f"{size / 1e6:,.1f} MB, {size / sum(frames):,.0f} bytes a frame",
             "autoencoder": f"{made['autoencoder']}, {made.get('autoencoder_revision') or 'no recorded revision'}",
             "signal": f"{made.get('signal')}, scaling {made.get('scaling')}",
             "restricted": "yes: its terms forbid passing on single people's data"

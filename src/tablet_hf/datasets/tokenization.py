@@ -169,6 +169,7 @@ class _Tokenization:
                 self._keep_or_queue(record)
             self._tell()
             self._tokenize()
+            self._tell()
         self.outcome.seconds = time.perf_counter() - started
         return self.outcome
 
