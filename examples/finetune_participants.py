@@ -57,6 +57,14 @@ def find_people(derivatives: Path, label: str, positive: str) -> pd.DataFrame:
     )
 
 
+def is_done(path: Path, record: dict) -> bool:
+    """Whether the tokens of a scan are there as this script would make them; a damaged file is made anew."""
+    try:
+        return path.exists() and read_record(path) == record
+    except InputError:
+        return False
+
+
 def tokenize(people: pd.DataFrame, extractor: TabletFeatureExtractor, folder: Path) -> pd.DataFrame:
     """Adds the token file of each person; a scan that cannot be used is told and its person left out."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +73,7 @@ def tokenize(people: pd.DataFrame, extractor: TabletFeatureExtractor, folder: Pa
         path = folder / f"{person}_{token_file_name(scan)}"
         record = {**extractor.to_dict(), "source": {"path": str(scan)}}
         try:
-            if not (path.exists() and read_record(path) == record):
+            if not is_done(path, record):
                 save_tokens(extractor.tokenize(scan), record, path)
             files.append(path)
             print(f"[{number}/{len(people)}] {path.name}", flush=True)
@@ -128,6 +136,7 @@ def main() -> None:
             lr_scheduler_type="cosine",
             remove_unused_columns=False,
             save_strategy="no",
+            report_to="none",
             seed=arguments.seed,
         ),
         train_dataset=RandomWindows(list(train.tokens), list(train.y), arguments.num_frames),
@@ -139,7 +148,7 @@ def main() -> None:
     scores = np.array([predictor(path).scores[arguments.positive] for path in held_out.tokens])
 
     regions = power_regions(people.scan.iloc[0])
-    baseline = linear_classifier(seed=arguments.seed)
+    baseline = linear_classifier(num_folds=min(4, counts.min()), seed=arguments.seed)
     baseline.fit(connectivity_features(region_time_courses(train.scan, regions)), train.y)
     baseline_scores = baseline.predict_proba(connectivity_features(region_time_courses(held_out.scan, regions)))[:, 1]
 
