@@ -327,6 +327,16 @@ class TestReconstruct:
         assert result.exit_code == 2
         assert ".nii.gz" in result.output
 
+    def test_a_run_in_which_nothing_moves(self, make_scan, tmp_path):
+        image = nibabel.load(make_scan(tmp_path / "scan.nii", frames=1))
+        values = np.repeat(image.get_fdata().astype(np.int16), 3, axis=-1)
+        still = nibabel.Nifti1Image(values, image.affine, image.header)
+        nibabel.save(still, tmp_path / "still.nii")
+        result = tablet_hf("reconstruct", tmp_path / "still.nii", "--out", tmp_path / "out.nii")
+        assert result.exit_code == 0, result.output
+        assert "nothing moves" in result.output
+        assert "nan" not in result.output
+
     @pytest.mark.parametrize("role", ["scan", "mask", "mean image", "link", "found mask"])
     def test_what_is_read_is_never_written_over(self, make_scan, tmp_path, role):
         scan = make_scan(tmp_path / "sub-01_bold.nii.gz", frames=1)
@@ -373,6 +383,38 @@ class TestInfo:
         assert f"{parameters:,}" in result.output
         assert "female" in result.output
         assert "natural-f32c32" in result.output
+
+    def test_model_in_several_files(self, model, tmp_path):
+        whole = TabletForSequenceClassification.from_pretrained(model)
+        whole.save_pretrained(tmp_path, max_shard_size="100KB")
+        assert not (tmp_path / "model.safetensors").exists()
+        result = tablet_hf("info", tmp_path)
+        assert result.exit_code == 0, result.output
+        assert f"{sum(weight.numel() for weight in whole.parameters()):,}" in result.output
+        shard = next(tmp_path.glob("*.safetensors"))
+        shard.unlink()
+        assert f"there is no {shard.name} in it" in tablet_hf("info", tmp_path).output
+        for text in ("{", "[]", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', '{"weight_map": {"a": [1]}}'):
+            (tmp_path / "model.safetensors.index.json").write_text(text)
+            result = tablet_hf("info", tmp_path)
+            assert result.exit_code == 2, (text, result.output)
+            assert "does not say which files hold the weights" in result.output
+
+    def test_demeaned_scan(self, make_scan, tmp_path):
+        scan = make_scan(tmp_path / "scan.nii", frames=3)
+        image = nibabel.load(scan)
+        values = image.get_fdata().astype(np.float32)
+        mean = values.mean(-1)
+        nibabel.save(nibabel.Nifti1Image(mean, image.affine), tmp_path / "mean.nii")
+        demeaned = nibabel.Nifti1Image(values - mean[..., None], image.affine)
+        demeaned.header.set_zooms((2, 2, 2, 2.0))
+        nibabel.save(demeaned, tmp_path / "demeaned.nii")
+        result = tablet_hf("info", tmp_path / "demeaned.nii")
+        assert result.exit_code == 2
+        assert "--add-mean" in result.output
+        result = tablet_hf("info", tmp_path / "demeaned.nii", "--add-mean", tmp_path / "mean.nii")
+        assert result.exit_code == 0, result.output
+        assert f"{values.max():g}" in result.output
 
     def test_autoencoder_and_tokens(self, tokens):
         assert "f32c32" in tablet_hf("info", "natural-f32c32").output
@@ -549,6 +591,28 @@ def test_exit_codes_and_streams_of_the_real_command(tokens, model, tmp_path):
     assert len(result.stdout.splitlines()) == 2
     assert "missing.nii.gz" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_help_does_not_wait_for_the_libraries():
+    script = """
+import sys
+from tablet_hf import cli
+sys.argv = ["tablet-hf", "--help"]
+try:
+    cli.main()
+finally:
+    print(sorted({"torch", "transformers", "diffusers"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "predict" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_libraries_are_quiet_in_every_command(tokens, monkeypatch):
+    called = []
+    monkeypatch.setattr("tablet_hf.cli.quiet_libraries", lambda: called.append(True))
+    assert tablet_hf("info", tokens[0]).exit_code == 0
+    assert called == [True]
 
 
 class TestPredictAgain:

@@ -1,12 +1,11 @@
 """ScanPredictor: windows, averages over a subject, and what is refused."""
 
-import logging
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from transformers.utils import logging as transformers_logging
 
 from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TokenizedRun
 from tablet_hf.pipelines import ScanPredictor, cut_windows, load_extractor
@@ -139,16 +138,18 @@ def test_tokens_that_are_no_cube_are_refused(predictor, tmp_path):
         predictor(tmp_path / "bad_tokens.safetensors")
 
 
-def test_tokens_of_another_subfolder_are_warned_of(tmp_path, caplog):
-    path = tmp_path / "sub-01_tokens.safetensors"
-    save_tokens(make_run(3), RECORD | {"autoencoder_subfolder": "vae_1_0"}, path)
-    transformers_logging.enable_propagation()
-    transformers_logging.warning_once.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        ScanPredictor(make_model(), EXTRACTOR)(path)
-    transformers_logging.disable_propagation()
-
-    assert "autoencoder_subfolder 'vae_1_0' instead of 'vae'" in caplog.text
+def test_tokens_made_otherwise_are_warned_of_file_by_file(predictor, tmp_path):
+    made = {"autoencoder_subfolder": "vae_1_0", "signal": "percent_change"}
+    for name in ("sub-01", "sub-02"):
+        path = tmp_path / f"{name}_tokens.safetensors"
+        save_tokens(make_run(3), RECORD | made, path)
+        with pytest.warns(UserWarning, match=f"{name}_tokens.safetensors: its tokens were not made") as caught:
+            predictor(path)
+        said = str(caught[0].message)
+        assert "autoencoder_subfolder 'vae_1_0' instead of 'vae', signal 'percent_change' instead of" in said
+    save_tokens(make_run(3), RECORD, path)
+    with warnings.catch_warnings(action="error"):
+        predictor(path)
 
 
 def test_a_model_alone_tells_which_extractor_it_needs(tmp_path):

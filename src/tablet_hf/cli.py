@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,6 +54,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_datasets.app, name="dataset")
+
+
+@app.callback()
+def before_each_command() -> None:
+    # Here and not in `main`: it imports the libraries, which takes seconds that --help should not.
+    quiet_libraries()
+    # diffusers asks the Hub with an argument that it has given up: nothing that whoever sits there could do about it.
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
 
 
 @app.command()
@@ -294,8 +303,9 @@ def reconstruct(
     output.print(f"{escape(str(out))}  {shape}, in the scan's own unit and on its own grid")
     output.print(f"PSNR inside the brain: {fidelity.psnr(run.maximum):.1f} dB (peak: its maximum)")
     if len(tokenized.tokens) > 2:
-        median = fidelity.temporal_correlation().median()
-        output.print(f"Correlation over time of a voxel with itself, median over the brain: {median:.2f}")
+        correlations = fidelity.temporal_correlation()
+        median = f"{correlations.median():.2f}" if len(correlations) else "none, since nothing moves in these frames"
+        output.print(f"Correlation over time of a voxel with itself, median over the brain: {median}")
 
 
 @app.command()
@@ -309,12 +319,13 @@ def info(
     ],
     mask: MaskOption = None,
     repetition_time: SecondsOption = None,
+    add_mean: MeanOption = None,
     space_check: SpaceOption = True,
 ) -> None:
     """Say what a scan, a model, an autoencoder or a file of tokens holds."""
     from tablet_hf.describe import describe
 
-    facts = describe(model_or_scan, mask, repetition_time, space_check)
+    facts = describe(model_or_scan, mask, repetition_time, space_check, add_mean)
     width = max(map(len, facts))
     for name, value in facts.items():
         output.print(f"{name:{width}}  {escape(str(value))}")
@@ -437,7 +448,6 @@ def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    quiet_libraries()
     app()
 
 

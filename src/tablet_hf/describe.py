@@ -16,7 +16,11 @@ MASK_SOURCES = {
 
 
 def describe(
-    name: str, mask: Path | None = None, repetition_time: float | None = None, check_space: bool = True
+    name: str,
+    mask: Path | None = None,
+    repetition_time: float | None = None,
+    check_space: bool = True,
+    add_mean: Path | None = None,
 ) -> dict[str, Any]:
     """Facts about whatever `name` is: a shipped autoencoder, a file of tokens, a scan, or the folder or Hub id of a
     model or an autoencoder.
@@ -35,17 +39,21 @@ def describe(
     if path.is_dir() or not (path.exists() or name.endswith((".nii", ".nii.gz"))):
         config = read_config(name)
         return describe_autoencoder(name) if "_class_name" in config else describe_model(name, config)
-    return describe_scan(path, mask, repetition_time, check_space)
+    return describe_scan(path, mask, repetition_time, check_space, add_mean)
 
 
 def describe_scan(
-    path: Path, mask: Path | None = None, repetition_time: float | None = None, check_space: bool = True
+    path: Path,
+    mask: Path | None = None,
+    repetition_time: float | None = None,
+    check_space: bool = True,
+    add_mean: Path | None = None,
 ) -> dict[str, Any]:
     import numpy as np
 
     from tablet_hf.volumes import open_run
 
-    run = open_run(path, mask, repetition_time, check_space=check_space)
+    run = open_run(path, mask, repetition_time, add_mean=add_mean, check_space=check_space)
     run.survey()
     voxel = np.linalg.norm(run.source_affine[:3, :3], axis=0)
     return {
@@ -129,7 +137,6 @@ def _unreachable(name: str, filename: str) -> InputError:
 
 def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError, safe_open
 
     from tablet_hf import TabletConfig
 
@@ -140,13 +147,7 @@ def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: its config.json cannot be used; {reason}") from error
-    weights = fetch(name, "model.safetensors")
-    try:
-        with safe_open(weights, framework="pt") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{weights}: it is not a whole safetensors file ({error}); fetch it again.") from error
-    parameters = sum(map(math.prod, shapes))
+    parameters = sum(map(count_parameters, weight_files(name)))
     facts = {
         "model": name,
         "class": ", ".join(config.architectures or ["not recorded"]),
@@ -162,6 +163,35 @@ def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     if "TabletForSequenceClassification" in (config.architectures or []):
         facts["predicts"] = f"{', '.join(config.id2label.values())} ({config.problem_type or 'problem_type not set'})"
     return facts
+
+
+def weight_files(name: str) -> list[Path]:
+    """The safetensors files of a model: one, or those that its index names."""
+    try:
+        return [fetch(name, "model.safetensors")]
+    except InputError as absent:
+        try:
+            index = fetch(name, "model.safetensors.index.json")
+        except InputError:
+            raise absent from None
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: it does not say which files hold the weights; save or fetch it again.") from error
+    if not shards or not all(isinstance(shard, str) for shard in shards):
+        raise InputError(f"{index}: it does not say which files hold the weights; save or fetch it again.")
+    return [fetch(name, shard) for shard in shards]
+
+
+def count_parameters(weights: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{weights}: it is not a whole safetensors file ({error}); fetch it again.") from error
+    return sum(map(math.prod, shapes))
 
 
 def describe_autoencoder(name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A scan goes in, a prediction comes out: a fine-tuned model and the extractor that made its tokens, together."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -14,6 +15,9 @@ from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.token_files import SUFFIX, load_tokens
+
+PROVENANCE = ("autoencoder", "autoencoder_revision", "autoencoder_subfolder", "signal", "scaling", "volume_size")
+"""Fields of config and record that say how tokens were made, besides their geometry."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ class ScanPredictor:
             if repetition_time is not None:
                 stride = int(run.frames[1] - run.frames[0]) if len(run.frames) > 1 else 1
                 run = replace(run, repetition_time=repetition_time * stride)
-            self._check_tokens(record | {"grid_size": grid_size, "token_size": token_size}, str(scan))
+            self._check_tokens({"grid_size": grid_size, "token_size": token_size}, str(scan))
+            self._warn_of_other_tokens(record, str(scan))
         else:
             run = self.extractor.tokenize(
                 scan,
@@ -129,6 +134,7 @@ class ScanPredictor:
                 on_progress=on_progress,
             )
             self._check_tokens(self.extractor.to_dict(), run.name)
+            self._warn_of_other_tokens(self.extractor.to_dict(), self.extractor.autoencoder)
         return self.predict_tokens(run)
 
     def prepare(self) -> None:
@@ -139,12 +145,29 @@ class ScanPredictor:
         """
         _ = self.extractor.slice_autoencoder
         self._check_tokens(self.extractor.to_dict(), self.extractor.autoencoder)
+        self._warn_of_other_tokens(self.extractor.to_dict(), self.extractor.autoencoder)
 
     def _check_tokens(self, record: dict[str, Any], name: str) -> None:
+        geometry = {field: record.get(field) for field in ("grid_size", "token_size")}
         try:
-            self.model.config.check_tokens_compatible(record)
+            self.model.config.check_tokens_compatible(geometry)
         except ValueError as error:
             raise InputError(f"{name}: {error}") from error
+
+    def _warn_of_other_tokens(self, record: dict[str, Any], name: str) -> None:
+        # As `check_tokens_compatible` does, but for each file, by its name.
+        pairs = [(field, record.get(field), getattr(self.model.config, field)) for field in PROVENANCE]
+        surprises = [
+            f"{field} {found!r} instead of {expected!r}"
+            for field, found, expected in pairs
+            if found is not None and expected is not None and found != expected
+        ]
+        if surprises:
+            warnings.warn(
+                f"{name}: its tokens were not made as those the model was trained on ({', '.join(surprises)}); "
+                "predictions on them mean little until it is fine-tuned on such tokens.",
+                stacklevel=3,
+            )
 
     def predict_tokens(self, run: TokenizedRun) -> Prediction:
         """Predict from tokens (frames, cells, features).

@@ -167,7 +167,7 @@ def _check_tensors(tokens: Tensor, frames: Tensor, mean_tokens: Tensor | None, p
     shape = tuple(tokens.shape)
     if tokens.dtype not in FLOATS:
         raise InputError(
-            f"{path}: its tokens are {tokens.dtype}, no floating-point numbers of 16 bits or more; tokenize the scan again."
+            f"{path}: its tokens are {tokens.dtype}, no floating-point numbers of 16 bits; tokenize the scan again."
         )
     if frames.ndim != 1 or frames.dtype not in (torch.int32, torch.int64):
         raise InputError(
