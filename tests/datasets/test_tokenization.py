@@ -150,24 +150,28 @@ class TestResumption:
         command = [sys.executable, "-m", "tablet_hf.cli", "tokenize", "--source", "table", cohort / "scans.tsv"]
         command += ["--autoencoder", autoencoder, "--device", "cpu"]
         whole = tmp_path / "whole"
-        started = time.monotonic()
         subprocess.run([*command, "--out", whole], check=True, capture_output=True)
-        duration = time.monotonic() - started
 
         generator = random.Random(0)
         cut = tmp_path / "cut"
+
+        def count_finished():
+            return len(list(cut.rglob("*_tokens.json")))
+
         kills = 0
         for _ in range(3):
+            before = count_finished()
             process = subprocess.Popen(
                 [*command, "--out", cut], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
             )
-            try:
-                # Most of the time goes into the start of the process, so the moments lie in what follows it.
-                process.wait(timeout=duration * generator.uniform(0.6, 0.95))
-            except subprocess.TimeoutExpired:
+            # Soon after another run was finished, while the next ones are under way.
+            while process.poll() is None and count_finished() == before:
+                time.sleep(0.01)
+            time.sleep(generator.uniform(0, 0.1))
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
                 kills += 1
+            process.wait()
         assert kills
         subprocess.run([*command, "--out", cut], check=True, capture_output=True)
 
