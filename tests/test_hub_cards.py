@@ -64,11 +64,11 @@ def test_the_script_still_trains_as_the_weights_were_trained(name):
     """Each recorded stage against the script's recipe; settings that came later must change nothing by default."""
     from dataclasses import asdict
 
-    from tablet_hf.autoencoders.train import ARCHITECTURE, FINISHING, Recipe
+    from tablet_hf.autoencoders.train import ARCHITECTURE, STAGES
 
     recorded = json.loads((SHIPPED_WEIGHTS / name / "training.json").read_text())["stages"]
-    without_effect = {"stretch": 1.0, "recoloured_share": 0.0, "filled_share": 0.0}
-    for stage, recipe in zip(recorded, (Recipe(), FINISHING), strict=True):
+    without_effect = {"stretch": 1.0, "recoloured_share": 0.0, "filled_share": 0.0, "blended_share": 0.0}
+    for stage, recipe in zip(recorded, STAGES, strict=True):
         settings = json.loads(json.dumps(asdict(recipe)))
         assert settings == without_effect | stage["recipe"]
     config = json.loads((SHIPPED_WEIGHTS / name / "config.json").read_text())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from diffusers import AutoencoderDC
 from PIL import Image
 from safetensors.torch import load_file
@@ -15,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from tablet_hf.autoencoders import load_autoencoder, train
 from tablet_hf.autoencoders.train import (
-    FINISHING,
+    STAGES,
     Muon,
     Photographs,
     Recipe,
@@ -100,7 +101,7 @@ class TestPhotographs:
 
 
 class TestViews:
-    @pytest.mark.parametrize("recipe", [Recipe(), FINISHING], ids=["first", "finishing"])
+    @pytest.mark.parametrize("recipe", STAGES)
     def test_images_with_and_without_overlay_stay_in_range(self, photographs, recipe):
         views = TrainingViews(photographs, replace(recipe, batch_size=64))
         images, overlays = views.draw()
@@ -112,6 +113,17 @@ class TestViews:
         assert overlays.abs().max() <= 2 * strongest
         typical = overlays.square().mean((1, 2, 3)).sqrt().median()
         assert faintest / 10 < typical < strongest
+
+    def test_blended_views_are_two_photographs_and_keep_their_contrast(self, photographs):
+        plain = dict(native_scale_share=1.0, grey_share=0.0, low_contrast_share=0.0, silhouette_share=0.0)
+        alone, _ = TrainingViews(photographs, replace(Recipe(), batch_size=64, **plain)).draw()
+        blended, _ = TrainingViews(photographs, replace(Recipe(), batch_size=64, blended_share=1.0, **plain)).draw()
+        angle_free = torch.stack([alone, alone.roll(1, 0)], 1).flatten(2)
+        for image, (first, second) in zip(blended, angle_free, strict=True):
+            inside = image.flatten().abs() < 1
+            parts = torch.stack([first[inside], second[inside]], 1)
+            weights = torch.linalg.lstsq(parts, image.flatten()[inside, None]).solution
+            assert weights.square().sum() == pytest.approx(1, abs=1e-3)
 
     def test_silhouettes_stand_on_an_empty_background_that_overlays_leave_alone(self, photographs):
         recipe = replace(Recipe(), batch_size=64, silhouette_share=1.0)
@@ -276,17 +288,19 @@ class TestTraining:
 def test_the_script_leaves_half_precision_weights_and_a_record(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "ARCHITECTURE", TINY)
     settings = {"device": "cpu", "batch_size": 4, "compiled": False}
-    train.main(folder, tmp_path / "out", minutes=0.01, finish_minutes=0.01, start_from=None, **settings)
+    train.main(folder, tmp_path / "out", minutes=0.01, stages=2, start_from=None, **settings)
     weights = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (record["training_photographs"], record["held_out_photographs"]) == (7, 3)
     assert [stage["minutes"] for stage in record["stages"]] == [0.01, 0.01]
     assert record["stages"][1]["recipe"]["batch_size"] == 4
-    assert record["stages"][1]["recipe"]["native_scale_share"] == FINISHING.native_scale_share
+    assert record["stages"][1]["recipe"]["native_scale_share"] == STAGES[1].native_scale_share
     assert load_autoencoder(str(tmp_path / "out")).encode(torch.zeros(1, 96, 96)).shape == (1, 16, 24, 24)
 
-    train.main(folder, tmp_path / "next", minutes=0, finish_minutes=0.01, start_from=tmp_path / "out", **settings)
+    train.main(folder, tmp_path / "next", minutes=0.01, stages=1, start_from=tmp_path / "out", **settings)
     record = json.loads((tmp_path / "next" / "training.json").read_text())
-    assert len(record["stages"]) == 3
+    assert [stage["recipe"]["seed"] for stage in record["stages"]] == [recipe.seed for recipe in STAGES]
+    with pytest.raises(typer.BadParameter, match="no stage is left"):
+        train.main(folder, tmp_path / "more", minutes=0.01, stages=1, start_from=tmp_path / "next", **settings)
     assert str(tmp_path) not in (tmp_path / "next" / "config.json").read_text()

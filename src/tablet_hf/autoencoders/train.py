@@ -1,6 +1,6 @@
 """Trains the autoencoder that ships with the package, on natural photographs and nothing else.
 
-    python -m tablet_hf.autoencoders.train PHOTOGRAPHS OUT [--minutes 8.1] [--finish-minutes 8.1]
+    python -m tablet_hf.autoencoders.train PHOTOGRAPHS OUT [--minutes 8.1]
 
 PHOTOGRAPHS is a folder of images whose shorter side is at least 96 pixels; files named `held_out*` are never trained
 on, only measured. No brain is ever shown to it, which is the claim of arXiv:2604.03619: an autoencoder of natural
@@ -15,8 +15,8 @@ The network is diffusers' `AutoencoderDC`. Two things make a small one useful fo
   laid over it, and is asked for the *difference* of the two as well as for the images.
 
 Most views are photographs as they are, and errors are also counted in decibels, so that fidelity to photographs is not
-given away for the rest. A second stage alters the photographs more (colours, proportions, two in one), because after
-the first one those trained on came back 0.7 dB better than held-out ones (training.json beside the weights).
+given away for the rest. Later stages alter the photographs more (colours, proportions, two in one), because after the
+first one those trained on came back 0.7 dB better than held-out ones (training.json beside the weights).
 Convolutions are trained with `Muon`.
 """
 
@@ -60,14 +60,15 @@ ARCHITECTURE = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage trains; the defaults are the shipped weights' first stage, `FINISHING` their second.
+    """How one stage trains; the defaults are the shipped weights' first stage, and `STAGES` has all of them.
 
     `learning_rate` is that of the convolutions under `Muon`, `other_learning_rate` that of everything else under AdamW.
     `pair_share` of a batch is also seen with its overlay; `difference_weight` weighs the error of that change, relative
     to the change's own power, against the image errors. Overlay strengths are factors on a photograph in [-1, 1]; the
     BOLD signal of a run scaled by its maximum has a standard deviation of about 0.01 on that scale, and the step of
-    bfloat16 arithmetic sets the lower bound. `stretch` is the largest factor between the sides of a crop, and
-    `filled_share` how many of the cut-out images stand on another photograph.
+    bfloat16 arithmetic sets the lower bound. `stretch` is the largest factor between the sides of a crop,
+    `filled_share` how many of the cut-out images stand on another photograph, and `blended_share` how many images are
+    two photographs seen through each other.
     """
 
     batch_size: int = 256
@@ -88,20 +89,40 @@ class Recipe:
     low_contrast_share: float = 0.15
     silhouette_share: float = 0.25
     filled_share: float = 0.0
+    blended_share: float = 0.0
     seed: int = 0
 
 
-FINISHING = Recipe(
-    batch_size=384,
-    learning_rate=2e-3,
-    weight_decay=0.2,
-    native_scale_share=0.5,
-    smallest_crop=64,
-    stretch=1.25,
-    recoloured_share=0.3,
-    silhouette_share=0.45,
-    filled_share=0.5,
-    seed=1,
+STAGES = (
+    Recipe(),
+    Recipe(
+        batch_size=384,
+        learning_rate=2e-3,
+        weight_decay=0.2,
+        native_scale_share=0.5,
+        smallest_crop=64,
+        stretch=1.25,
+        recoloured_share=0.3,
+        silhouette_share=0.45,
+        filled_share=0.5,
+        seed=1,
+    ),
+    Recipe(
+        batch_size=384,
+        pair_share=0.125,
+        learning_rate=2e-3,
+        weight_decay=0.3,
+        native_scale_share=0.4,
+        smallest_crop=64,
+        stretch=1.4,
+        grey_share=0.2,
+        recoloured_share=0.5,
+        low_contrast_share=0.1,
+        silhouette_share=0.35,
+        filled_share=0.6,
+        blended_share=0.25,
+        seed=2,
+    ),
 )
 
 
@@ -213,6 +234,11 @@ class TrainingViews:
         gains = self.uniform(count, 3, 1, 1, low=0.8, high=1.2)
         recoloured = self.uniform(count, 1, 1, 1) < recipe.recoloured_share
         views = torch.where(recoloured, (views.gather(1, order) * gains).clamp(-1, 1), views)
+        # Weights whose squares sum to one keep the contrast of a photograph.
+        angle = self.uniform(count, 1, 1, 1, high=math.pi / 2)
+        blended = self.uniform(count, 1, 1, 1) < recipe.blended_share
+        both = (views * angle.cos() + views.roll(1, 0) * angle.sin()).clamp(-1, 1)
+        views = torch.where(blended, both, views)
         grey = self.uniform(count, 1, 1, 1) < recipe.grey_share
         views = torch.where(grey, views.mean(1, keepdim=True), views)
         contrast = self.uniform(count, 1, 1, 1, low=math.log(0.1), high=math.log(1.2)).exp()
@@ -384,9 +410,11 @@ def train(
 def main(
     photographs: Annotated[Path, typer.Argument(help="Folder of natural photographs.")],
     out: Annotated[Path, typer.Argument(help="Folder for the weights (float16) and the training record.")],
-    minutes: Annotated[float, typer.Option(help="Time of the first stage, without compilation.")] = 8.1,
-    finish_minutes: Annotated[float, typer.Option(help="Time of the second stage.")] = 8.1,
-    start_from: Annotated[Path | None, typer.Option(help="Result of a first stage, which is then left out.")] = None,
+    minutes: Annotated[float, typer.Option(help="Time of each stage, without compilation.")] = 8.1,
+    stages: Annotated[int, typer.Option(help="How many stages to train, all that are left if there are fewer.")] = len(
+        STAGES
+    ),
+    start_from: Annotated[Path | None, typer.Option(help="Result of the stages that are then left out.")] = None,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
     batch_size: Annotated[int | None, typer.Option(help="Images a step, in place of the recipe's.")] = None,
     compiled: Annotated[bool, typer.Option()] = True,
@@ -406,24 +434,21 @@ def main(
         "held_out_photographs": len(measured),
         "stages": [],
     }
-    stages = [(minutes, Recipe()), (finish_minutes, FINISHING)]
     autoencoder = None
     if start_from is not None:
         autoencoder = AutoencoderDC.from_pretrained(start_from, torch_dtype=torch.float32)
         record["stages"] += json.loads((start_from / "training.json").read_text())["stages"]
-        stages = stages[1:]
-    for stage_minutes, recipe in stages:
-        if stage_minutes <= 0:
-            continue
+    recipes = STAGES[len(record["stages"]) :][:stages]
+    if not recipes:
+        raise typer.BadParameter(f"{start_from or 'stages'}: no stage is left to train.")
+    for recipe in recipes:
         recipe = replace(recipe, batch_size=batch_size or recipe.batch_size)
-        autoencoder = train(training, measured, 60 * stage_minutes, recipe, compiled=compiled, start=autoencoder)
+        autoencoder = train(training, measured, 60 * minutes, recipe, compiled=compiled, start=autoencoder)
         figures = {
             "held_out_psnr_db": photograph_psnr(autoencoder, measured.centre_crops()),
             "training_psnr_db": photograph_psnr(autoencoder, training.centre_crops()[:: max(1, len(training) // 100)]),
         }
-        record["stages"].append({"minutes": stage_minutes, **figures, "recipe": asdict(recipe)})
-    if autoencoder is None:
-        raise typer.BadParameter("no stage has any time.")
+        record["stages"].append({"minutes": minutes, **figures, "recipe": asdict(recipe)})
     # A path on the machine that trained is nobody's business.
     autoencoder.register_to_config(_name_or_path=None)
     autoencoder.half().save_pretrained(out)
