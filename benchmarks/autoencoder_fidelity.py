@@ -140,7 +140,7 @@ def figures_table(result: dict) -> str:
 def training_table(record: dict) -> str:
     """The stages of a training.json as a Markdown table, a row for each setting."""
     stages = record["stages"]
-    columns = [{"minutes": stage["minutes"], **stage["recipe"]} for stage in stages]
+    columns = [stage["recipe"] for stage in stages]
     lines = [
         f"| | {' | '.join(f'stage {number}' for number in range(1, len(stages) + 1))} |",
         "|---" * (len(stages) + 1) + "|",

@@ -250,7 +250,9 @@ class TestTraining:
         images = held_out.centre_crops()
         before = photograph_psnr(AutoencoderDC(**TINY), images)
         clock = itertools.count().__next__  # a second a step, on any machine
-        trained = train.train(photographs, held_out, 40, RECIPE, compiled=False, architecture=TINY, clock=clock)
+        trained = train.train(
+            photographs, held_out, replace(RECIPE, minutes=40 / 60), compiled=False, architecture=TINY, clock=clock
+        )
         after = photograph_psnr(trained, images)
         assert after["colour"] > before["colour"] + 2
         assert after["grey"] > before["grey"] + 2
@@ -261,10 +263,10 @@ class TestTraining:
         start = AutoencoderDC(**TINY).requires_grad_(False)
         weights = {name: weight.clone() for name, weight in start.state_dict().items()}
         recipe = replace(RECIPE, learning_rate=0.0, other_learning_rate=0.0)
-        trained = train.train(photographs, held_out, 0.1, recipe, compiled=False, start=start)
+        trained = train.train(photographs, held_out, replace(recipe, minutes=0.1 / 60), compiled=False, start=start)
         for name, weight in trained.state_dict().items():
             torch.testing.assert_close(weight, weights[name])
-        trained = train.train(photographs, held_out, 0.1, RECIPE, compiled=False, start=start)
+        trained = train.train(photographs, held_out, replace(RECIPE, minutes=0.1 / 60), compiled=False, start=start)
         assert any(not torch.equal(weight, weights[name]) for name, weight in trained.state_dict().items())
         assert all(torch.equal(weight, weights[name]) for name, weight in start.state_dict().items())
 
@@ -275,7 +277,7 @@ class TestTraining:
 
         monkeypatch.setattr(train, "training_loss", broken)
         with pytest.raises(FloatingPointError, match="not finite"):
-            train.train(photographs, held_out, 60, replace(RECIPE, batch_size=1), compiled=False, architecture=TINY)
+            train.train(photographs, held_out, replace(RECIPE, batch_size=1), compiled=False, architecture=TINY)
 
     def test_psnr_of_photographs_is_the_mean_over_images(self, held_out):
         images = held_out.centre_crops()
@@ -293,12 +295,12 @@ def test_the_script_leaves_half_precision_weights_and_a_record(folder, tmp_path,
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (record["training_photographs"], record["held_out_photographs"]) == (7, 3)
-    assert [stage["minutes"] for stage in record["stages"]] == [0.01, 0.01]
+    assert [stage["recipe"]["minutes"] for stage in record["stages"]] == [0.01, 0.01]
     assert record["stages"][1]["recipe"]["batch_size"] == 4
     assert record["stages"][1]["recipe"]["native_scale_share"] == STAGES[1].native_scale_share
     assert load_autoencoder(str(tmp_path / "out")).encode(torch.zeros(1, 96, 96)).shape == (1, 16, 24, 24)
 
-    train.main(folder, tmp_path / "next", minutes=0.01, stages=1, start_from=tmp_path / "out", **settings)
+    train.main(folder, tmp_path / "next", minutes=0.01, stages=len(STAGES), start_from=tmp_path / "out", **settings)
     record = json.loads((tmp_path / "next" / "training.json").read_text())
     assert [stage["recipe"]["seed"] for stage in record["stages"]] == [recipe.seed for recipe in STAGES]
     with pytest.raises(typer.BadParameter, match="no stage is left"):
