@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tablet_hf.errors import InputError
-from tablet_hf.terminal import choose_device, messages, one_sentence, output
+from tablet_hf.terminal import Bars, choose_device, messages, one_sentence, output
 
 app = typer.Typer(name="dataset", help="Look at, check, split and join token datasets.", no_args_is_help=True)
 
@@ -123,7 +123,7 @@ def _progress(is_shown: bool) -> Iterator[Callable[[Any, int], None] | None]:
         yield None
         return
     columns = (TextColumn("scans"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=messages) as bars:
+    with Bars(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=messages) as bars:
         task = bars.add_task("scans", total=None, rate="")
 
         def show(outcome: Any, total: int) -> None:
@@ -226,9 +226,8 @@ def export(
     from tablet_hf.datasets.store import TokenDataset
 
     tokens = TokenDataset.load(store)
-    with Progress(
-        TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=messages
-    ) as bars:
+    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=messages) as bars:
         task = bars.add_task("runs", total=len(tokens))
         path = export_parquet(
             tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tablet_hf.demo.results import RESULT_COLUMNS, DemoResult, next_command, result_rows, verdict
+from tablet_hf.terminal import Bars
 
 __all__ = ["OnProgress", "Terminal"]
 
@@ -32,7 +33,7 @@ class Terminal:
         """A bar for one stage, which says nothing when it is done."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         start = time.perf_counter()
-        with Progress(*columns, console=self.console, transient=True) as bars:
+        with Bars(*columns, console=self.console) as bars:
             task = bars.add_task(title, total=None)
             yield lambda done, in_all: bars.update(task, completed=done, total=in_all)
         self.seconds[name] = round(time.perf_counter() - start, 1)
