@@ -516,7 +516,7 @@ for name in ("owner/model", "owner/autoencoder", "owner/half"):
             ('{"model_type": "tablet"}', "no model.safetensors"),
             ('{"model_type": "tablet", "num_attention_heads": 5}', "cannot be used"),
             ('{"_class_name": "UNet2DModel"}', "not an autoencoder"),
-            ('{"_class_name": "AutoencoderTiny"}', "no autoencoder could be loaded"),
+            ('{"_class_name": "AutoencoderTiny"}', "there are no weights in it"),
         ],
     )
     def test_folders_that_hold_neither_model_nor_autoencoder(self, config, said, tmp_path):
@@ -578,6 +578,34 @@ def test_device_that_is_not_there(scans, tmp_path):
     assert "--device cuda" in result.output
 
 
+@pytest.mark.parametrize("name", ["foo", "cuda:x", "cuda:99", "meta", "mps:7"])
+def test_device_that_cannot_be(scans, tmp_path, name):
+    result = tablet_hf("tokenize", scans[0], "--out", tmp_path, "--device", name)
+    assert result.exit_code == 2
+    assert result.output == (
+        f"Error: --device {name}: this machine has no such device; give auto, cpu, cuda, cuda:1 (the second GPU) or "
+        "mps.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        ("config.json", "there is no config.json in it; give the folder of a fine-tuned model"),
+        ("model.safetensors", "there are no weights in it (model.safetensors), so it cannot predict; give the folder"),
+    ],
+)
+def test_predict_with_half_a_model(model, tokens, tmp_path, without, said):
+    half = tmp_path / "half"
+    shutil.copytree(model, half)
+    (half / without).unlink()
+    result = tablet_hf("predict", half, tokens[0])
+    assert result.exit_code == 2
+    assert result.output.startswith(f"Error: {half}: {said}")
+    assert len(result.output.splitlines()) == 1
+    assert ";" not in result.output.partition(";")[2]
+
+
 def test_exit_codes_and_streams_of_the_real_command(tokens, model, tmp_path):
     """Results on standard output, everything else on standard error, no traceback for bad input."""
     result = subprocess.run(
@@ -593,24 +621,27 @@ def test_exit_codes_and_streams_of_the_real_command(tokens, model, tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_help_does_not_wait_for_the_libraries():
-    script = """
+@pytest.mark.parametrize(
+    "command", ["", "predict", "tokenize", "reconstruct", "info", "convert", "demo", "dataset check"]
+)
+def test_help_does_not_wait_for_the_libraries(command):
+    script = f"""
 import sys
 from tablet_hf import cli
-sys.argv = ["tablet-hf", "--help"]
+sys.argv = ["tablet-hf", *{command.split()}, "--help"]
 try:
     cli.main()
 finally:
-    print(sorted({"torch", "transformers", "diffusers"} & sys.modules.keys()))
+    print([name for name in ("torch", "transformers", "diffusers") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "predict" in done.stdout
+    assert f"Usage: tablet-hf {command}" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_libraries_are_quiet_in_every_command(tokens, monkeypatch):
     called = []
-    monkeypatch.setattr("tablet_hf.cli.quiet_libraries", lambda: called.append(True))
+    monkeypatch.setattr("tablet_hf.terminal.quiet_libraries", lambda: called.append(True))
     assert tablet_hf("info", tokens[0]).exit_code == 0
     assert called == [True]
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +40,6 @@ from tablet_hf.terminal import (
     one_sentence,
     output,
     progress_bars,
-    quiet_libraries,
     show_rows,
     tell_and_leave,
 )
@@ -54,14 +52,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_datasets.app, name="dataset")
-
-
-@app.callback()
-def before_each_command() -> None:
-    # Here and not in `main`: it imports the libraries, which takes seconds that --help should not.
-    quiet_libraries()
-    # diffusers asks the Hub with an argument that it has given up: nothing that whoever sits there could do about it.
-    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
 
 
 @app.command()

@@ -25,10 +25,10 @@ from rich.progress import (
 
 from tablet_hf.errors import InputError
 
-output = Console(soft_wrap=True, highlight=False)
-messages = Console(stderr=True, soft_wrap=True, highlight=False)
+output = Console(soft_wrap=True, highlight=False, emoji=False)
+messages = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ... or mps.")]
 MaskOption = Annotated[Path | None, typer.Option("--mask", help="Brain mask on the scan's own grid; for one scan.")]
 SecondsOption = Annotated[
     float | None, typer.Option("--repetition-time", help="Seconds, in place of what sidecar or header say.")
@@ -50,10 +50,14 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do again wha
 
 
 def one_sentence(command: Callable) -> Callable:
-    """Tell unusable input in its sentence and leave with 2; anything else is our failure, and Python leaves with 1."""
+    """Tell unusable input in its sentence and leave with 2; anything else is our failure, and Python leaves with 1.
+
+    The libraries are made quiet here, when the command begins: importing them takes seconds that --help should not.
+    """
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
+        quiet_libraries()
         try:
             return command(*args, **kwargs)
         except InputError as error:
@@ -83,6 +87,8 @@ def quiet_libraries() -> None:
     library_logging.disable_progress_bar()
     logging.getLogger("tablet_hf").setLevel(logging.WARNING)
     hub_logging.set_verbosity_error()
+    # diffusers asks the Hub with an argument that it has given up: nothing that whoever sits there could do about it.
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
 
 
 def choose_device(name: str) -> str:
@@ -91,10 +97,11 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--device {name}: this machine has no such device ({reason}); use auto or cpu.") from error
+        raise InputError(
+            f"--device {name}: this machine has no such device; give auto, cpu, cuda, cuda:1 (the second GPU) or mps."
+        ) from error
     return name
 
 

@@ -22,7 +22,7 @@ class Terminal:
     """Attributes: `seconds`, what each finished stage took by the clock."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, emoji=False)
         self.seconds: dict[str, float] = {}
 
     def say(self, sentence: str) -> None:
