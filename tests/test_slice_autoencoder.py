@@ -167,11 +167,11 @@ class TestUnusable:
         [
             (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
             (lambda folder: (folder / "config.json").unlink(), "config.json"),
-            (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
-            (lambda folder: (folder / "config.json").write_text("{}"), "not an autoencoder"),
+            (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+            (lambda folder: (folder / "config.json").write_text("{}"), "_class_name"),
             (lambda folder: (folder / WEIGHTS).write_bytes(b""), "Unable to load weights"),
             (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100]), "Unable to load"),
-            (lambda folder: change_config(folder, _class_name="Nonsense"), "Nonsense is not an autoencoder"),
+            (lambda folder: change_config(folder, _class_name="Nonsense"), "Nonsense, which is not an autoencoder"),
             (lambda folder: change_config(folder, encoder_block_out_channels=[4, 8, 16]), "expected shape"),
             (drop_a_weight, "encoder.conv_out.weight"),
             (only_pickled_weights, WEIGHTS),
@@ -182,10 +182,28 @@ class TestUnusable:
         damage(folder)
         assert told in refusal(str(folder))
 
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda folder: (folder / "config.json").unlink(),
+            lambda folder: (folder / "config.json").write_text("{"),
+            lambda folder: (folder / "config.json").write_text("{}"),
+            lambda folder: change_config(folder, _class_name="Nonsense"),
+            lambda folder: (folder / WEIGHTS).unlink(),
+        ],
+        ids=["no config", "no JSON", "no class", "unknown class", "no weights"],
+    )
+    def test_a_folder_that_lacks_something_is_told_without_the_library(self, damage, folder, capfd):
+        damage(folder)
+        sentence = refusal(str(folder))
+        assert "could be loaded" not in sentence
+        assert "Error" not in sentence
+        assert capfd.readouterr() == ("", "")
+
     def test_a_model_that_is_no_autoencoder(self, tmp_path):
         blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
         UNet2DModel(block_out_channels=(4,), norm_num_groups=2, layers_per_block=1, **blocks).save_pretrained(tmp_path)
-        assert "UNet2DModel is not an autoencoder" in refusal(str(tmp_path))
+        assert "UNet2DModel, which is not an autoencoder" in refusal(str(tmp_path))
 
 
 @pytest.mark.slow

@@ -10,12 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.token_files import SUFFIX, load_tokens
 
+WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 PROVENANCE = ("autoencoder", "autoencoder_revision", "autoencoder_subfolder", "signal", "scaling", "volume_size")
 """Fields of config and record that say how tokens were made, besides their geometry."""
 
@@ -261,6 +270,7 @@ def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceCla
     from safetensors import SafetensorError
 
     check_model_name(name)
+    check_model_folder(Path(name))
     try:
         model, info = TabletForSequenceClassification.from_pretrained(
             str(name), revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
@@ -292,6 +302,23 @@ def check_model_name(name: str | Path) -> None:
     """
     if not Path(name).is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
         raise InputError(f"{name}: there is no such folder, and models on the Hub are called owner/name.")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder without the files of a model; a Hub id is no folder, and an adapter finds its model elsewhere.
+
+    Raises:
+        InputError: there is no config.json in it, or there are no weights.
+    """
+    if not folder.is_dir() or (folder / ADAPTER_CONFIG_NAME).is_file():
+        return
+    if not (folder / CONFIG_NAME).is_file():
+        raise InputError(f"{folder}: there is no {CONFIG_NAME} in it; give the folder of a fine-tuned model.")
+    if not any((folder / weights).is_file() for weights in WEIGHT_FILES):
+        raise InputError(
+            f"{folder}: there are no weights in it ({SAFE_WEIGHTS_NAME}), so it cannot predict; give the folder of a "
+            "fine-tuned model, as its save_pretrained wrote it."
+        )
 
 
 def load_extractor(

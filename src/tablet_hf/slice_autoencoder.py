@@ -1,6 +1,7 @@
 """Autoencoders by name, folder or Hub id, behind one narrow interface: images in, latents out, and back."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,8 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
     import diffusers
 
     folder = _local_folder(name)
+    if folder is not None:
+        _check_folder(folder / (subfolder or ""))
     location = str(folder) if folder else name
     options = {
         "subfolder": subfolder,
@@ -117,10 +120,15 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
         "local_files_only": folder is not None,
     }
     try:
-        kind = diffusers.AutoModel.load_config(location, **options).get("_class_name", "model of no known class")
+        kind = str(diffusers.AutoModel.load_config(location, **options).get("_class_name"))
         model_class = getattr(diffusers, kind, None)
         if not (hasattr(model_class, "encode") and hasattr(model_class, "decode")):
-            raise InputError(f"{name}: a {kind} is not an autoencoder of diffusers; it needs encode and decode.")
+            raise InputError(
+                f"{name}: its config.json names the class {kind}, which is not an autoencoder of diffusers; give one "
+                f"that encodes and decodes, or {_shipped_names()}."
+            )
+        if folder is not None:
+            _check_weights(folder / (subfolder or ""))
         model, loaded = model_class.from_pretrained(
             location, torch_dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
@@ -148,6 +156,33 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
             "so use the same weights, or tokenize everything again."
         )
     return SliceAutoencoder(model, name, found)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: there is no config.json in it that can be read, so it is not an autoencoder of diffusers; give "
+            f"a folder that its save_pretrained wrote, or {_shipped_names()}."
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{folder}: its config.json is not valid JSON; copy or download it again.") from error
+    if not isinstance(config, dict) or "_class_name" not in config:
+        raise InputError(
+            f"{folder}: its config.json does not say which class of diffusers it is for (_class_name), so it is not an "
+            f"autoencoder; give a folder that save_pretrained of an autoencoder wrote, or {_shipped_names()}."
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+
+    if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise InputError(
+            f"{folder}: there are no weights in it ({SAFETENSORS_WEIGHTS_NAME}); copy or download all of it again, and "
+            "save weights of another format with save_pretrained, which writes that."
+        )
 
 
 def _shipped_names() -> str:
