@@ -197,3 +197,16 @@ def test_every_model_is_written_so(tmp_path, monkeypatch, save):
     assert {"config.json", "model.safetensors"} <= set(names_in(folder))
     assert (folder / "config.json").read_text() != "old"
     assert names_in(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("save", [save_converted, save_of_the_demo])
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_of_a_model_follow_the_umask(tmp_path, save, umask):
+    before = os.umask(umask)
+    try:
+        save(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+    assert "model.safetensors" in modes

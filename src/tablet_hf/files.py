@@ -42,7 +42,8 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
             model.save_pretrained(unfinished)
 
     A folder that was there before is replaced with all that it holds: whoever calls makes sure that it may be. A block
-    that fails leaves it as it was, and nothing beside it.
+    that fails leaves it as it was, and nothing beside it. Files can be read by whom the umask says, also those that a
+    library kept to their owner, as safetensors does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,7 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
         unfinished, replaced = Path(scratch) / "new", Path(scratch) / "old"
         unfinished.mkdir()
         yield unfinished
+        _open_as_the_umask_says(unfinished)
         if path.exists():
             os.replace(path, replaced)
         try:
@@ -58,3 +60,10 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
             if replaced.exists():
                 os.rename(replaced, path)
             raise
+
+
+def _open_as_the_umask_says(folder: Path) -> None:
+    allowed = folder.stat().st_mode & 0o666  # a new folder has what the umask leaves; asking for the umask changes it
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | allowed)
