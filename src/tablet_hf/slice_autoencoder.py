@@ -180,8 +180,8 @@ def _check_weights(folder: Path) -> None:
 
     if not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise InputError(
-            f"{folder}: there are no weights in it ({SAFETENSORS_WEIGHTS_NAME}); copy or download all of it again, and "
-            "save weights of another format with save_pretrained, which writes that."
+            f"{folder}: there are no weights in it ({SAFETENSORS_WEIGHTS_NAME}); copy or download all of it again, or, "
+            "where it has weights in another format, save them with save_pretrained."
         )
 
 
