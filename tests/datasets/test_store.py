@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.store import merge_stores, quantise
+from tablet_hf.datasets.store import merge_stores, quantise, widen
 from tablet_hf.errors import InputError
 
 
@@ -109,6 +109,13 @@ class TestInt8:
             error = (int8_store.window(index).float() - written).abs()
             # Half a step, and the rounding to float16 of the mean and of the sum.
             assert (error <= 0.51 * step + 2.0**-10 * written.abs() + 1e-4).all()
+
+    def test_deviations_times_step_plus_mean_rounded_once(self):
+        # More frames than are widened at a time, and no multiple of that.
+        values, mean, step, _ = quantise(torch.randn(21, 27, 3072))
+        out = torch.empty(values.shape, dtype=torch.float16)
+        widen(values, mean, step, out)
+        assert torch.equal(out, (values.float() * step.float() + mean.float()).half())
 
     def test_the_recorded_error_is_the_real_one(self, known_tokens):
         tokens = known_tokens["01"]
@@ -237,6 +244,11 @@ class TestChecking:
         path.write_bytes(path.read_bytes()[:3000])
         with pytest.raises(InputError, match=r"sub-02.*damaged.*tokenize the run again"):
             TokenDataset.load(store.folder).window(1)
+
+    def test_a_file_of_another_shape_is_told_when_read(self, store, preprocessing):
+        settings = store.settings | {"preprocessing": preprocessing | {"token_size": 95}}
+        with pytest.raises(InputError, match=r"sub-01.*damaged or holds no tokens"):
+            TokenDataset(store.folder, settings, store.runs).window(0)
 
     def test_loading_what_is_no_store(self, tmp_path, preprocessing):
         with pytest.raises(InputError, match="no token dataset is there"):

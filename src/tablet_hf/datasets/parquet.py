@@ -39,6 +39,7 @@ from tablet_hf.datasets.store import (
     read_sidecars,
     sidecar_of,
     token_values,
+    widen,
     write_arrow,
     write_index,
     write_sidecar,
@@ -216,7 +217,7 @@ def unpacked(path_or_repo: str | Path, revision: str | None = None) -> Path:
             run = known[rows.key]
             file = target / run.file
             if not sidecar_of(file).is_file():
-                checksum, size = write_arrow(file, torch.from_numpy(rows.values), run, run.repetition_time, rows.once)
+                checksum, size = write_arrow(file, rows.values, run, run.repetition_time, rows.once)
                 run = replace(run, sha256=checksum, num_bytes=size)
                 write_sidecar(run, sidecar_of(file))
             runs.append(read_sidecar(sidecar_of(file)))
@@ -238,16 +239,16 @@ class RunRows:
     """The rows of one run: its key, values (frames, cells, features) as kept, and what its first row alone holds."""
 
     key: str
-    values: np.ndarray
+    values: Tensor
     once: tuple[Tensor | None, Tensor | None, Tensor | None]
 
     def tokens(self, start: int, frames: int) -> Tensor:
         """(frames, cells, features) float16, a copy."""
-        part = torch.from_numpy(self.values[start : start + frames])
+        part = self.values[start : start + frames]
         mean, scale, _ = self.once
-        if mean is None:
-            return part.clone()
-        return part.float().mul_(scale.float()).add_(mean.float()).half()
+        tokens = torch.empty(part.shape, dtype=torch.float16)
+        widen(part, mean, scale, tokens)
+        return tokens
 
 
 def runs_of(tables: Iterable[Any], geometry: Geometry, dtype: str) -> Iterator[RunRows]:
@@ -260,7 +261,7 @@ def runs_of(tables: Iterable[Any], geometry: Geometry, dtype: str) -> Iterator[R
             while begin < len(keys):
                 if keys[begin] != key:
                     if parts:
-                        yield RunRows(key, np.concatenate(parts), once)
+                        yield RunRows(key, torch.cat(parts), once)
                     key, parts = keys[begin], []
                     once = tuple(_once(batch, name, begin, geometry) for name in ONCE)
                 end = begin
@@ -270,7 +271,7 @@ def runs_of(tables: Iterable[Any], geometry: Geometry, dtype: str) -> Iterator[R
                 parts.append(values)
                 begin = end
     if parts:
-        yield RunRows(key, np.concatenate(parts), once)
+        yield RunRows(key, torch.cat(parts), once)
 
 
 def _once(batch: Any, name: str, row: int, geometry: Geometry) -> Tensor | None:
@@ -391,7 +392,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
                 order.shuffle(keys)
             store = TokenDataset.load(folder)
             for key in keys[share::shares]:
-                yield RunRows(key, store.window(key).numpy(), (None, None, None))
+                yield RunRows(key, store.window(key), (None, None, None))
             return
         from datasets import load_dataset
 
