@@ -3,12 +3,13 @@
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
+import socket
 import sys
 import time
 
@@ -62,6 +63,15 @@ def cohort(tmp_path_factory, make_scan):
     return folder
 
 
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes that need not import for seconds: they are copies of one that has done so."""
+    context = multiprocessing.get_context("forkserver")
+    libraries = ["diffusers.models.autoencoders.autoencoder_dc", "datasets", "accelerate", "nilearn.masking"]
+    context.set_forkserver_preload(["tablet_hf.datasets.tokenization", *libraries])
+    return context
+
+
 def scan_of(cohort, subject):
     return cohort / f"sub-{subject}_task-rest_bold.nii.gz"
 
@@ -78,6 +88,15 @@ def make_extractor(autoencoder, **settings):
 
 def tablet_hf(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def tablet_hf_as_rank(rank, port, told, *arguments):
+    """As one of two processes that a launcher such as torchrun or accelerate starts; writes what it tells to a file."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    result = tablet_hf(*arguments)
+    told.write_text(result.output)
+    sys.exit(result.exit_code)
 
 
 def read_log(store, name="tokenize-0"):
@@ -145,15 +164,13 @@ class TestResumption:
         assert tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES).done == ["sub-01"]
         assert writer.finish().runs[0].num_frames == 3
 
-    def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(self, cohort, autoencoder, tmp_path):
+    def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(self, cohort, autoencoder, processes, tmp_path):
         """A process of its own, killed without warning; every later one goes on from what was finished."""
-        command = [sys.executable, "-m", "tablet_hf.cli", "tokenize", "--source", "table", cohort / "scans.tsv"]
-        command += ["--autoencoder", autoencoder, "--device", "cpu"]
-        whole = tmp_path / "whole"
-        subprocess.run([*command, "--out", whole], check=True, capture_output=True)
-
+        command = ["tokenize", "--source", "table", cohort / "scans.tsv", "--device", "cpu"]
+        command += ["--autoencoder", autoencoder]
+        whole, cut = tmp_path / "whole", tmp_path / "cut"
+        assert tablet_hf(*command, "--out", whole).exit_code == 0
         generator = random.Random(0)
-        cut = tmp_path / "cut"
 
         def count_finished():
             return len(list(cut.rglob("*_tokens.json")))
@@ -161,19 +178,17 @@ class TestResumption:
         kills = 0
         for _ in range(3):
             before = count_finished()
-            process = subprocess.Popen(
-                [*command, "--out", cut], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-            )
+            process = processes.Process(target=tablet_hf, args=(*command, "--out", cut))
+            process.start()
             # Soon after another run was finished, while the next ones are under way.
-            while process.poll() is None and count_finished() == before:
+            while process.is_alive() and count_finished() == before:
                 time.sleep(0.01)
             time.sleep(generator.uniform(0, 0.1))
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                kills += 1
-            process.wait()
+            process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
         assert kills
-        subprocess.run([*command, "--out", cut], check=True, capture_output=True)
+        assert tablet_hf(*command, "--out", cut).exit_code == 0
 
         statuses = [(row["run"], row["status"]) for row in read_log(cut)]
         for subject in FRAMES:
@@ -330,19 +345,25 @@ class TestCommands:
             assert result.exit_code == 2, result.output
             assert message in result.output
 
-    def test_two_processes_share_the_work(self, cohort, autoencoder, store, tmp_path):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone",
-                   "-m", "tablet_hf.cli", "tokenize", "--source", "table", cohort / "scans.tsv",
-                   "--out", tmp_path / "store", "--autoencoder", autoencoder, "--device", "cpu"]  # fmt: skip
-        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
+    def test_two_processes_share_the_work(self, cohort, autoencoder, store, processes, tmp_path):
+        command = ["tokenize", "--source", "table", cohort / "scans.tsv", "--device", "cpu"]
+        command += ["--autoencoder", autoencoder, "--out", tmp_path / "store"]
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        told = [tmp_path / f"told-{rank}.txt" for rank in (0, 1)]
+        both = [processes.Process(target=tablet_hf_as_rank, args=(rank, port, told[rank], *command)) for rank in (0, 1)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join()
+        assert [process.exitcode for process in both] == [0, 0], [file.read_text() for file in told]
         tokens = TokenDataset.load(tmp_path / "store")
         assert tokens.check() == []
         assert [run.subject for run in tokens.runs] == sorted(FRAMES)
         shares = [{row["run"] for row in read_log(tmp_path / "store", f"tokenize-{rank}")} for rank in (0, 1)]
         assert all(shares)
         assert not shares[0] & shares[1]
-        assert "4 runs tokenized (17 frames" in result.stdout + result.stderr
+        assert "4 runs tokenized (17 frames" in told[0].read_text()
         for run in tokens.runs:
             torch.testing.assert_close(
                 tokens.window(run.key), TokenDataset.load(store).window(run.key), atol=2e-2, rtol=2e-2
