@@ -52,7 +52,7 @@ def tokenize_source(
     cohort = find_scans(source, roots[0], **options)
     if dry_run:
         _tell_cohort(cohort)
-        raise typer.Exit(2 if cohort.problems else 0)
+        raise typer.Exit(0 if cohort.is_all_used else 2)
 
     from dataclasses import replace
 
@@ -111,7 +111,7 @@ def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any) -> None:
         messages.print(f"{len(failed)} of {len(cohort.records)} scans could not be used:")
         for problem in failed[:50]:
             messages.print(f"  {escape(str(problem))}")
-    if failed or cohort.problems:
+    if failed or not cohort.is_all_used:
         messages.print(f"All that was left out, and why: {escape(str(writer.problems_file))}")
         raise typer.Exit(2)
 

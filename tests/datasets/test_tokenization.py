@@ -231,6 +231,17 @@ class TestTrouble:
         assert "2 were there already" in result.output
         assert len((store / "problems.tsv").read_text().splitlines()) == 1
 
+    def test_a_missing_table_of_labels_is_told_once_and_leaves_nothing_out(self, autoencoder, tmp_path, make_scan):
+        root = tmp_path / "a" / "b"
+        make_scan(root / "sub-01" / "func" / "sub-01_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz", frames=1)
+        command = ["tokenize", "--source", "bids", root, "--out", tmp_path / "store"]
+        for options in (["--dry-run"], ["--autoencoder", autoencoder]):
+            result = tablet_hf(*command, *options)
+            assert result.exit_code == 0, result.output
+            assert result.output.count("no participants.tsv was found") == 1
+            assert "left out" not in result.output
+        assert "no participants.tsv was found" in (tmp_path / "store" / "problems.tsv").read_text()
+
     def test_a_full_disk_ends_it_and_loses_nothing(self, cohort, autoencoder, tmp_path, monkeypatch):
         extractor = make_extractor(autoencoder)
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())

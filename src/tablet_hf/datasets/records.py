@@ -59,10 +59,14 @@ class ScanRecord:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something of a source that could not be used: `what` names the file or the person, `why` is one sentence."""
+    """Something of a source that could not be used: `what` names the file or the person, `why` is one sentence.
+
+    A note tells of something that may be missed, such as a table of labels, where all that was given is used.
+    """
 
     what: str
     why: str
+    is_note: bool = False
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}"
@@ -81,6 +85,11 @@ class Cohort:
     records: Sequence[ScanRecord]
     problems: Sequence[Problem] = ()
     is_restricted: bool = False
+
+    @property
+    def is_all_used(self) -> bool:
+        """Whether nothing was left out; there may be notes."""
+        return all(problem.is_note for problem in self.problems)
 
 
 def typed_value(cell: Any) -> Phenotype:

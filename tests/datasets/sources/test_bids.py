@@ -198,7 +198,8 @@ def test_people_without_a_scan_and_scans_without_a_row_are_told(plant, write, re
     assert [record.phenotypes for record in cohort.records] == [{"age": 31}, {"age": None}]
     assert reasons(cohort, "subject 02: no row")
     assert reasons(cohort, "subject 03: the phenotype tables name it, but no run")
-    assert len(cohort.problems) == 2
+    assert [problem.is_note for problem in cohort.problems] == [False, True]
+    assert not cohort.is_all_used
 
 
 @pytest.mark.parametrize("place", ["derivatives/fmriprep", "derivatives", ".", "rawdata", "sourcedata/raw"])
@@ -224,6 +225,7 @@ def test_a_dataset_without_a_table_has_no_labels_and_is_told(plant, reasons):
     cohort = find_scans("bids", root)
     assert [record.phenotypes for record in cohort.records] == [{}]
     assert reasons(cohort, "no participants.tsv")
+    assert cohort.is_all_used
 
 
 def test_tables_by_option_take_the_place_of_participants_tsv(plant, write):

@@ -121,9 +121,10 @@ def _groups(records: Iterable[ScanRecord], label: Callable[[ScanRecord], str]) -
 
 
 def mixture(root: Path, kinds: Iterable[str], option: str) -> list[Problem]:
-    """A problem where the scans of a cohort were not all made alike, which tells people apart for the wrong reason."""
+    """A note where the scans of a cohort were not all made alike, which tells people apart for the wrong reason."""
     counts = Counter(kinds)
     if len(counts) < 2:
         return []
     said = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common())
-    return [Problem(str(root), f"the scans were not all made alike: {said}; choose one kind with {option}.")]
+    why = f"the scans were not all made alike: {said}; choose one kind with {option}."
+    return [Problem(str(root), why, is_note=True)]

@@ -141,7 +141,7 @@ def join(records: Iterable[ScanRecord], people: People) -> tuple[list[ScanRecord
     """Lay what is known of people beside their scans.
 
     Columns that name sites and families become those fields of a record, and go before what stands there; all others
-    become its phenotypes. A scan without a row stays usable, with phenotypes that are None, and is a problem.
+    become its phenotypes. A scan without a row stays usable, with phenotypes that are None, and a note.
     """
     site_column = column_among(people.columns, SITE_COLUMNS)
     family_column = column_among(people.columns, FAMILY_COLUMNS)
@@ -153,7 +153,8 @@ def join(records: Iterable[ScanRecord], people: People) -> tuple[list[ScanRecord
         site, family = phenotypes.pop(site_column, None), phenotypes.pop(family_column, None)
         if people.columns and not people.has(record.subject, record.session):
             what = _said(record.subject, record.session if record.subject in subjects else None)
-            unlabelled[what] = Problem(what, "no row of the phenotype tables is about it, so its scans have no labels.")
+            why = "no row of the phenotype tables is about it, so its scans have no labels."
+            unlabelled[what] = Problem(what, why, is_note=True)
         record = replace(
             record,
             site=record.site if site is None else str(site),

@@ -120,7 +120,7 @@ def find(
         people.add(table, SUBJECT_COLUMNS, _subject_label, rename=_heading)
     if not tables:
         why = "no table with phenotypic in its name was found in it, so scans have no labels; name a table."
-        problems.append(Problem(str(root), why))
+        problems.append(Problem(str(root), why, is_note=True))
     for subject in sorted(people.subjects - {run.record.subject for run in runs}):
         problems.append(Problem(f"subject {subject}", "the phenotypic tables name it, but no run of it was found."))
     records, unlabelled = join([run.record for run in runs], people)

@@ -131,7 +131,7 @@ def find(
         people.add(table, SUBJECT_COLUMNS, bids_label("sub"), SESSION_COLUMNS)
     if not tables:
         why = "no participants.tsv was found in, above or beside it, so scans have no labels; name a table."
-        problems.append(Problem(str(root), why))
+        problems.append(Problem(str(root), why, is_note=True))
     for subject in sorted(people.subjects - runs.subjects):
         problems.append(Problem(f"subject {subject}", "the phenotype tables name it, but no run of it was found."))
     folders = [folder for folder in (root, _raw_folder(root)) if folder]

@@ -91,7 +91,7 @@ def find(
         people.add(Path(table), ("Subject",), number_label())
     if not any(column.casefold() == "family_id" for column in people.columns):
         why = "no table gives Family_ID, so splits cannot keep families together; name the restricted CSV."
-        problems.append(Problem(str(root), why))
+        problems.append(Problem(str(root), why, is_note=True))
     records, unlabelled = join(records, people)
     records = [_with_common_names(record) for record in records]
     problems += [*absent, *mixture(root, kinds, "pattern= (command line: --pattern)"), *people.problems, *unlabelled]

@@ -148,7 +148,7 @@ def _missing_columns(people: People, instances: set[str]) -> list[Problem]:
     wanted = [f"p{SEX}_i0"] + [f"p{field}_i{instance}" for instance in sorted(instances) for field in FIELDS[1:]]
     absent = [column for column in wanted if column not in people.columns]
     why = f"they have no column for {', '.join(absent)} (field and instance), so what it says is missing."
-    return [Problem("phenotype tables", why)] if absent else []
+    return [Problem("phenotype tables", why, is_note=True)] if absent else []
 
 
 def _with_labels(record: ScanRecord) -> ScanRecord:
