@@ -1,6 +1,7 @@
 """What a user relies on before anything is computed: names, import cost, installation."""
 
 import ast
+import importlib
 import pickle
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import tablet_hf
+import tablet_hf.datasets
 from tablet_hf import auto_classes
 
 ROOT = Path(__file__).parent.parent
@@ -28,12 +30,13 @@ def loaded_of(names, code):
 
 def test_the_import_waits_for_neither_torch_nor_transformers():
     slow = (*HEAVY, "torch", "transformers", "scipy", "numpy")
-    assert loaded_of(slow, "import tablet_hf; dir(tablet_hf)") == []
+    assert loaded_of(slow, "import tablet_hf.datasets; dir(tablet_hf), dir(tablet_hf.datasets)") == []
     assert "transformers" not in loaded_of(slow, "import tablet_hf.tokens, tablet_hf.volumes")
 
 
-def test_no_promised_name_loads_heavy_libraries():
-    assert loaded_of(HEAVY, "import tablet_hf; [getattr(tablet_hf, name) for name in tablet_hf.__all__]") == []
+@pytest.mark.parametrize("package", ["tablet_hf", "tablet_hf.datasets"])
+def test_no_promised_name_loads_heavy_libraries(package):
+    assert loaded_of(HEAVY, f"from {package} import *") == []
 
 
 def test_promised_names():
@@ -52,12 +55,32 @@ def test_promised_names():
         _ = tablet_hf.TabletForCausalLM
 
 
-def test_a_type_checker_sees_what_is_exported():
+def test_promised_names_of_datasets():
+    assert set(tablet_hf.datasets.__all__) <= set(dir(tablet_hf.datasets))
+    for module, public in {
+        "collator": {"TabletCollator"},
+        "parquet": {"StreamedWindows", "export_parquet"},
+        "records": {"Cohort", "Problem", "ScanRecord"},
+        "sources": {"find_scans"},
+        "splits": set(tablet_hf.datasets.splits.__all__) - {"PARTS", "check"},
+        "store": {"StoredRun", "TokenDataset", "TokenStoreWriter", "merge_stores"},
+        "windows": set(tablet_hf.datasets.windows.__all__),
+    }.items():
+        for name in public:
+            assert getattr(tablet_hf.datasets, name) is getattr(getattr(tablet_hf.datasets, module), name)
+    with pytest.raises(AttributeError, match="no attribute 'load_dataset'"):
+        _ = tablet_hf.datasets.load_dataset
+
+
+@pytest.mark.parametrize("package", ["tablet_hf", "tablet_hf.datasets"])
+def test_a_type_checker_sees_what_is_exported(package):
     """What stands under `TYPE_CHECKING` and what is imported on demand are the same names from the same modules."""
-    tree = ast.parse((ROOT / "src/tablet_hf/__init__.py").read_text())
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(module.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {name.name: node.module for node in block.body for name in node.names}
-    assert seen == tablet_hf._MODULE_OF
+    assert seen == module._MODULE_OF
+    assert set(seen) <= set(module.__all__)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """TABLeT for Hugging Face: whole fMRI runs as tokens of a natural-image autoencoder, and a transformer over them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .auto_classes import introduce_tablet
 from .errors import InputError
+from .exports import imported_on_demand
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         TabletPreTrainedModel,
     )
 
-# Imported when they are asked for: torch and transformers take seconds.
 _MODULE_OF = {
     "TabletConfig": "configuration_tablet",
     "TabletFeatureExtractor": "feature_extraction_tablet",
@@ -27,21 +26,7 @@ _MODULE_OF = {
     "TabletPreTrainedModel": "modeling_tablet",
     "TokenizedRun": "feature_extraction_tablet",
 }
-_SUBMODULES = {*_MODULE_OF.values(), "tokens", "volumes"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
-        return import_module(f".{name}", __name__)
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBMODULES})
-
+__getattr__, __dir__ = imported_on_demand(__name__, _MODULE_OF, submodules={"tokens", "volumes"})
 
 introduce_tablet()
 

@@ -1,6 +1,81 @@
 """Token datasets: sources of scans, the store of their tokens, splits, windows and batches."""
 
-from tablet_hf.datasets.records import Cohort, Problem, ScanRecord
-from tablet_hf.datasets.store import StoredRun, TokenDataset, TokenStoreWriter
+from typing import TYPE_CHECKING
 
-__all__ = ["Cohort", "Problem", "ScanRecord", "StoredRun", "TokenDataset", "TokenStoreWriter"]
+from tablet_hf.exports import imported_on_demand
+
+if TYPE_CHECKING:
+    from .collator import TabletCollator
+    from .parquet import StreamedWindows, export_parquet
+    from .records import Cohort, Problem, ScanRecord
+    from .sources import find_scans
+    from .splits import (
+        Split,
+        family_ids,
+        folds,
+        leave_one_site_out,
+        read_splits,
+        runs_in,
+        split_subjects,
+        subject_ids,
+        write_splits,
+    )
+    from .store import StoredRun, TokenDataset, TokenStoreWriter, merge_stores
+    from .windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
+
+_MODULE_OF = {
+    "Cohort": "records",
+    "EpochCallback": "windows",
+    "EvaluationWindows": "windows",
+    "Problem": "records",
+    "ScanRecord": "records",
+    "Split": "splits",
+    "StoredRun": "store",
+    "StreamedWindows": "parquet",
+    "TabletCollator": "collator",
+    "TokenDataset": "store",
+    "TokenStoreWriter": "store",
+    "TrainingWindows": "windows",
+    "average_by": "windows",
+    "export_parquet": "parquet",
+    "family_ids": "splits",
+    "find_scans": "sources",
+    "folds": "splits",
+    "label_classes": "windows",
+    "leave_one_site_out": "splits",
+    "merge_stores": "store",
+    "read_splits": "splits",
+    "runs_in": "splits",
+    "split_subjects": "splits",
+    "subject_ids": "splits",
+    "write_splits": "splits",
+}
+__getattr__, __dir__ = imported_on_demand(__name__, _MODULE_OF)
+
+__all__ = [
+    "Cohort",
+    "EpochCallback",
+    "EvaluationWindows",
+    "Problem",
+    "ScanRecord",
+    "Split",
+    "StoredRun",
+    "StreamedWindows",
+    "TabletCollator",
+    "TokenDataset",
+    "TokenStoreWriter",
+    "TrainingWindows",
+    "average_by",
+    "export_parquet",
+    "family_ids",
+    "find_scans",
+    "folds",
+    "label_classes",
+    "leave_one_site_out",
+    "merge_stores",
+    "read_splits",
+    "runs_in",
+    "split_subjects",
+    "subject_ids",
+    "write_splits",
+]
