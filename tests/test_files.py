@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -167,6 +169,18 @@ def test_a_folder_whose_successor_cannot_take_its_place_comes_back(tmp_path, mon
         (unfinished / "new").touch()
     assert names_in(tmp_path) == ["model"]
     assert names_in(folder) == ["old"]
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path):
+    code = "import os, sys; from tablet_hf.files import folder_written_whole as write\n"
+    code += "with write(sys.argv[1]) as unfinished: (unfinished / 'half').touch(); os.kill(os.getpid(), 9)"
+    folder = tmp_path / "model"
+    assert subprocess.run([sys.executable, "-c", code, folder]).returncode == -9
+    assert len(names_in(tmp_path)) == 1
+    with folder_written_whole(folder):
+        pass
+    assert names_in(tmp_path) == ["model"]
+    assert names_in(folder) == []
 
 
 def save_converted(folder):

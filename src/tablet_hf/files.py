@@ -1,7 +1,7 @@
 """Writing files and folders whose name never stands for half of them."""
 
 import os
-import tempfile
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,14 +42,16 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
             model.save_pretrained(unfinished)
 
     A folder that was there before is replaced with all that it holds: whoever calls makes sure that it may be. A block
-    that fails leaves it as it was, and nothing beside it. Files can be read by whom the umask says, also those that a
-    library kept to their owner, as safetensors does.
+    that fails leaves it as it was, and nothing beside it; what a killed process left is deleted by the next one, hence
+    only one process at a time may write a folder. Files can be read by whom the umask says, also those that a library
+    kept to their owner, as safetensors does.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        unfinished, replaced = Path(scratch) / "new", Path(scratch) / "old"
-        unfinished.mkdir()
+    scratch = path.parent / f".{path.name}-unfinished"
+    shutil.rmtree(scratch, ignore_errors=True)
+    unfinished, replaced = scratch / "new", scratch / "old"
+    unfinished.mkdir(parents=True)
+    try:
         yield unfinished
         _open_as_the_umask_says(unfinished)
         if path.exists():
@@ -60,6 +62,8 @@ def folder_written_whole(path: str | Path) -> Iterator[Path]:
             if replaced.exists():
                 os.rename(replaced, path)
             raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _open_as_the_umask_says(folder: Path) -> None:

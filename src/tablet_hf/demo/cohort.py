@@ -14,7 +14,6 @@ both groups in expectation. Neither single regions nor the average image tell wh
 import csv
 import json
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from tablet_hf.errors import InputError
+from tablet_hf.files import folder_written_whole
 from tablet_hf.version import __version__
 
 __all__ = [
@@ -228,29 +228,23 @@ def write_cohort(
     """
     if folder.exists() and not is_cohort(folder):
         raise InputError(f"{folder}: this folder is in the way and holds no cohort of the demo; choose another --out.")
-    unfinished = folder.with_name(f".{folder.name}-unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-
     anatomy = load_anatomy(resolution)
 
-    def write_person(person: int, label: int) -> Person:
-        name = f"sub-{person + 1:02d}"
-        run = simulate_run(design, person, label, anatomy)
-        return Person(name, label, _write_person(unfinished, name, run, anatomy, design))
+    with folder_written_whole(folder) as unfinished:
 
-    people = []
-    # Random numbers, filters and compression all let other threads work meanwhile.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        for person in pool.map(write_person, range(design.num_people), _labels(design)):
-            people.append(person)
-            if on_progress is not None:
-                on_progress(len(people), design.num_people)
-    _write_description(unfinished, people, design, resolution)
+        def write_person(person: int, label: int) -> Person:
+            name = f"sub-{person + 1:02d}"
+            run = simulate_run(design, person, label, anatomy)
+            return Person(name, label, _write_person(unfinished, name, run, anatomy, design))
 
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(unfinished, folder)
+        people = []
+        # Random numbers, filters and compression all let other threads work meanwhile.
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            for person in pool.map(write_person, range(design.num_people), _labels(design)):
+                people.append(person)
+                if on_progress is not None:
+                    on_progress(len(people), design.num_people)
+        _write_description(unfinished, people, design, resolution)
     return read_cohort(folder)
 
 
