@@ -9,7 +9,6 @@
 files of the cache, since Parquet cannot be mapped into memory; `StreamedWindows` reads them without keeping anything.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,18 +33,19 @@ from tablet_hf.datasets.store import (
     geometry_of,
     kept_once,
     read_index,
+    read_runs,
     read_settings,
     read_sidecar,
-    read_sidecars,
     sidecar_of,
     token_values,
     widen,
     write_arrow,
     write_index,
+    write_settings,
     write_sidecar,
 )
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
+from tablet_hf.files import folder_written_whole
 
 __all__ = ["StreamedWindows", "export_parquet", "unpacked"]
 
@@ -88,21 +88,40 @@ def export_parquet(
     Raises:
         InputError: `out` holds something.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it is there already; choose another folder for the export.")
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / DATA_FOLDER).mkdir(parents=True)
+    with folder_written_whole(out) as unfinished:
+        columns = _write_shards(store, unfinished / DATA_FOLDER, shard_bytes, on_progress)
+        write_settings(unfinished, store.settings | {"phenotype_columns": columns})
+        write_index(unfinished, store.runs)
+        if (store.folder / SPLITS_FOLDER).is_dir():
+            shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
+        people = {(run.dataset, run.subject) for run in store.runs}
+        text = README.format(
+            runs=len(store.runs),
+            subjects=len(people),
+            frames=sum(run.num_frames for run in store.runs),
+            autoencoder=store.preprocessing["autoencoder"],
+        )
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
+    return out
+
+
+def _write_shards(
+    store: TokenDataset, folder: Path, shard_bytes: int, on_progress: Callable[[int, int], None] | None
+) -> dict[str, str]:
+    """Write the rows of all runs, and give the phenotype that each column of them holds."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
     kinds = store.phenotype_types()
     names = phenotype_columns(kinds)
     shards = _shards(store.runs, shard_bytes)
     done = 0
     for number, runs in enumerate(shards):
-        path = unfinished / DATA_FOLDER / f"train-{number:05d}-of-{len(shards):05d}.parquet"
+        path = folder / f"train-{number:05d}-of-{len(shards):05d}.parquet"
         writer = None
         for run in runs:
             for batch in _rows(store, run, kinds, names):
@@ -115,25 +134,7 @@ def export_parquet(
             if on_progress is not None:
                 on_progress(done, len(store.runs))
         writer.close()
-    settings = store.settings | {"phenotype_columns": {column: name for name, column in names.items()}}
-    (unfinished / STORE_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    write_index(unfinished, store.runs)
-    if (store.folder / SPLITS_FOLDER).is_dir():
-        shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
-    people = {(run.dataset, run.subject) for run in store.runs}
-    (unfinished / "README.md").write_text(
-        README.format(
-            runs=len(store.runs),
-            subjects=len(people),
-            frames=sum(run.num_frames for run in store.runs),
-            autoencoder=store.preprocessing["autoencoder"],
-        ),
-        encoding="utf-8",
-    )
-    if out.exists():
-        out.rmdir()
-    unfinished.rename(out)
-    return out
+    return {column: name for name, column in names.items()}
 
 
 def phenotype_columns(kinds: dict[str, type]) -> dict[str, str]:
@@ -228,8 +229,7 @@ def unpacked(path_or_repo: str | Path, revision: str | None = None) -> Path:
         )
     if (source / SPLITS_FOLDER).is_dir():
         shutil.copytree(source / SPLITS_FOLDER, target / SPLITS_FOLDER, dirs_exist_ok=True)
-    with written_whole(target / STORE_FILE) as unfinished:
-        unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_settings(target, settings)
     write_index(target, sorted(runs, key=lambda run: run.key))
     return target
 
@@ -263,7 +263,7 @@ def runs_of(tables: Iterable[Any], geometry: Geometry, dtype: str) -> Iterator[R
                     if parts:
                         yield RunRows(key, torch.cat(parts), once)
                     key, parts = keys[begin], []
-                    once = tuple(_once(batch, name, begin, geometry) for name in ONCE)
+                    once = tuple(kept_once(batch.column(name)[begin], geometry) for name in ONCE)
                 end = begin
                 while end < len(keys) and keys[end] == key:
                     end += 1
@@ -272,10 +272,6 @@ def runs_of(tables: Iterable[Any], geometry: Geometry, dtype: str) -> Iterator[R
                 begin = end
     if parts:
         yield RunRows(key, torch.cat(parts), once)
-
-
-def _once(batch: Any, name: str, row: int, geometry: Geometry) -> Tensor | None:
-    return kept_once(batch.column(name)[row], geometry)
 
 
 def _tables(path: Path) -> Iterator[Any]:
@@ -360,7 +356,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         wanted = None if runs is None else set(runs)
         self.runs = {
             run.key: run
-            for run in (read_index(folder) if (folder / INDEX_FILE).is_file() else read_sidecars(folder))
+            for run in read_runs(folder)
             if (wanted is None or run.key in wanted) and (labels is None or labels.get(run.key) is not None)
         }
 

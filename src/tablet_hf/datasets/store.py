@@ -161,10 +161,10 @@ class TokenDataset(torch.utils.data.Dataset):
         if not (folder / STORE_FILE).is_file() or not (folder / RUNS_FOLDER).is_dir():
             folder = unpacked(path_or_repo, revision)
         settings = read_settings(folder)
-        runs = read_index(folder) if (folder / INDEX_FILE).is_file() else list(read_sidecars(folder))
+        runs = read_runs(folder)
         if not runs:
             raise InputError(f"{folder}: this store holds no finished run yet; run tablet-hf tokenize to its end.")
-        return cls(folder, settings, sorted(runs, key=lambda run: run.key))
+        return cls(folder, settings, runs)
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -442,18 +442,15 @@ class TokenStoreWriter:
                     f"{self.folder}: it holds tokens made with {what} {found}, not {asked}; choose another --out."
                 )
             if is_restricted and not settings["is_restricted"]:
-                self._write_settings(settings | {"is_restricted": True})
+                write_settings(self.folder, settings | {"is_restricted": True})
         else:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise InputError(f"{self.folder}: the folder holds something else than a store; choose another --out.")
             (self.folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
-            self._write_settings(wanted | {"is_restricted": is_restricted, "software": software_versions()})
+            settings = wanted | {"is_restricted": is_restricted, "software": software_versions()}
+            write_settings(self.folder, settings)
         self.settings = read_settings(self.folder)
         self.geometry = geometry_of(self.settings)
-
-    def _write_settings(self, settings: Mapping[str, Any]) -> None:
-        with written_whole(self.folder / STORE_FILE) as unfinished:
-            unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     def finished(self, record: ScanRecord, scan: Mapping[str, Any]) -> bool:
         """Whether the run is there already, made from the same file; what else is known of it is brought up to date.
@@ -552,8 +549,7 @@ class TokenStoreWriter:
 
     def finish(self) -> TokenDataset:
         """Gather what all processes wrote into one typed table, and open the store."""
-        runs = sorted(read_sidecars(self.folder), key=lambda run: run.key)
-        write_index(self.folder, runs)
+        write_index(self.folder, read_sidecars(self.folder))
         return TokenDataset.load(self.folder)
 
 
@@ -699,6 +695,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    with written_whole(folder / STORE_FILE) as unfinished:
+        unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def store_key(record: ScanRecord) -> str:
     """`sub-01_task-rest`, behind its dataset's name where there is one: `HCP-YA/sub-100307_task-rest_run-REST1LR`."""
     if record.dataset is None:
@@ -736,9 +737,14 @@ def read_sidecar(path: Path) -> StoredRun:
         ) from error
 
 
-def read_sidecars(folder: Path) -> Iterator[StoredRun]:
-    for path in sorted((Path(folder) / RUNS_FOLDER).rglob(f"*{SIDECAR_ENDING}")):
-        yield read_sidecar(path)
+def read_sidecars(folder: Path) -> list[StoredRun]:
+    runs = [read_sidecar(path) for path in (folder / RUNS_FOLDER).rglob(f"*{SIDECAR_ENDING}")]
+    return sorted(runs, key=lambda run: run.key)
+
+
+def read_runs(folder: Path) -> list[StoredRun]:
+    """All finished runs of a store, sorted by key; of an export too."""
+    return read_index(folder) if (folder / INDEX_FILE).is_file() else read_sidecars(folder)
 
 
 def write_index(folder: Path, runs: Sequence[StoredRun]) -> None:
