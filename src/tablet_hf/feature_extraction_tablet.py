@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .errors import InputError
 from .slice_autoencoder import SliceAutoencoder, load_autoencoder
 from .tokens import latents_to_tokens, slices_to_volumes, tokens_to_latents, volumes_to_slices
-from .volumes import BoldRun, Scan, open_run, undo_percent_change, unscale_intensity
+from .volumes import BoldRun, Scan, open_run, scale_intensity, undo_percent_change, unscale_intensity
 
 logger = logging.get_logger(__name__)
 
@@ -337,8 +337,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         scale = run.intensity_scale(self.scaling)
         mean_tokens = None
         if self.signal == "percent_change":
-            mean = torch.from_numpy(run.mean)[None] / scale * 2 - 1
-            mean_tokens = self.volumes_to_tokens(mean.clamp(-1, 1), "intensity").cpu()
+            mean = torch.from_numpy(scale_intensity(run.mean[None], scale))
+            mean_tokens = self.volumes_to_tokens(mean, "intensity").cpu()
         return TokenizedRun(
             tokens, frames, run.repetition_time * stride, scale, mean_tokens, run.clipped_share, run.name
         )

@@ -32,7 +32,7 @@ from tablet_hf.datasets.store import LOGS_FOLDER, TokenStoreWriter, scan_identit
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import BACKGROUND, FRAMES_PER_BLOCK, TabletFeatureExtractor
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
-from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run
+from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run, scale_intensity
 
 __all__ = ["Outcome", "Resources", "tokenize_scans"]
 
@@ -262,7 +262,7 @@ class _Tokenization:
         for frames, volumes in bold.scaled_blocks(extractor.signal, extractor.scaling, None, FRAMES_PER_BLOCK):
             self._put(self._block(run, int(frames[0]), volumes, occupied, BACKGROUND[extractor.signal]))
         if run.needs_mean:
-            mean = np.clip(bold.mean[None] / bold.intensity_scale(extractor.scaling) * 2 - 1, -1, 1)
+            mean = scale_intensity(bold.mean[None], bold.intensity_scale(extractor.scaling))
             self._put(self._block(run, None, mean, occupied, BACKGROUND["intensity"]))
 
     def _block(self, run: _Run, first: int | None, volumes: np.ndarray, occupied: Tensor, background: float) -> _Block:
