@@ -40,6 +40,7 @@ from tablet_hf.terminal import (
     one_sentence,
     output,
     progress_bars,
+    show_facts,
     show_rows,
     tell_and_leave,
 )
@@ -315,10 +316,7 @@ def info(
     """Say what a scan, a model, an autoencoder or a file of tokens holds."""
     from tablet_hf.describe import describe
 
-    facts = describe(model_or_scan, mask, repetition_time, space_check, add_mean)
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        output.print(f"{name:{width}}  {escape(str(value))}")
+    show_facts(describe(model_or_scan, mask, repetition_time, space_check, add_mean))
 
 
 @app.command()

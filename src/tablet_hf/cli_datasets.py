@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tablet_hf.errors import InputError
-from tablet_hf.terminal import Bars, choose_device, messages, one_sentence, output
+from tablet_hf.terminal import Bars, choose_device, messages, one_sentence, output, show_facts
 
 app = typer.Typer(name="dataset", help="Look at, check, split and join token datasets.", no_args_is_help=True)
 
@@ -142,7 +142,7 @@ def check(store: Store) -> None:
     from tablet_hf.datasets.store import TokenDataset
 
     tokens = TokenDataset.load(store)
-    _show(tokens.describe())
+    show_facts(tokens.describe())
     faults = tokens.check()
     for fault in faults:
         messages.print(escape(fault))
@@ -158,7 +158,7 @@ def describe(store: Store) -> None:
     """Say what a store holds: people, runs, frames, how it was made, phenotypes."""
     from tablet_hf.datasets.store import TokenDataset
 
-    _show(TokenDataset.load(store).describe())
+    show_facts(TokenDataset.load(store).describe())
 
 
 @app.command()
@@ -233,9 +233,3 @@ def export(
             tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)
         )
     output.print(escape(str(path)))
-
-
-def _show(facts: dict[str, Any]) -> None:
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        output.print(f"{name:{width}}  {escape(str(value))}")

@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,6 +188,13 @@ def tell_and_leave(failures: dict[Path, str], total: int, done: str | None) -> N
         for sentence in failures.values():
             messages.print(f"  {escape(sentence)}")
         raise typer.Exit(2)
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """A line each: its name, and what is known, in a second column."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        output.print(f"{name:{width}}  {escape(str(value))}")
 
 
 def show_rows(rows: Iterable[dict[str, Any]]) -> None:
