@@ -1,8 +1,8 @@
 """TABLeT model configuration."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -100,6 +100,16 @@ class TabletConfig(PreTrainedConfig):
     ```"""
 
     model_type = "tablet"
+    # What decides whether tokens fit, and what else tells one kind of them from another.
+    token_geometry: ClassVar = ("token_size", "grid_size")
+    token_provenance: ClassVar = (
+        "autoencoder",
+        "autoencoder_revision",
+        "autoencoder_subfolder",
+        "signal",
+        "scaling",
+        "volume_size",
+    )
 
     token_size: int = 3072
     grid_size: int = 3
@@ -273,6 +283,15 @@ class TabletConfig(PreTrainedConfig):
         if not (math.isfinite(self.positive_weight) and self.positive_weight > 0):
             raise ValueError(f"`positive_weight` must be finite and over 0, got {self.positive_weight}.")
 
+    def token_differences(self, record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+        """Which of these fields say something else of tokens than this config, in words; see below for the record."""
+        pairs = [(name, record.get(name), getattr(self, name)) for name in names]
+        return [
+            f"{name} {given!r} instead of {expected!r}"
+            for name, given, expected in pairs
+            if given is not None and expected is not None and given != expected
+        ]
+
     def check_tokens_compatible(self, tokens_from: Any) -> None:
         """
         Compare the tokens a model is about to be given with those it was made for.
@@ -290,24 +309,13 @@ class TabletConfig(PreTrainedConfig):
         model runs, on numbers that it was not trained on.
         """
         record = tokens_from if isinstance(tokens_from, Mapping) else tokens_from.to_dict()
-
-        def differing(*names: str) -> list[str]:
-            pairs = [(name, record.get(name), getattr(self, name)) for name in names]
-            return [
-                f"{name} {given!r} instead of {expected!r}"
-                for name, given, expected in pairs
-                if given is not None and expected is not None and given != expected
-            ]
-
-        misfits = differing("token_size", "grid_size")
+        misfits = self.token_differences(record, self.token_geometry)
         if misfits:
             raise ValueError(
                 f"These tokens do not fit this model: {', '.join(misfits)}; tokenize the scans with the autoencoder "
                 f"the model was trained with ({self.autoencoder or 'not recorded'}), or use a model made for them."
             )
-        surprises = differing(
-            "autoencoder", "autoencoder_revision", "autoencoder_subfolder", "signal", "scaling", "volume_size"
-        )
+        surprises = self.token_differences(record, self.token_provenance)
         if surprises:
             logger.warning_once(
                 f"These tokens were not made as those the model was trained on: {', '.join(surprises)}. "

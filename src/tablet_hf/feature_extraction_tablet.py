@@ -458,8 +458,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
                 "The model's configuration does not record which autoencoder made its tokens; save the "
                 "TabletFeatureExtractor that made them beside the model."
             )
-        names = ("autoencoder", "autoencoder_revision", "autoencoder_subfolder", "signal", "scaling", "volume_size")
-        names += ("token_size", "grid_size")
+        names = (*config.token_provenance, *config.token_geometry)
         return cls(**{name: value for name in names if (value := getattr(config, name)) is not None})
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,8 +25,6 @@ from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.token_files import SUFFIX, load_tokens
 
 WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-PROVENANCE = ("autoencoder", "autoencoder_revision", "autoencoder_subfolder", "signal", "scaling", "volume_size")
-"""Fields of config and record that say how tokens were made, besides their geometry."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class ScanPredictor:
         self._warn_of_other_tokens(self.extractor.to_dict(), self.extractor.autoencoder)
 
     def _check_tokens(self, record: dict[str, Any], name: str) -> None:
-        geometry = {field: record.get(field) for field in ("grid_size", "token_size")}
+        geometry = {field: record.get(field) for field in self.model.config.token_geometry}
         try:
             self.model.config.check_tokens_compatible(geometry)
         except ValueError as error:
@@ -165,12 +163,7 @@ class ScanPredictor:
 
     def _warn_of_other_tokens(self, record: dict[str, Any], name: str) -> None:
         # As `check_tokens_compatible` does, but for each file, by its name.
-        pairs = [(field, record.get(field), getattr(self.model.config, field)) for field in PROVENANCE]
-        surprises = [
-            f"{field} {found!r} instead of {expected!r}"
-            for field, found, expected in pairs
-            if found is not None and expected is not None and found != expected
-        ]
+        surprises = self.model.config.token_differences(record, self.model.config.token_provenance)
         if surprises:
             warnings.warn(
                 f"{name}: its tokens were not made as those the model was trained on ({', '.join(surprises)}); "

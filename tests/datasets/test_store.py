@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tablet_hf import TabletConfig
 from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
 from tablet_hf.datasets.store import merge_stores, quantise, widen
 from tablet_hf.errors import InputError
@@ -265,13 +266,10 @@ class TestChecking:
         (store.folder / "runs.parquet").unlink()
         assert [run.sha256 for run in TokenDataset.load(store.folder).runs] == [run.sha256 for run in store.runs]
 
-    def test_models_of_other_tokens(self, store, recwarn, preprocessing):
-        store.check_extractor(preprocessing, "my-model")
-        assert not recwarn
-        with pytest.raises(InputError, match="token_size 96, but my-model takes 3072"):
-            store.check_extractor({"token_size": 3072}, "my-model")
-        with pytest.warns(UserWarning, match="signal intensity, but my-model was made for percent_change"):
-            store.check_extractor({"signal": "percent_change"}, "my-model")
+    def test_models_of_other_tokens(self, store):
+        TabletConfig(token_size=96).check_tokens_compatible(store.preprocessing)
+        with pytest.raises(ValueError, match="token_size 96 instead of 3072"):
+            TabletConfig().check_tokens_compatible(store.preprocessing)
 
     def test_it_says_what_it_holds(self, store, int8_store):
         facts = store.describe()

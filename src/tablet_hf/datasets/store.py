@@ -301,34 +301,6 @@ class TokenDataset(torch.utils.data.Dataset):
                 faults.append(f"{path}: no run of the store is kept there; run tablet-hf tokenize to its end.")
         return faults
 
-    def check_extractor(self, recorded: Mapping[str, Any], name: str) -> None:
-        """Refuse a model or extractor of another kind of tokens.
-
-        Args:
-            recorded: a model's or extractor's `to_dict()`.
-            name: how messages call it.
-
-        Raises:
-            InputError: its geometry is another one. Another autoencoder, signal or scaling is a warning.
-        """
-        import warnings
-
-        for field_name in ("token_size", "grid_size", "volume_size"):
-            expected, found = recorded.get(field_name), self.preprocessing.get(field_name)
-            if expected is not None and expected != found:
-                raise InputError(
-                    f"{self.folder}: its tokens have {field_name} {found}, but {name} takes {expected}; use tokens of "
-                    "the same geometry."
-                )
-        for field_name in ("autoencoder", "autoencoder_revision", "signal", "scaling"):
-            expected, found = recorded.get(field_name), self.preprocessing.get(field_name)
-            if expected is not None and found is not None and expected != found:
-                warnings.warn(
-                    f"{self.folder}: its tokens were made with {field_name} {found}, but {name} was made for "
-                    f"{expected}; predictions may mean nothing.",
-                    stacklevel=2,
-                )
-
     def _open_run(self, index: int) -> "_MappedRun":
         run = self.runs[index]
         return _MappedRun(self.folder / run.file, self.geometry, self.dtype, run.num_frames)
