@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 
 from tablet_hf import TabletConfig
 from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.store import merge_stores, quantise, widen
+from tablet_hf.datasets.run_files import quantise, widen
+from tablet_hf.datasets.store import merge_stores
 from tablet_hf.errors import InputError
 
 

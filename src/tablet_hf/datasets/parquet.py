@@ -19,27 +19,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tablet_hf.datasets.store import (
+from tablet_hf.datasets.run_files import (
     DTYPES,
     FRAMES_PER_BATCH,
+    Geometry,
+    kept_once,
+    token_values,
+    widen,
+    write_arrow,
+)
+from tablet_hf.datasets.store import (
     INDEX_FILE,
     RUNS_FOLDER,
     SPLITS_FOLDER,
     STORE_FILE,
-    Geometry,
     StoredRun,
     TokenDataset,
     file_checksum,
     geometry_of,
-    kept_once,
     read_index,
     read_runs,
     read_settings,
     read_sidecar,
     sidecar_of,
-    token_values,
-    widen,
-    write_arrow,
     write_index,
     write_settings,
     write_sidecar,
