@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--autoencoder", help="dcae (random weights), or a name; dcae on a GPU, else the shipped one")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--plain-scans", type=int, default=4, help="that the plain loop takes, of the copies")
     parser.add_argument("--only-store", action="store_true", help="no plain loop and no errors")
     parser.add_argument(
         "--folder", type=Path, help="where to write, and remove it afterwards; by default the temporary folder"
@@ -180,16 +181,16 @@ def main() -> None:
         say(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     if not arguments.only_store and state.num_processes == 1:
         exact_extractor = make_extractor(name, device, torch.float32)
-        compare(records, exact_extractor, folder, statistics.median(rates))
+        compare(records, exact_extractor, folder, statistics.median(rates), arguments.plain_scans)
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(folder)
 
 
-def compare(records: list, extractor: TabletFeatureExtractor, folder: Path, rate: float) -> None:
+def compare(records: list, extractor: TabletFeatureExtractor, folder: Path, rate: float, plain_scans: int) -> None:
     """`extractor` is in float32; the store in `folder` was written at `rate` volumes/s."""
     plain_loop(records[:1], extractor, folder / "plain-warm")
-    seconds, count = plain_loop(records[: max(1, len(records) // 3)], extractor, folder / "plain")
+    seconds, count = plain_loop(records[:plain_scans], extractor, folder / "plain")
     print(
         f"plain loop: {count / seconds:.2f} volumes/s over {count} frames; the store is {rate * seconds / count:.2f}x"
     )

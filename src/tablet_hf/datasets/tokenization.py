@@ -38,6 +38,8 @@ __all__ = ["Outcome", "Resources", "tokenize_scans"]
 
 logger = logging.getLogger(__name__)
 
+STREAMS = 1
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -105,22 +107,9 @@ def tokenize_scans(
     """
     resources = resources or Resources.of_device(extractor.device)
     tokenization = _Tokenization(extractor, writer, resources, check_space, on_progress, log_name)
-    if not resources.is_compiled:
-        return tokenization.run(list(records))
-    extractor.slice_autoencoder.compile(resources.slices_at_once)
-    with _convolutions_tried_out():
-        return tokenization.run(list(records))
-
-
-@contextlib.contextmanager
-def _convolutions_tried_out() -> Iterator[None]:
-    """cuDNN times its algorithms for each shape, which pays where all batches are of one shape."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
+    if resources.is_compiled:
+        extractor.slice_autoencoder.compile(resources.slices_at_once, STREAMS)
+    return tokenization.run(list(records))
 
 
 class _Run:
