@@ -178,6 +178,7 @@ def split(
 ) -> None:
     """Divide the people of a store into train, validation and test, families together: 80, 10 and 10%."""
     from tablet_hf.datasets import splits
+    from tablet_hf.datasets.split_files import write_splits
     from tablet_hf.datasets.store import TokenDataset
 
     if stratify not in (None, "site"):
@@ -194,7 +195,7 @@ def split(
         drawn = splits.leave_one_site_out(subjects, labels, sites, families, seed=seed)
     else:
         drawn = splits.folds(subjects, labels, sites if stratify else None, families, num_folds=folds, seed=seed)
-    splits.write_splits(drawn, out)
+    write_splits(drawn, out)
     for one in drawn:
         counts = "  ".join(f"{part} {count}" for part, count in one.counts.items())
         output.print(f"{escape(one.name):12}  {counts}")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tablet_hf.datasets.split_files import read_splits, write_splits
 from tablet_hf.datasets.splits import (
     PARTS,
     Split,
@@ -19,11 +20,9 @@ from tablet_hf.datasets.splits import (
     family_ids,
     folds,
     leave_one_site_out,
-    read_splits,
     runs_in,
     split_subjects,
     subject_ids,
-    write_splits,
 )
 from tablet_hf.errors import InputError
 

@@ -17,7 +17,8 @@ from transformers import Trainer, TrainingArguments
 
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter
 from tablet_hf.datasets.collator import TabletCollator
-from tablet_hf.datasets.splits import read_splits, runs_in, split_subjects, subject_ids, write_splits
+from tablet_hf.datasets.split_files import read_splits, write_splits
+from tablet_hf.datasets.splits import runs_in, split_subjects, subject_ids
 from tablet_hf.datasets.windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
 from tablet_hf.errors import InputError
 from tablet_hf.pipelines import cut_windows

@@ -9,16 +9,15 @@ if TYPE_CHECKING:
     from .parquet import StreamedWindows, export_parquet
     from .records import Cohort, Problem, ScanRecord
     from .sources import find_scans
+    from .split_files import read_splits, write_splits
     from .splits import (
         Split,
         family_ids,
         folds,
         leave_one_site_out,
-        read_splits,
         runs_in,
         split_subjects,
         subject_ids,
-        write_splits,
     )
     from .store import StoredRun, TokenDataset, TokenStoreWriter, merge_stores
     from .windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
@@ -44,11 +43,11 @@ _MODULE_OF = {
     "label_classes": "windows",
     "leave_one_site_out": "splits",
     "merge_stores": "store",
-    "read_splits": "splits",
+    "read_splits": "split_files",
     "runs_in": "splits",
     "split_subjects": "splits",
     "subject_ids": "splits",
-    "write_splits": "splits",
+    "write_splits": "split_files",
 }
 __getattr__, __dir__ = imported_on_demand(__name__, _MODULE_OF)
 
