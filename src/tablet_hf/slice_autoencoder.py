@@ -69,16 +69,13 @@ class SliceAutoencoder:
         is_of_size = self._compiled is not None and len(slices) == self._batch_size
         return self._compiled(slices) if is_of_size else self._encode(slices)
 
-    def compile(self, batch_size: int, streams: int = 1, **options: Any) -> None:
+    def compile(self, batch_size: int, **options: Any) -> None:
         """Have `encode` run a compiled network on batches of just this size, and any other as before.
 
-        Compilation happens at the first such batch and takes about a minute on a GPU. With several CUDA streams a batch
-        is encoded in as many parts at the same time, so that one part computes while another waits for memory. Options
-        are those of `torch.compile`.
+        Compilation happens at the first such batch and takes about half a minute on a GPU. Options are those of
+        `torch.compile`.
         """
-        compiled = torch.compile(self._encode, dynamic=False, **options)
-        self._compiled = compiled if streams == 1 else _side_by_side(compiled, streams)
-        self._batch_size = batch_size
+        self._compiled, self._batch_size = torch.compile(self._encode, dynamic=False, **options), batch_size
 
     def _encode(self, slices: Tensor) -> Tensor:
         images = slices[:, None].expand(-1, self._in_channels, -1, -1)
@@ -97,24 +94,6 @@ class SliceAutoencoder:
     @property
     def _in_channels(self) -> int:
         return self.model.config.get("in_channels", 3)
-
-
-def _side_by_side(encode: Callable[[Tensor], Tensor], parts: int) -> Callable[[Tensor], Tensor]:
-    """That function on equal parts of a batch on the GPU, each on a CUDA stream of its own."""
-    streams = [torch.cuda.Stream() for _ in range(parts)]
-
-    def encode_in_parts(batch: Tensor) -> Tensor:
-        caller = torch.cuda.current_stream()
-        results = []
-        for stream, part in zip(streams, batch.chunk(parts), strict=True):
-            stream.wait_stream(caller)
-            with torch.cuda.stream(stream):
-                results.append(encode(part))
-        for stream in streams:
-            caller.wait_stream(stream)
-        return torch.cat(results)
-
-    return encode_in_parts
 
 
 def load_autoencoder(name: str, revision: str | None = None, subfolder: str | None = None) -> SliceAutoencoder:

@@ -38,8 +38,6 @@ __all__ = ["Outcome", "Resources", "tokenize_scans"]
 
 logger = logging.getLogger(__name__)
 
-STREAMS = 1
-
 
 @dataclass(frozen=True)
 class Resources:
@@ -49,7 +47,7 @@ class Resources:
         readers: scans read at once, a thread each.
         cache_bytes: a run whose frames on the grid take no more is decompressed once, not twice; for each reader.
         slices_at_once: slices collected over blocks and runs before they are encoded.
-        is_compiled: whether the encoder is compiled first, which takes about a minute on a GPU.
+        is_compiled: whether the encoder is compiled first, which takes about half a minute on a GPU.
     """
 
     readers: int
@@ -106,10 +104,9 @@ def tokenize_scans(
         what was not begun in `failed` too.
     """
     resources = resources or Resources.of_device(extractor.device)
-    tokenization = _Tokenization(extractor, writer, resources, check_space, on_progress, log_name)
     if resources.is_compiled:
-        extractor.slice_autoencoder.compile(resources.slices_at_once, STREAMS)
-    return tokenization.run(list(records))
+        extractor.slice_autoencoder.compile(resources.slices_at_once)
+    return _Tokenization(extractor, writer, resources, check_space, on_progress, log_name).run(list(records))
 
 
 class _Run:
