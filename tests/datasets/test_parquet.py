@@ -102,6 +102,8 @@ def test_a_lost_file_is_told(exported, own_cache, tmp_path):
 def test_a_name_that_nothing_has(own_cache):
     with pytest.raises(InputError, match="nobody/nothing: no token dataset could be had"):
         TokenDataset.load("nobody/nothing")
+    with pytest.raises(InputError, match="/no/such/store: there is no such folder"):
+        TokenDataset.load("/no/such/store")
 
 
 class TestStreaming:

@@ -295,7 +295,9 @@ def _downloaded(repo: str, revision: str | None, with_data: bool = True) -> Path
     patterns = [STORE_FILE, INDEX_FILE, f"{SPLITS_FOLDER}/*"] + [f"{DATA_FOLDER}/*.parquet"] * with_data
     try:
         return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except HFValidationError as error:
+        raise InputError(f"{repo}: there is no such folder, and datasets on the Hub are called owner/name.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"{repo}: no token dataset could be had under this name ({reason}); give the folder of a store, or a "
