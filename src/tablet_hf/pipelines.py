@@ -19,7 +19,7 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from tablet_hf.errors import InputError
+from tablet_hf.errors import InputError, not_on_hub
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.token_files import SUFFIX, load_tokens
@@ -269,6 +269,8 @@ def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceCla
             str(name), revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if told := not_on_hub(error, str(name), "model", revision):
+            raise told from error
         reason = " ".join(str(error).split())
         raise InputError(f"{name}: no model could be loaded from there; {reason}") from error
     misshapen = sorted(info["mismatched_keys"])

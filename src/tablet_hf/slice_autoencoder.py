@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, not_on_hub
 
 SHIPPED_WEIGHTS = Path(__file__).parent / "autoencoders" / "weights"
 DEFAULT_AUTOENCODER = "natural-f32c32"
@@ -135,6 +135,8 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
     except InputError:
         raise
     except (OSError, ValueError) as error:
+        if told := not_on_hub(error, name, "model", revision):
+            raise told from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise InputError(
             f"{name}: no autoencoder could be loaded from this {'folder' if folder else 'Hub id'} ({reason}); give "

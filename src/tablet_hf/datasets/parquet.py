@@ -46,7 +46,7 @@ from tablet_hf.datasets.store import (
     write_settings,
     write_sidecar,
 )
-from tablet_hf.errors import InputError
+from tablet_hf.errors import InputError, not_on_hub
 from tablet_hf.files import folder_written_whole
 
 __all__ = ["StreamedWindows", "export_parquet", "unpacked"]
@@ -298,6 +298,8 @@ def _downloaded(repo: str, revision: str | None, with_data: bool = True) -> Path
     except HFValidationError as error:
         raise InputError(f"{repo}: there is no such folder, and datasets on the Hub are called owner/name.") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if told := not_on_hub(error, repo, "dataset", revision):
+            raise told from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"{repo}: no token dataset could be had under this name ({reason}); give the folder of a store, or a "

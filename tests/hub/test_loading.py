@@ -1,0 +1,131 @@
+"""What lies on a Hub loads by its name, over real HTTP: autoencoders, models with their extractors, token datasets."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from loopback_hub import LoopbackHub
+
+from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
+from tablet_hf.datasets import ScanRecord, TokenStoreWriter, export_parquet
+from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
+
+PRELUDE = """
+import json, sys, warnings
+warnings.filterwarnings("ignore")
+import torch
+def tell(**facts):
+    print(json.dumps(facts))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub with an autoencoder, a model that wants that autoencoder, and a token dataset; `hub.tokens` are its."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "models" / "lab").mkdir(parents=True)
+    shutil.copytree(SHIPPED_WEIGHTS / "natural-f32c32", folder / "models" / "lab" / "autoencoder")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = TabletForSequenceClassification(TabletConfig(**sizes, intermediate_size=8, num_labels=2))
+    model.save_pretrained(folder / "models" / "lab" / "model")
+    TabletFeatureExtractor(autoencoder="lab/autoencoder").save_pretrained(folder / "models" / "lab" / "model")
+    record = {"autoencoder": "lab/autoencoder", "signal": "intensity", "scaling": "max", "volume_size": 96}
+    writer = TokenStoreWriter(folder / "store", record | {"token_size": 96, "grid_size": 3})
+    tokens = {name: torch.randn(frames, 27, 96).half() for name, frames in (("01", 9), ("02", 70), ("03", 4))}
+    for name, values in tokens.items():
+        writer.write(ScanRecord(name, folder, phenotypes={"age": 30}), values, 2.0, {})
+    export_parquet(writer.finish(), folder / "datasets" / "lab" / "tokens", shard_bytes=1)
+    hub = LoopbackHub(folder)
+    hub.model, hub.tokens = model, tokens
+    yield hub
+    hub.close()
+
+
+def run_client(hub, home, code):
+    """What a Python process of its own tells, whose Hub that is and whose cache is `home`."""
+    environment = os.environ | hub.environment(home)
+    done = subprocess.run([sys.executable, "-c", PRELUDE + code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_a_model_its_extractor_and_its_autoencoder(hub, tmp_path):
+    told = run_client(
+        hub,
+        tmp_path,
+        """
+import tablet_hf
+from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained("lab/model").eval()
+extractor = AutoFeatureExtractor.from_pretrained("lab/model")
+extractor.slice_autoencoder
+torch.manual_seed(1)
+logits = model(torch.randn(1, 2, 27, 3072)).logits
+tell(logits=logits.tolist(), autoencoder=extractor.autoencoder, revision=extractor.autoencoder_revision)
+""",
+    )
+    torch.manual_seed(1)
+    expected = hub.model.eval()(torch.randn(1, 2, 27, 3072)).logits
+    torch.testing.assert_close(torch.tensor(told["logits"]), expected, atol=1e-5, rtol=1e-4)
+    assert told["autoencoder"] == "lab/autoencoder"
+    assert told["revision"] == hub.commit(hub.folder / "models" / "lab" / "autoencoder")
+
+
+@pytest.mark.slow
+def test_tokens_are_unpacked_and_streamed(hub, tmp_path):
+    told = run_client(
+        hub,
+        tmp_path,
+        f"""
+from tablet_hf.datasets import StreamedWindows, TokenDataset
+streamed = list(StreamedWindows("lab/tokens", 8, is_training=False, keep_remainder=True))
+store = TokenDataset.load("lab/tokens")
+torch.save({{run.subject: store.window(run.key) for run in store.runs}}, {str(tmp_path / "store.pt")!r})
+joined = {{}}
+for window in streamed:
+    joined.setdefault(window["run"], []).append(window["input_values"])
+torch.save({{key: torch.cat(parts) for key, parts in joined.items()}}, {str(tmp_path / "streamed.pt")!r})
+tell(windows=len(streamed), ages=[run.phenotypes["age"] for run in store.runs])
+""",
+    )
+    assert told == {"windows": 2 + 9 + 1, "ages": [30, 30, 30]}
+    stored, streamed = torch.load(tmp_path / "store.pt"), torch.load(tmp_path / "streamed.pt")
+    for name, values in hub.tokens.items():
+        assert torch.equal(stored[name], values)
+        assert torch.equal(streamed[f"sub-{name}"], values)
+
+
+@pytest.mark.slow
+def test_what_is_not_there_is_told_in_a_sentence(hub, tmp_path):
+    told = run_client(
+        hub,
+        tmp_path,
+        """
+from tablet_hf import InputError
+from tablet_hf.datasets import TokenDataset
+from tablet_hf.pipelines import load_model
+from tablet_hf.slice_autoencoder import load_autoencoder
+def sentence(action):
+    try:
+        action()
+    except InputError as error:
+        return str(error)
+tell(
+    dataset=sentence(lambda: TokenDataset.load("lab/nothing")),
+    revision=sentence(lambda: TokenDataset.load("lab/tokens", revision="v9")),
+    model=sentence(lambda: load_model("lab/nothing")),
+    autoencoder=sentence(lambda: load_autoencoder("lab/nothing")),
+)
+""",
+    )
+    assert told["revision"] == "lab/tokens: it has no revision v9; give a branch, tag or commit that it has."
+    for what, kind in (("dataset", "dataset"), ("model", "model"), ("autoencoder", "model")):
+        start = f"lab/nothing: there is no such folder, and the Hub has no {kind} of this name that you may read; check"
+        assert told[what].startswith(start)
+        assert "\n" not in told[what]
