@@ -33,6 +33,8 @@ setup(
         "datasets>=5.0",
         "evaluate>=0.4.3",
         "accelerate>=1.1",
+        "filelock>=3.13",
+        "psutil>=5.9",
         "matplotlib>=3.9",
         "typer>=0.15",
         "rich>=13",

@@ -5,15 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
 from tablet_hf.cli import app
+from tablet_hf.prediction_table import PredictionTable
 
 TINY = {
     "hidden_size": 32,
@@ -471,7 +474,7 @@ for name in ("owner/model", "owner/autoencoder", "owner/half"):
         ("error", "said"),
         [
             ("GatedRepoError", "request access"),
-            ("RepositoryNotFoundError", "none of that name on the Hub"),
+            ("RepositoryNotFoundError", "no model of this name"),
             ("RemoteEntryNotFoundError", "no config.json"),
             ("LocalEntryNotFoundError", "cannot be reached"),
             ("OfflineModeIsEnabled", "cannot be reached"),
@@ -481,7 +484,7 @@ for name in ("owner/model", "owner/autoencoder", "owner/half"):
     def test_what_the_hub_may_answer(self, error, said, monkeypatch):
         from huggingface_hub import errors
 
-        def refuse(*_):
+        def refuse(*_, **__):
             raise getattr(errors, error).__new__(getattr(errors, error))
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
@@ -668,6 +671,47 @@ class TestPredictAgain:
         assert tablet_hf("predict", copy, tokens[0], "--out", out).exit_code == 0
         assert float(rows_of(out)[0]["score_female"]) > float(before)
 
+    @pytest.mark.slow
+    def test_commands_that_write_to_one_table_at_once(self, model, tokens, tmp_path):
+        out = tmp_path / "predictions.csv"
+        command = [sys.executable, "-c", "from tablet_hf.cli import main; main()", "predict", str(model)]
+        scans = [tmp_path / f"sub-{number}_tokens.safetensors" for number in range(6)]
+        for scan in scans:
+            shutil.copy(tokens[0], scan)
+        running = [
+            subprocess.Popen([*command, *map(str, part), "--out", str(out)], stdout=subprocess.DEVNULL)
+            for part in (scans[:3], scans[3:])
+        ]
+        assert [process.wait() for process in running] == [0, 0]
+        assert {row["scan"] for row in rows_of(out)} == set(map(str, scans))
+
+    def test_rows_that_another_process_wrote_meanwhile_stay(self, tmp_path):
+        out = tmp_path / "predictions.csv"
+        ours, theirs = PredictionTable(out, "owner/model"), PredictionTable(out, "owner/model")
+        theirs.add(Path("b.nii.gz"), {"prediction": "F", "request": "1"})
+        ours.add(Path("a.nii.gz"), {"prediction": "M", "request": "2"})
+        theirs.drop([Path("b.nii.gz")])
+        assert [row["scan"] for row in rows_of(out)] == ["a.nii.gz"]
+        assert PredictionTable(out, "owner/model").holds(Path("a.nii.gz"), "2")
+
+    def test_a_folder_is_one_model_with_or_without_its_slash(self, model, tokens, tmp_path):
+        out = tmp_path / "predictions.csv"
+        assert tablet_hf("predict", model, tokens[0], "--out", out).exit_code == 0
+        again = tablet_hf("predict", f"{model}/", tokens[0], "--out", out)
+        assert again.exit_code == 0
+        assert "kept: 1 of 1" in again.output
+
+    @pytest.mark.parametrize(
+        "text", ["scan,model,prediction\na.nii.gz,{model},F,extra\n", "name,age\na,3\n", "scan,model\n,{model}\n"]
+    )
+    def test_a_table_of_something_else_is_refused(self, model, tokens, tmp_path, text):
+        out = tmp_path / "predictions.csv"
+        out.write_text(text.format(model=model))
+        result = tablet_hf("predict", model, tokens[0], "--out", out)
+        assert result.exit_code == 2
+        assert "something else than predictions" in result.output
+        assert out.read_text() == text.format(model=model)
+
     @pytest.mark.parametrize("others", [0, 1])
     def test_a_scan_that_fails_now_loses_its_row(self, model, tokens, tmp_path, others):
         out, scan = tmp_path / "predictions.csv", tmp_path / "sub-03_tokens.safetensors"
@@ -697,6 +741,24 @@ class TestPredictAgain:
         assert result.exit_code == 2, result.output
         assert [row["scan"] for row in rows_of(out)] == [str(tokens[0])]
         assert "2 of 3 scans could not be used" in result.output
+
+
+def test_a_repetition_time_that_cannot_be_is_refused_for_tokens_too(model, tokens):
+    result = tablet_hf("predict", model, tokens[0], "--repetition-time", 2000)
+    assert result.exit_code == 2
+    assert "2000" in result.output
+    assert "0.1 to 30" in result.output or "0.1 and 30" in result.output
+
+
+def test_weights_that_can_hold_code_are_not_read(model, tokens, tmp_path):
+    pickled = tmp_path / "pickled"
+    shutil.copytree(model, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    for command in (["info", pickled], ["predict", pickled, tokens[0]]):
+        result = tablet_hf(*command)
+        assert result.exit_code == 2
+        assert "model.safetensors" in result.output
 
 
 def test_models_with_damaged_files(model, tokens, tmp_path):

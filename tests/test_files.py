@@ -5,13 +5,13 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from tablet_hf.cli import write_csv
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.demo.results import Split, write_results
 from tablet_hf.demo.run import _save_model
@@ -19,6 +19,7 @@ from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, Tokenize
 from tablet_hf.files import folder_written_whole, written_whole
 from tablet_hf.hub.conversion import save_model
 from tablet_hf.modeling_tablet import TabletModel
+from tablet_hf.prediction_table import PredictionTable
 from tablet_hf.report.page import write_page
 from tablet_hf.report.pictures import results_figure, save_figure
 from tablet_hf.token_files import save_tokens
@@ -104,7 +105,7 @@ def save_no_results(path):
 
 
 WRITERS = {
-    "predictions.csv": lambda path: write_csv([{"a": 1}], path),
+    "predictions.csv": lambda path: PredictionTable(path, "model").add(Path("scan.nii.gz"), {"prediction": 1}),
     "a_tokens.safetensors": save_no_tokens,
     "index.html": lambda path: write_page(path, "title", []),
     "results.json": save_no_results,
@@ -120,16 +121,17 @@ def power_cut(*_):
 def test_all_that_is_written_is_written_so(tmp_path, monkeypatch, name):
     """While the last step is missing, the old content stands."""
     path = tmp_path / name
-    path.write_text("old")
+    old = "scan,model,prediction\n" if name == "predictions.csv" else "old"
+    path.write_text(old)
 
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             WRITERS[name](path)
-    assert path.read_text() == "old"
+    assert path.read_text() == old
     WRITERS[name](path)
     assert path.read_bytes()[:3] != b"old"
-    assert names_in(tmp_path) == [name]
+    assert [left for left in names_in(tmp_path) if not left.endswith(".lock")] == [name]
 
 
 # --- folders

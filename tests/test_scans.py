@@ -375,7 +375,16 @@ class TestRepetitionTime:
 
     @pytest.mark.parametrize(
         ("stored", "unit"),
-        [(0, "sec"), (0.72, "msec"), (720, "sec"), (2200, "unknown"), (-2, "sec"), (np.nan, "sec"), (2, "hz")],
+        [
+            (0, "sec"),
+            (0.72, "msec"),
+            (720, "sec"),
+            (2200, "unknown"),
+            (1, "unknown"),
+            (-2, "sec"),
+            (np.nan, "sec"),
+            (2, "hz"),
+        ],
     )
     def test_missing_zero_or_absurd(self, tmp_path, stored, unit):
         path = write(tmp_path / "run.nii.gz", some_values(), repetition_time=stored, unit=unit)
@@ -383,7 +392,7 @@ class TestRepetitionTime:
             find_repetition_time(open_source(path))
         assert find_repetition_time(open_source(path), 2.0) == 2.0
 
-    @pytest.mark.parametrize("given", [0, -1, 0.00072, 720, np.nan, "two"])
+    @pytest.mark.parametrize("given", [0, -1, 0.00072, 720, np.nan, "two", True])
     def test_what_is_given_must_make_sense(self, tmp_path, given):
         with pytest.raises(InputError, match=r"between 0\.1 and 30 s"):
             find_repetition_time(open_source(write(tmp_path / "run.nii.gz", some_values())), given)

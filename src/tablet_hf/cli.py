@@ -3,12 +3,11 @@
 Exit codes: 0, 2 for input that could not be used (what could be used was done), 1 for our own failure.
 """
 
-import csv
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from rich.markup import escape
 
 from tablet_hf import cli_datasets
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
+from tablet_hf.prediction_table import PredictionTable
 from tablet_hf.terminal import (
     AutoencoderOption,
     DeviceOption,
@@ -77,7 +76,7 @@ def predict(
     for_one_scan("--mask", mask, scans)
     for_one_scan("--add-mean", add_mean, scans)
     options = {"num_frames": num_frames, "repetition_time": repetition_time, "space_check": space_check}
-    rows = {} if out is None else finished_rows(out, model)
+    table = PredictionTable(out, model)
     identity = model_identity(model)
     requests = {
         scan: fingerprint(
@@ -85,15 +84,9 @@ def predict(
         )
         for scan in scans
     }
-    kept = {str(scan) for scan in scans if rows.get(str(scan), {}).get("request") == requests[scan] and not overwrite}
-    todo = [scan for scan in scans if str(scan) not in kept]
+    todo = [scan for scan in scans if overwrite or not table.holds(scan, requests[scan])]
     if len(todo) < len(scans):
         messages.print(f"Already in {escape(str(out))} and kept: {len(scans) - len(todo)} of {len(scans)}.")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
-    # What is done again is not known any more; an empty row keeps its place.
-    outdated = {str(scan) for scan in todo} & rows.keys()
-    rows |= {scan: {} for scan in outdated}
     failures: dict[Path, str] = {}
     if todo:
         from tablet_hf.pipelines import ScanPredictor
@@ -102,12 +95,12 @@ def predict(
         predictor = ScanPredictor.from_pretrained(model, choose_device(device), num_frames)
         if not all(scan.name.endswith(SUFFIX) for scan in todo):
             predictor.prepare()
+        # What is done again is not known any more.
+        table.drop(todo)
 
         def predict_one(scan: Path, on_progress: Callable) -> None:
             result = predictor(scan, mask, repetition_time, add_mean, space_check, on_progress)
-            rows[str(scan)] = {
-                "scan": str(scan),
-                "model": model,
+            row = {
                 "prediction": result.prediction,
                 **{f"score_{name}": f"{score:.6g}" for name, score in result.scores.items()},
                 "num_frames": result.num_frames,
@@ -115,14 +108,11 @@ def predict(
                 "repetition_time": result.repetition_time,
                 "request": requests[scan],
             }
-            if out is not None:
-                write_csv(filter(None, rows.values()), out)
+            table.add(scan, row)
 
         failures = for_each_scan(todo, predict_one)
-        if out is not None and not all(rows[scan] for scan in outdated):
-            write_csv(filter(None, rows.values()), out)
-    show_rows(rows[str(scan)] for scan in scans if rows.get(str(scan)) and scan not in failures)
-    tell_and_leave(failures, len(scans), None if out is None or not rows else f"Written: {out}")
+    show_rows(row for scan in scans if scan not in failures and (row := table.get(scan)))
+    tell_and_leave(failures, len(scans), None if out is None or not len(table) else f"Written: {out}")
 
 
 @app.command()
@@ -381,9 +371,17 @@ def fingerprint(request: Any) -> str:
 
 
 def model_identity(name: str) -> list[Any]:
-    """What tells that a model was trained again into the same folder; of a Hub id, its name."""
-    files = sorted(Path(name).glob("*.json")) + sorted(Path(name).glob("*.safetensors"))
-    return [name, *([path.name, path.stat().st_size, path.stat().st_mtime] for path in files)]
+    """What tells that a model was trained again into the same folder, or that a Hub id stands for another commit.
+
+    Raises:
+        InputError: neither a folder nor a model on the Hub.
+    """
+    if not Path(name).is_dir():
+        from tablet_hf.hub_files import commit_of
+
+        return [name, commit_of(name)]
+    files = sorted(path for pattern in ("*.json", "*.safetensors") for path in Path(name).glob(pattern))
+    return [str(Path(name)), *([path.name, path.stat().st_size, path.stat().st_mtime] for path in files)]
 
 
 def source_identity(scan: Path) -> dict[str, Any]:
@@ -410,29 +408,6 @@ def companion_identities(
         "add_mean": add_mean and source_identity(add_mean),
         "found": [source_identity(path) for path in found],
     }
-
-
-def finished_rows(path: Path, model: str) -> dict[str, dict[str, Any]]:
-    """The rows of an earlier run with the same model, by scan."""
-    if not path.exists():
-        return {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: it is no CSV file that can be continued; choose another --out.") from error
-    if any(row.get("scan") is None or row.get("model") != model for row in rows):
-        raise InputError(f"{path}: it holds something else than predictions of {model}; choose another --out.")
-    return {row["scan"]: {name: value for name, value in row.items() if value not in (None, "")} for row in rows}
-
-
-def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row)) or ["scan", "model", "prediction"]
-    with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

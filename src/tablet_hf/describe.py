@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError
+from tablet_hf.hub_files import fetch
 
 MASK_SOURCES = {
     "given": "the one given",
@@ -83,70 +84,18 @@ def read_config(name: str) -> dict[str, Any]:
     return config
 
 
-def fetch(name: str, filename: str) -> Path:
-    """A file of a folder, or of a Hub id by way of the cache.
-
-    Raises:
-        InputError: there is no such folder or Hub id, no such file in it, or no way to the Hub.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    from tablet_hf.pipelines import check_model_name
-
-    check_model_name(name)
-    absent = f"{name}: there is no {filename} in it; give the folder or Hub id of a whole model or autoencoder."
-    if Path(name).is_dir():
-        path = Path(name) / filename
-        if not path.is_file():
-            raise InputError(absent)
-        return path
-    try:
-        return Path(hf_hub_download(name, filename))
-    except GatedRepoError as error:
-        raise InputError(
-            f"{name}: its owner wants to be asked; request access on its page of the Hub, then log in (hf auth login)."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{name}: there is no such folder here, and none of that name on the Hub that may be seen; check the name, "
-            "or log in (hf auth login)."
-        ) from error
-    except EntryNotFoundError as error:
-        if not isinstance(error, LocalEntryNotFoundError):
-            raise InputError(absent) from error
-        raise _unreachable(name, filename) from error
-    except HFValidationError as error:
-        raise InputError(f"{name}: there is no such folder, and nothing on the Hub can be called that.") from error
-    except OSError as error:
-        raise _unreachable(name, filename) from error
-
-
-def _unreachable(name: str, filename: str) -> InputError:
-    return InputError(
-        f"{name}: there is no such folder here, no {filename} of it was downloaded before, and the Hub cannot be "
-        "reached now; connect to the network, unset HF_HUB_OFFLINE where it is set, or give a folder."
-    )
-
-
 def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
 
     from tablet_hf import TabletConfig
+    from tablet_hf.pipelines import unusable_config
 
     if settings.get("model_type") != "tablet":
         raise InputError(f"{name}: it is a model of type {settings.get('model_type')!r}, not a TABLeT.")
     try:
         config = TabletConfig.from_dict(settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: its config.json cannot be used; {reason}") from error
+        raise unusable_config(name, error) from error
     parameters = sum(map(count_parameters, weight_files(name)))
     facts = {
         "model": name,

@@ -1,6 +1,7 @@
 """A scan goes in, a prediction comes out: a fine-tuned model and the extractor that made its tokens, together."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +16,17 @@ from transformers.utils import (
     CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
 )
 
-from tablet_hf.errors import InputError, not_on_hub
+from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
+from tablet_hf.hub_files import check_model_name, fetch
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
+from tablet_hf.scans import check_repetition_time
 from tablet_hf.token_files import SUFFIX, load_tokens
 
-WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+# Others are pickles, which can hold code.
+WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,9 @@ class ScanPredictor:
             if grid_size**3 != cells:
                 raise InputError(f"{scan}: its {cells} tokens a frame are no cube of cells; tokenize the scan again.")
             if repetition_time is not None:
+                seconds = check_repetition_time(repetition_time, f"{scan}: repetition_time={repetition_time!r}")
                 stride = int(run.frames[1] - run.frames[0]) if len(run.frames) > 1 else 1
-                run = replace(run, repetition_time=repetition_time * stride)
+                run = replace(run, repetition_time=seconds * stride)
             self._check_tokens({"grid_size": grid_size, "token_size": token_size}, str(scan))
             self._warn_of_other_tokens(record, str(scan))
         else:
@@ -264,15 +267,22 @@ def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceCla
 
     check_model_name(name)
     check_model_folder(Path(name))
+    if not Path(name).is_dir():
+        fetch(name, CONFIG_NAME, revision)  # says in a sentence what is wrong with a name
     try:
         model, info = TabletForSequenceClassification.from_pretrained(
-            str(name), revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
+            str(name),
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        if told := not_on_hub(error, str(name), "model", revision):
-            raise told from error
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: no model could be loaded from there; {reason}") from error
+    except StrictDataclassError as error:
+        raise unusable_config(name, error) from error
+    except SafetensorError as error:
+        raise InputError(f"{name}: its weights are damaged ({error}); copy or download them again.") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: no model could be loaded from there; {' '.join(str(error).split())}") from error
     misshapen = sorted(info["mismatched_keys"])
     if misshapen:
         key, found, expected = misshapen[0]
@@ -289,14 +299,11 @@ def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceCla
     return model
 
 
-def check_model_name(name: str | Path) -> None:
-    """Refuse what can be neither a folder nor a Hub id, before the Hub is asked for it.
-
-    Raises:
-        InputError: no such folder, and no `owner/name`.
-    """
-    if not Path(name).is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
-        raise InputError(f"{name}: there is no such folder, and models on the Hub are called owner/name.")
+def unusable_config(name: str | Path, error: Exception) -> InputError:
+    """Of what strict configurations raise the last line says what is wrong, behind the name of an exception."""
+    reason = str(error).strip().splitlines()[-1].strip()
+    reason = re.sub(r"^\w+Error: ", "", reason).rstrip(".")
+    return InputError(f"{name}: its config.json cannot be used ({reason}); mend it, or save the model again.")
 
 
 def check_model_folder(folder: Path) -> None:

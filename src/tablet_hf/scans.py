@@ -24,6 +24,7 @@ from .errors import InputError
 __all__ = [
     "BoldSource",
     "Scan",
+    "check_repetition_time",
     "declared_space",
     "find_brain_mask_file",
     "find_companion_files",
@@ -410,14 +411,14 @@ def find_repetition_time(source: BoldSource, given: float | None = None) -> floa
     """The time between two frames in seconds: given, else the BIDS sidecar's, else the header's.
 
     A JSON file of the scan's own name is asked first, then, for a BIDS name, the less specific ones up to the root of
-    the dataset (the inheritance principle of the BIDS specification). A header without a unit is taken as seconds. A
-    bare array has no place to look: 1 s, with a warning.
+    the dataset (the inheritance principle of the BIDS specification). A header without a unit is taken as seconds, but
+    1 without a unit is what libraries write that know none. A bare array has no place to look: 1 s, with a warning.
 
     Raises:
         InputError: the first of these that speaks is missing a value, or gives one outside 0.1 to 30 s.
     """
     if given is not None:
-        return _checked_repetition_time(given, 1.0, f"{source.name}: repetition_time={given!r}")
+        return check_repetition_time(given, f"{source.name}: repetition_time={given!r}")
     for sidecar in _sidecars(source.path) if source.path is not None else ():
         try:
             fields = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -426,7 +427,7 @@ def find_repetition_time(source: BoldSource, given: float | None = None) -> floa
             continue
         if isinstance(fields, dict) and fields.get("RepetitionTime") is not None:
             found = fields["RepetitionTime"]
-            return _checked_repetition_time(found, 1.0, f"{source.name}: RepetitionTime {found!r} in {sidecar.name}")
+            return check_repetition_time(found, f"{source.name}: RepetitionTime {found!r} in {sidecar.name}")
     if source.header_repetition_time is not None:
         found, unit = source.header_repetition_time
         if unit not in SECONDS_PER_UNIT:
@@ -434,17 +435,31 @@ def find_repetition_time(source: BoldSource, given: float | None = None) -> floa
         said = (
             f"{source.name}: the header's repetition time of {found:.6g} {unit if unit != 'unknown' else '(no unit)'}"
         )
-        return _checked_repetition_time(found, SECONDS_PER_UNIT[unit], said)
+        if found == 1 and unit == "unknown":
+            raise InputError(
+                f"{source.name}: its header says 1 with no unit, as one does that was never told the repetition time; "
+                f"{_ASK_FOR_REPETITION_TIME}."
+            )
+        return check_repetition_time(found, said, SECONDS_PER_UNIT[unit])
     if source.path is not None:
         raise InputError(f"{source.name}: nothing tells the repetition time; {_ASK_FOR_REPETITION_TIME}.")
     warnings.warn(f"{source.name}: no repetition time was given, so 1 s is taken.", stacklevel=2)
     return 1.0
 
 
-def _checked_repetition_time(value: Any, seconds_per_unit: float, said: str) -> float:
+def check_repetition_time(value: Any, said: str, seconds_per_unit: float = 1.0) -> float:
+    """A repetition time in seconds, to the microsecond.
+
+    Args:
+        value: a number, or what stood where one should.
+        said: the file, and what it says of the repetition time; the beginning of the sentence if that cannot be.
+
+    Raises:
+        InputError: no number, or one outside 0.1 to 30 s.
+    """
     lowest, highest = REPETITION_TIME_RANGE
     try:
-        seconds = float(value) * seconds_per_unit
+        seconds = math.nan if isinstance(value, bool) else float(value) * seconds_per_unit
     except (TypeError, ValueError):
         seconds = math.nan
     if not lowest <= seconds <= highest:

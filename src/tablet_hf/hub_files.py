@@ -1,0 +1,71 @@
+"""Files of models by the name that somebody gives: a folder, or a repository of the Hub by way of the cache."""
+
+from pathlib import Path
+
+from tablet_hf.errors import InputError, not_on_hub
+
+__all__ = ["check_model_name", "commit_of", "fetch"]
+
+
+def check_model_name(name: str | Path) -> None:
+    """Refuse what can be neither a folder nor a Hub id, before the Hub is asked for it.
+
+    Raises:
+        InputError: no such folder, and no `owner/name`.
+    """
+    if not Path(name).is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
+        raise InputError(f"{name}: there is no such folder, and models on the Hub are called owner/name.")
+
+
+def fetch(name: str | Path, filename: str, revision: str | None = None) -> Path:
+    """A file of a folder, or of a Hub id by way of the cache.
+
+    Raises:
+        InputError: there is no such folder or Hub id, no such file in it, or no way to the Hub.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    check_model_name(name)
+    absent = f"{name}: there is no {filename} in it; give the folder or Hub id of a whole model or autoencoder."
+    if Path(name).is_dir():
+        path = Path(name) / filename
+        if not path.is_file():
+            raise InputError(absent)
+        return path
+    try:
+        return Path(hf_hub_download(str(name), filename, revision=revision))
+    except GatedRepoError as error:
+        raise InputError(
+            f"{name}: its owner wants to be asked; request access on its page of the Hub, then log in (hf auth login)."
+        ) from error
+    except EntryNotFoundError as error:
+        if not isinstance(error, LocalEntryNotFoundError):
+            raise InputError(absent) from error
+        raise _unreachable(name, filename) from error
+    except HFValidationError as error:
+        raise InputError(f"{name}: there is no such folder, and nothing on the Hub can be called that.") from error
+    except OSError as error:
+        raise (not_on_hub(error, str(name), "model", revision) or _unreachable(name, filename)) from error
+
+
+def commit_of(name: str, filename: str = "config.json") -> str:
+    """The commit that a Hub id stands for now or, without a network, stood for when it was last downloaded.
+
+    Raises:
+        InputError: as `fetch`.
+    """
+    # .../snapshots/COMMIT/FILENAME
+    return fetch(name, filename).parts[-1 - len(Path(filename).parts)]
+
+
+def _unreachable(name: str | Path, filename: str) -> InputError:
+    return InputError(
+        f"{name}: there is no such folder here, no {filename} of it was downloaded before, and the Hub cannot be "
+        "reached now; connect to the network, unset HF_HUB_OFFLINE where it is set, or give a folder."
+    )
