@@ -6,13 +6,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from loopback_hub import LoopbackHub
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter, export_parquet
+from tablet_hf.feature_extraction_tablet import TokenizedRun
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
+from tablet_hf.token_files import save_tokens
 
 PRELUDE = """
 import json, sys, warnings
@@ -31,7 +34,8 @@ def hub(tmp_path_factory):
     shutil.copytree(SHIPPED_WEIGHTS / "natural-f32c32", folder / "models" / "lab" / "autoencoder")
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model = TabletForSequenceClassification(TabletConfig(**sizes, intermediate_size=8, num_labels=2))
+    heads = {"num_labels": 2, "problem_type": "single_label_classification"}
+    model = TabletForSequenceClassification(TabletConfig(**sizes, intermediate_size=8, **heads))
     model.save_pretrained(folder / "models" / "lab" / "model")
     TabletFeatureExtractor(autoencoder="lab/autoencoder").save_pretrained(folder / "models" / "lab" / "model")
     record = {"autoencoder": "lab/autoencoder", "signal": "intensity", "scaling": "max", "volume_size": 96}
@@ -129,3 +133,32 @@ tell(
         start = f"lab/nothing: there is no such folder, and the Hub has no {kind} of this name that you may read; check"
         assert told[what].startswith(start)
         assert "\n" not in told[what]
+
+
+@pytest.mark.slow
+def test_a_model_that_changed_on_the_hub_is_asked_again(hub, tmp_path):
+    changing = hub.folder / "models" / "lab" / "changing"
+    shutil.copytree(hub.folder / "models" / "lab" / "model", changing)
+    run = TokenizedRun(torch.randn(2, 27, 3072), np.arange(2), 2.0, 1.0, None, 0.0, "sub-01")
+    tokens, table = tmp_path / "sub-01_tokens.safetensors", tmp_path / "predictions.csv"
+    save_tokens(run, {}, tokens)
+
+    def predict():
+        told = run_client(
+            hub,
+            tmp_path / "home",
+            f"""
+from tablet_hf.cli import app
+code = app(["predict", "lab/changing", {str(tokens)!r}, "--out", {str(table)!r}], standalone_mode=False)
+tell(code=code)
+""",
+        )
+        assert told["code"] in (None, 0), told
+        return table.read_text()
+
+    first = predict()
+    assert predict() == first
+    with torch.no_grad():
+        hub.model.classifier.bias[0] += 5
+    hub.model.save_pretrained(changing)
+    assert predict() != first
