@@ -47,14 +47,40 @@ class RandomWindows(torch.utils.data.Dataset):
 
 
 def find_people(derivatives: Path, label: str, positive: str) -> pd.DataFrame:
-    """participant_id, scan, y: people who have both a label and a scan."""
-    table = pd.read_csv(derivatives / "participants.tsv", sep="\t", dtype=str).dropna(subset=[label])
+    """participant_id, scan, y: people who have both a label and a scan; how many have not is told."""
+    path = derivatives / "participants.tsv"
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; put the study's participants.tsv into {derivatives}.")
+    table = pd.read_csv(path, sep="\t", dtype=str)
+    for column in ("participant_id", label):
+        if column not in table:
+            raise InputError(f"{path}: it has no column {column!r}; its columns are {', '.join(table)}.")
+    everybody, table = len(table), table.dropna(subset=[label])
+    if positive not in set(table[label]):
+        found = ", ".join(sorted(table[label].unique())[:10])
+        raise InputError(f"{path}: nobody has {positive!r} as {label}; the values are {found}.")
     pattern = "**/func/*_space-MNI152*_desc-preproc_bold.nii.gz"
-    runs = {person: sorted((derivatives / person).glob(pattern)) for person in table.participant_id}
-    table = table[[bool(runs[person]) for person in table.participant_id]]
-    return table.assign(
-        scan=[runs[person][0] for person in table.participant_id], y=(table[label] == positive).astype(int)
-    )
+    people = "sub-" + table.participant_id.str.removeprefix("sub-")
+    runs = [sorted((derivatives / person).glob(pattern)) for person in people]
+    table = table.assign(participant_id=people, y=(table[label] == positive).astype(int))
+    table = table.assign(scan=[found[0] if found else None for found in runs]).dropna(subset=["scan"])
+    print(f"{len(table)} of {everybody} people have a {label} and a scan.", flush=True)
+    return table
+
+
+def hold_out(people: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Four fifths to learn from and one fifth held out, both kinds of people in both."""
+    counts = people.y.value_counts()
+    try:
+        train, held_out = train_test_split(people, test_size=0.2, stratify=people.y, random_state=seed)
+    except ValueError:
+        train = held_out = people[:0]
+    if held_out.y.nunique() < 2:
+        raise InputError(
+            f"{counts.get(1, 0)} people are positive and {counts.get(0, 0)} are not: too few to hold a fifth of both "
+            "out; five of each are enough."
+        )
+    return train, held_out
 
 
 def is_done(path: Path, record: dict) -> bool:
@@ -92,16 +118,22 @@ def main() -> None:
     parser.add_argument("--num-frames", type=int, default=64, help="frames of a training window")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    try:
+        finetune(parser.parse_args())
+    except InputError as error:
+        parser.exit(2, f"Error: {error}\n")
 
+
+def finetune(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     extractor = TabletFeatureExtractor(signal="percent_change")
     extractor.to(device, torch.float16 if device == "cuda" else torch.float32)
     people = find_people(arguments.derivatives, arguments.label, arguments.positive)
+    hold_out(people, arguments.seed)  # before the long work
     _ = extractor.slice_autoencoder  # loaded now, so that every record and the model's name its revision
     people = tokenize(people, extractor, arguments.out / "tokens")
-    train, held_out = train_test_split(people, test_size=0.2, stratify=people.y, random_state=arguments.seed)
+    train, held_out = hold_out(people, arguments.seed)
 
     counts = np.bincount(train.y, minlength=2)
     config = TabletConfig(

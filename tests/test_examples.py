@@ -1,12 +1,15 @@
 """The examples run as they are written, on a few simulated people."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from tablet_hf import InputError
 from tablet_hf.demo.cohort import GROUPS, CohortDesign, write_cohort
 from tablet_hf.pipelines import ScanPredictor
 from tablet_hf.token_files import token_file_name
@@ -37,3 +40,43 @@ def test_participants_are_finetuned_beside_a_baseline(tmp_path):
     assert [row.split("  ")[0] for row in rows] == ["TABLeT", "functional connectivity"]
     assert len(list((tmp_path / "model" / "tokens").iterdir())) == len(people)
     assert ScanPredictor.from_pretrained(tmp_path / "model").model.config.id2label == {0: GROUPS[1]}
+
+
+class TestUnusableStudies:
+    """Told before the long work begins."""
+
+    @pytest.fixture(scope="class")
+    def example(self):
+        spec = importlib.util.spec_from_file_location("finetune_participants", EXAMPLES / "finetune_participants.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    @pytest.mark.parametrize(
+        ("table", "said"),
+        [
+            (None, "there is no such file"),
+            ("participant_id\tage\nsub-01\t3\n", "no column 'sex'; its columns are participant_id, age"),
+            ("participant_id\tsex\nsub-01\tF\nsub-02\tM\n", "nobody has 'Female' as sex; the values are F, M"),
+        ],
+    )
+    def test_tables(self, example, tmp_path, table, said):
+        if table is not None:
+            (tmp_path / "participants.tsv").write_text(table)
+        with pytest.raises(InputError, match=f"participants.tsv.*{said}"):
+            example.find_people(tmp_path, "sex", "Female")
+
+    def test_people_are_found_with_or_without_sub(self, example, tmp_path, capsys):
+        (tmp_path / "participants.tsv").write_text("participant_id\tsex\n01\tF\nsub-02\tM\nsub-03\tn/a\nsub-04\tM\n")
+        for name in ("sub-01", "sub-02"):
+            scan = tmp_path / name / "func" / f"{name}_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+            scan.parent.mkdir(parents=True)
+            scan.touch()
+        people = example.find_people(tmp_path, "sex", "F")
+        assert list(zip(people.participant_id, people.y, strict=True)) == [("sub-01", 1), ("sub-02", 0)]
+        assert "2 of 4 people have a sex and a scan" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("positive", [0, 1, 2])
+    def test_too_few_of_a_kind(self, example, positive):
+        with pytest.raises(InputError, match=f"{positive} people are positive and 10 are not"):
+            example.hold_out(pd.DataFrame({"y": [1] * positive + [0] * 10}), seed=0)

@@ -12,21 +12,36 @@ class InputError(ValueError):
     """
 
 
-def not_on_hub(error: BaseException, name: str, kind: str, revision: str | None) -> InputError | None:
-    """The sentence for a name or revision that the Hub does not have; None where something else is wrong.
+def not_on_hub(
+    error: BaseException, name: str, kind: str, revision: str | None, offline: str = "a folder"
+) -> InputError | None:
+    """The sentence for what the Hub does not have, or for a Hub out of reach; None where something else is wrong.
 
     Args:
         error: of huggingface_hub, or what a library raised from it.
         kind: "model" or "dataset".
+        offline: what can be given where there is no network.
     """
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-    causes = [error, error.__cause__, error.__context__]
-    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+    causes, cause = [], error
+    while cause is not None and len(causes) < 20:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+    def has(cause_class: type[BaseException]) -> bool:
+        return any(isinstance(cause, cause_class) for cause in causes)
+
+    if has(RevisionNotFoundError):
         return InputError(f"{name}: it has no revision {revision}; give a branch, tag or commit that it has.")
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+    if has(RepositoryNotFoundError):
         return InputError(
             f"{name}: there is no such folder, and the Hub has no {kind} of this name that you may read; check the "
             "name, and log in with `hf auth login` if it is private or gated."
+        )
+    if has(LocalEntryNotFoundError):
+        return InputError(
+            f"{name}: there is no such folder, it was not downloaded before, and the Hub cannot be reached now; "
+            f"connect to the network, unset HF_HUB_OFFLINE where it is set, or give {offline}."
         )
     return None

@@ -131,7 +131,8 @@ def _write_shards(
                     # The numbers are noise to any general compressor; zstd's lowest level takes what little there is.
                     writer = pq.ParquetWriter(path, batch.schema, compression="zstd", compression_level=1,
                                               use_dictionary=False, write_statistics=False)  # fmt: skip
-                writer.write_table(pa.Table.from_batches([batch]))
+                # A run without tokens of its mean has those columns last.
+                writer.write_table(pa.Table.from_batches([batch]).select(writer.schema.names))
             done += 1
             if on_progress is not None:
                 on_progress(done, len(store.runs))
@@ -398,7 +399,10 @@ class StreamedWindows(torch.utils.data.IterableDataset):
             return
         from datasets import load_dataset
 
-        rows = load_dataset(self.source, split="train", streaming=True, revision=self.revision)
+        # In the cache that all share, `datasets` takes folders of one name for one dataset, and reads one of them with
+        # the types of the other.
+        cache = _cache_folder(self._descriptions(), self.source) / "streamed"
+        rows = load_dataset(self.source, split="train", streaming=True, revision=self.revision, cache_dir=str(cache))
         if rows.num_shards < shares:
             raise InputError(
                 f"{self.source}: its {rows.num_shards} files cannot be shared out among {shares} readers; use fewer "
