@@ -909,6 +909,20 @@ class TestBackToNifti:
         np.testing.assert_array_equal(back.affine, affine)
         assert open_run(tmp_path / "back.nii.gz", check_space=False).repetition_time == 0.72
 
+    def test_the_space_is_called_mni_only_where_it_was_checked(self, tmp_path, brain_values):
+        def codes(run):
+            header = volumes_to_nifti(np.zeros((1, 96, 96, 96)), run).header
+            path = stream_to_nifti([np.zeros((1, 96, 96, 96))], 1, run, tmp_path / "streamed.nii")
+            assert nib.load(path).header["sform_code"] == header["sform_code"]
+            return int(header["sform_code"]), int(header["qform_code"])
+
+        unnamed = write(tmp_path / "unnamed.nii", brain_values[..., :2], code=0)
+        assert codes(open_run(unnamed, check_space=False)) == (2, 2)
+        assert codes(unnamed) == (2, 2)
+        assert codes(open_run((brain_values, FSL_AFFINE), repetition_time=2)) == (4, 4)
+        talairach = write(tmp_path / "talairach.nii", brain_values[..., :2], code=3)
+        assert codes(open_run(talairach, check_space=False)) == (3, 3)
+
     def test_fsl_frames_come_back_inside_the_cube(self, brain_values):
         run = open_run((brain_values, FSL_AFFINE), repetition_time=2)
         back = np.asarray(volumes_to_nifti(all_volumes(run), run).dataobj)

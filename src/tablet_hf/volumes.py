@@ -69,6 +69,9 @@ LOW_MEAN_SHARE = 0.05
 
 ROBUST_PERCENTILE = 99.9
 
+ALIGNED_XFORM, MNI152_XFORM = 2, 4
+"""NIfTI codes of coordinates aligned to another file, and of MNI152."""
+
 DEFAULT_BLOCK_FRAMES = 16
 DEFAULT_CACHE_BYTES = 512 * 2**20
 
@@ -453,7 +456,7 @@ def volumes_to_nifti(volumes: np.ndarray, run_or_scan: BoldRun | Scan, repetitio
     data = np.empty((*source.shape, len(volumes)), dtype=np.float32, order="F")
     for index, volume in enumerate(volumes):
         data[..., index] = way.to_scan(volume)
-    return _nifti_image(data, source, seconds)
+    return _nifti_image(data, source, _xform_code(run_or_scan, source), seconds)
 
 
 def stream_to_nifti(
@@ -482,7 +485,7 @@ def stream_to_nifti(
     path = Path(path)
     source, seconds = _grid_and_seconds(run_or_scan, repetition_time)
     nothing = np.broadcast_to(np.float32(0), (*source.shape, num_frames))
-    header = _nifti_image(nothing, source, seconds).header
+    header = _nifti_image(nothing, source, _xform_code(run_or_scan, source), seconds).header
     header.set_slope_inter(1, 0)
     num_written = 0
     with _new_nifti(path) as unfinished, ImageOpener(unfinished, "wb") as stream:
@@ -520,12 +523,17 @@ def _grid_and_seconds(run_or_scan: BoldRun | Scan, repetition_time: float | None
     return source, seconds
 
 
-def _nifti_image(data: np.ndarray, source: BoldSource, repetition_time: float) -> Any:
+def _xform_code(run_or_scan: BoldRun | Scan, source: BoldSource) -> int:
+    """What a header says of its space: what the scan's own did, else MNI152 only where that was checked."""
+    is_checked = isinstance(run_or_scan, BoldRun) and run_or_scan._check_space
+    return source.xform_code or (MNI152_XFORM if is_checked else ALIGNED_XFORM)
+
+
+def _nifti_image(data: np.ndarray, source: BoldSource, code: int, repetition_time: float) -> Any:
     import nibabel
 
     kind = nibabel.Nifti2Image if max(data.shape) > np.iinfo(np.int16).max else nibabel.Nifti1Image
     image = kind(data, source.affine)
-    code = source.xform_code or 4  # 4: MNI152, which is what the grid is in
     image.set_sform(source.affine, code)
     image.set_qform(source.affine, code)
     image.header.set_xyzt_units("mm", "sec")
