@@ -77,6 +77,8 @@ def test_the_published_network_has_129_million_parameters():
         model = TabletForSequenceClassification(TabletConfig(num_labels=1, problem_type="regression"))
 
     assert sum(parameter.numel() for parameter in model.parameters()) == 129_515_393
+    encoder = sum(parameter.numel() for parameter in model.tablet.parameters())
+    assert f"{encoder / 1e6:.1f} million parameters" in TabletConfig.__doc__
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

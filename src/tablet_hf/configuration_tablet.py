@@ -16,7 +16,7 @@ logger = logging.get_logger(__name__)
 class TabletConfig(PreTrainedConfig):
     r"""
     Everything that makes one TABLeT model: the geometry of its tokens, the network, its training objectives, and the
-    tokens it was trained on. The defaults are the published network (129.4 million parameters, arXiv 2604.03619)
+    tokens it was trained on. The defaults are the published network (129.5 million parameters, arXiv 2604.03619)
     with positions in seconds and cells in place of none.
 
     An fMRI run enters the model as `(batch, frames, num_cells, token_size)`: each frame is a cube of
