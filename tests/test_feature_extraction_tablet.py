@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
+    AutoencoderOobleck,
+    AutoencoderTiny,
+)
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoFeatureExtractor, BatchFeature
@@ -66,6 +73,12 @@ def tiny_tiny():
     torch.manual_seed(0)
     widths = {"encoder_block_out_channels": (4,) * 4, "decoder_block_out_channels": (4,) * 4}
     return AutoencoderTiny(**widths, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, latent_channels=4)
+
+
+def tiny_oobleck():
+    """An autoencoder of sound."""
+    sizes = {"encoder_hidden_size": 8, "decoder_channels": 8, "decoder_input_channels": 4}
+    return AutoencoderOobleck(**sizes, downsampling_ratios=[2, 2], channel_multiples=[1, 2])
 
 
 class Lossless(nn.Module):
@@ -258,6 +271,21 @@ class TestScans:
         assert torch.equal(features["input_values"][1, :4], extractor(short, repetition_time=1)["input_values"][0])
         assert not features["input_values"][1, 4:].any()
         torch.testing.assert_close(features["repetition_time"], torch.tensor([2.0, 0.72]))
+
+    def test_seconds_are_not_rounded_when_a_batch_is_cast(self, scan):
+        features = small()(scan, repetition_time=0.72)
+        for arguments in ((torch.float16,), ("cpu", torch.bfloat16), ("meta",)):
+            moved = features.to(*arguments)
+            assert moved is features
+            assert features["repetition_time"].dtype == torch.float32
+            if arguments != ("meta",):
+                assert features["input_values"].dtype == arguments[-1]
+                assert torch.equal(features["repetition_time"], torch.tensor([0.72]))
+        assert {value.device.type for value in features.values()} == {"meta"}
+
+    def test_seconds_may_be_given_for_some_scans_only(self, scan):
+        features = small()([scan, as_image(scan)], repetition_time=[2.0, None])
+        assert features["repetition_time"].tolist() == [2.0, REPETITION_TIME]
 
     def test_numpy_arrays_on_request(self, scan, options):
         extractor = small()
@@ -631,6 +659,28 @@ class TestSaving:
         for model in (tiny_dc(4, 4), tiny_kl()):
             with pytest.raises(InputError, match="volume_size"):
                 extractor_with(model, volume_size=30)
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: AutoencoderKLTemporalDecoder(block_out_channels=(32,)),
+            lambda: AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+            tiny_oobleck,
+        ],
+    )
+    def test_autoencoders_of_videos_and_sound_are_refused(self, make):
+        model = make()
+        with pytest.raises(InputError, match=f"this {type(model).__name__} is not a 2D autoencoder of images") as told:
+            extractor_with(model, volume_size=32)
+        assert "volume_size" not in str(told.value)
+
+    @pytest.mark.parametrize("size", ["x", 0, -96, 96.5, None, True])
+    def test_volumes_have_a_whole_number_of_voxels(self, size):
+        with pytest.raises(ValueError, match=f"volume_size must be a whole number.*not {size!r}"):
+            TabletFeatureExtractor(volume_size=size)
+
+    def test_a_size_from_numpy_can_be_saved(self):
+        assert json.loads(TabletFeatureExtractor(volume_size=np.int64(32)).to_json_string())["volume_size"] == 32
 
     def test_a_path_is_kept_as_text(self, saved_autoencoder):
         extractor = TabletFeatureExtractor(saved_autoencoder)

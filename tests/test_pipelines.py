@@ -1,5 +1,6 @@
 """ScanPredictor: windows, averages over a subject, and what is refused."""
 
+import json
 import warnings
 from types import SimpleNamespace
 
@@ -158,3 +159,14 @@ def test_a_model_alone_tells_which_extractor_it_needs(tmp_path):
     extractor = load_extractor(tmp_path, TabletForSequenceClassification.from_pretrained(tmp_path))
     assert type(extractor) is TabletFeatureExtractor
     assert {name: getattr(extractor, name) for name in RECORD} == RECORD
+
+
+@pytest.mark.parametrize("size", ["x", 0, -96])
+def test_an_extractor_of_an_impossible_volume_is_told_by_its_file(size, tmp_path):
+    settings = {"autoencoder": "natural-f32c32", "volume_size": size}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        InputError, match=r"preprocessor_config\.json cannot be used; volume_size must be .* not"
+    ) as told:
+        load_extractor(tmp_path)
+    assert str(tmp_path) in str(told.value)

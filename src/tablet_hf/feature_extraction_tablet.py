@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 from transformers.utils import logging
 
@@ -53,6 +54,19 @@ class TokenizedRun:
     mean_tokens: Tensor | None
     clipped_share: float
     name: str
+
+
+class TokenizedScans(BatchFeature):
+    """What the extractor returns: a `BatchFeature` whose seconds stay as exact as they are."""
+
+    def to(self, *args, **kwargs) -> "TokenizedScans":
+        """As of any `BatchFeature`, but `repetition_time` is moved only, never cast: 0.72 s is 0.72022 s in float16,
+        which is a quarter of a second at frame 1,200."""
+        seconds = self["repetition_time"]
+        super().to(*args, **kwargs)
+        if isinstance(seconds, Tensor):
+            self["repetition_time"] = seconds.to(self["repetition_time"].device)
+        return self
 
 
 class TabletFeatureExtractor(FeatureExtractionMixin):
@@ -110,12 +124,14 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"signal must be one of {SIGNALS}, not {signal!r} (command line: --signal).")
         if scaling not in SCALINGS:
             raise ValueError(f"scaling must be one of {SCALINGS}, not {scaling!r} (command line: --scaling).")
+        if not isinstance(volume_size, Integral) or isinstance(volume_size, bool) or volume_size < 1:
+            raise ValueError(f"volume_size must be a whole number of voxels, at least 1, not {volume_size!r}.")
         self.autoencoder = str(autoencoder)  # a Path cannot be saved
         self.autoencoder_revision = autoencoder_revision
         self.autoencoder_subfolder = autoencoder_subfolder
         self.signal = signal
         self.scaling = scaling
-        self.volume_size = volume_size
+        self.volume_size = int(volume_size)  # an integer of numpy cannot be saved
         self.token_size = token_size
         self.grid_size = grid_size
         self._slice_autoencoder = None
@@ -151,7 +167,16 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         try:
             probe = loaded.encode(torch.zeros(1, size, size))
             decoded = loaded.decode(probe)
-        except RuntimeError as error:
+            if (probe.ndim, decoded.ndim) != (4, 3):
+                raise TypeError(f"latents have {probe.ndim} dimensions, images {decoded.ndim + 1}")
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            # What is made for sound or videos fails in many ways; of a size that does not fit torch itself complains.
+            of_other_things = any(isinstance(layer, nn.Conv1d | nn.Conv3d) for layer in loaded.model.modules())
+            if of_other_things or not isinstance(error, RuntimeError):
+                raise InputError(
+                    f"{self.autoencoder}: this {type(loaded.model).__name__} is not a 2D autoencoder of images, which "
+                    "is what slices need; give one such as AutoencoderDC, AutoencoderKL or AutoencoderTiny."
+                ) from error
             raise InputError(
                 f"{self.autoencoder}: this autoencoder cannot take slices of {size} x {size} voxels; choose a "
                 "volume_size that its spatial compression divides."
@@ -224,11 +249,11 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         start: int = 0,
         stride: int = 1,
         padding: bool = False,
-        repetition_time: float | list[float] | None = None,
+        repetition_time: float | list[float | None] | None = None,
         add_mean: Any = None,
         check_space: bool = True,
         return_tensors: str = "pt",
-    ) -> BatchFeature:
+    ) -> TokenizedScans:
         r"""
         Tokenize one scan or several.
 
@@ -247,7 +272,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             padding (`bool`, defaults to `False`):
                 Whether a scan that is shorter than the window is padded with zeros and masked; it is refused otherwise.
             repetition_time:
-                Seconds, one number or a list with one for each scan, in place of what sidecar or header say.
+                Seconds, one number or a list with one (or None) for each scan, in place of what sidecar or header say.
             add_mean:
                 For demeaned runs: an image to add back to every frame, or a list with one (or None) for each scan.
             check_space (`bool`, defaults to `True`):
@@ -256,9 +281,10 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
                 "pt" or "np" (which has no bfloat16).
 
         Returns:
-            `BatchFeature` with `input_values` `(scans, frames, cells, features)` in the extractor's dtype,
+            A `BatchFeature` with `input_values` `(scans, frames, cells, features)` in the extractor's dtype,
             `attention_mask` `(scans, frames)` int64, 1 where a frame is real, and `repetition_time` `(scans,)` float32
-            in seconds. Scans of different length are padded to the longest.
+            in seconds. Scans of different length are padded to the longest. `.to(torch.float16)` on it casts
+            `input_values` alone.
 
         Raises:
             `InputError`: a scan cannot be used; one sentence says which, why and what to do.
@@ -293,7 +319,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         input_values = tokenized[0].tokens.new_zeros(len(runs), longest, *tokenized[0].tokens.shape[1:])
         for place, run in zip(input_values, tokenized, strict=True):
             place[: len(run.tokens)] = run.tokens
-        features = BatchFeature(
+        features = TokenizedScans(
             {
                 "input_values": input_values,
                 "attention_mask": (torch.arange(longest) < torch.tensor(lengths)[:, None]).long(),
@@ -301,7 +327,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             }
         )
         if return_tensors == "np":
-            return BatchFeature({name: value.numpy() for name, value in features.items()})
+            return TokenizedScans({name: value.numpy() for name, value in features.items()})
         return features
 
     def tokenize(
@@ -515,8 +541,10 @@ def _is_one_scan(scans: Any) -> bool:
 def _one_each(values: Any, count: int, name: str) -> list:
     if name == "repetition_time" and not np.ndim(values):
         return [values] * count
-    if isinstance(values, list) or (count > 1 and isinstance(values, tuple)) or name == "repetition_time":
-        values = [float(value) for value in values] if name == "repetition_time" else list(values)
+    if name == "repetition_time":
+        values = [None if value is None else float(value) for value in values]
+    if isinstance(values, list) or (count > 1 and isinstance(values, tuple)):
+        values = list(values)
         if len(values) != count:
             raise ValueError(f"{name}: {len(values)} were given for {count} scans.")
         return values
