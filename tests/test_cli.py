@@ -561,6 +561,30 @@ class TestConvert:
         tokens = torch.randn(2, 3, 27, 3072)
         torch.testing.assert_close(converted(tokens).logits, model.eval()(tokens).logits)
 
+    def test_what_no_checkpoint_tells_of_its_tokens_is_asked_for_or_noted(self, tmp_path):
+        from tablet_hf.hub.conversion import released_name
+
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+        sizes |= {"intermediate_size": 64, "position_embedding_type": "none", "num_labels": 1}
+        (tmp_path / "config.json").write_text('{"num_heads": 4}')
+        for token_size in (96, 3072):
+            model = TabletForSequenceClassification(TabletConfig(**sizes, token_size=token_size))
+            state = {released_name(name): weight for name, weight in model.state_dict().items()}
+            torch.save(state, tmp_path / f"{token_size}.pth")
+        config = ["--config", tmp_path / "config.json"]
+        asked = tablet_hf("convert", tmp_path / "96.pth", tmp_path / "f8c4", *config)
+        assert asked.exit_code == 2
+        assert "--grid-size" in asked.output
+        told = tablet_hf("convert", tmp_path / "96.pth", tmp_path / "f8c4", *config, "--grid-size", 12)
+        assert told.exit_code == 0, told.output
+        assert TabletConfig.from_pretrained(tmp_path / "f8c4").num_cells == 1728
+        options = ["--autoencoder", "lab/other", "--signal", "percent_change", "--scaling", "percentile"]
+        noted = tablet_hf("convert", tmp_path / "3072.pth", tmp_path / "f32c32", *config, *options)
+        assert "volume_size 96, as for the released weights" in " ".join(noted.output.split())
+        written = TabletConfig.from_pretrained(tmp_path / "f32c32")
+        recorded = (written.autoencoder, written.signal, written.scaling)
+        assert recorded == ("lab/other", "percent_change", "percentile")
+
     def test_code_inside_is_not_run(self, tmp_path):
         class Trap:
             def __reduce__(self):

@@ -322,15 +322,29 @@ def convert(
         str | None,
         typer.Option(help="multi_label_classification (one logit), single_label_classification or regression."),
     ] = None,
+    grid_size: Annotated[
+        int | None, typer.Option(help="Cells along one edge of a frame, for tokens of other than 3,072 numbers.")
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="What made its tokens, where that was not the autoencoder of the released ones.")
+    ] = None,
+    signal: Annotated[str | None, typer.Option(help="What they hold: intensity or percent_change.")] = None,
+    scaling: Annotated[str | None, typer.Option(help="How they were scaled: max or percentile.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
 ) -> None:
     """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`."""
     from tablet_hf.hub.conversion import convert_checkpoint
 
-    settings = {} if problem_type is None else {"problem_type": problem_type}
-    output.print(
-        escape(str(convert_checkpoint(source, destination, config=config, head=head, revision=revision, **settings)))
-    )
+    settings = {
+        "problem_type": problem_type,
+        "grid_size": grid_size,
+        "autoencoder": autoencoder,
+        "signal": signal,
+        "scaling": scaling,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    report = convert_checkpoint(source, destination, config=config, head=head, revision=revision, **settings)
+    output.print(escape(str(report)))
 
 
 @app.command()

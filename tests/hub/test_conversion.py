@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from tablet_hf import feature_extraction_tablet
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.hub import conversion
@@ -45,6 +46,11 @@ RELEASED = {
     "out_norm": False,
     "feature_norm": True,
 }
+
+
+def convert(source, destination, **options):
+    """Convert a small network, whose tokens are of no size that tells the cells of a frame."""
+    return convert_checkpoint(source, destination, **{"grid_size": 3} | options)
 
 
 def released_weights(config: dict, *, qk_norm_bias: bool | None = None, mlp_bias: bool = True) -> dict:
@@ -211,7 +217,7 @@ def test_every_variant_gives_the_same_numbers(variant, tmp_path):
     config = RELEASED | changes
     weights = released_weights(config, **kinds_of_weights)
     rotary = config["qk_norm"] and "qk_norm_bias" not in kinds_of_weights
-    report = convert_checkpoint(released_folder(tmp_path / "released", config, weights), tmp_path / "converted")
+    report = convert(released_folder(tmp_path / "released", config, weights), tmp_path / "converted")
 
     assert_same_network(tmp_path / "converted", weights, config, rotary)
     assert report.architecture == "TabletForSequenceClassification"
@@ -229,7 +235,7 @@ def test_a_training_checkpoint_gives_the_same_numbers(prefix, nested, tmp_path):
     weights = released_weights(RELEASED)
     stored = {prefix + name: tensor for name, tensor in weights.items()}
     torch.save({"epoch": 3, "model_state_dict": stored} if nested else stored, tmp_path / "last.pth")
-    convert_checkpoint(tmp_path / "last.pth", tmp_path / "converted", config={"num_heads": 6})
+    convert(tmp_path / "last.pth", tmp_path / "converted", config={"num_heads": 6})
 
     assert_same_network(tmp_path / "converted", weights, RELEASED)
 
@@ -241,7 +247,7 @@ def test_weights_alone_tell_all_but_the_heads(variant, tmp_path):
     weights = released_weights(config, **kinds_of_weights)
     torch.save(weights, tmp_path / "last.pth")
     (tmp_path / "heads.json").write_text('{"num_heads": 6}')
-    convert_checkpoint(tmp_path / "last.pth", tmp_path / "converted", config=tmp_path / "heads.json")
+    convert(tmp_path / "last.pth", tmp_path / "converted", config=tmp_path / "heads.json")
 
     assert_same_network(tmp_path / "converted", weights, config)
 
@@ -250,14 +256,14 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path):
     torch.save(released_weights(RELEASED), tmp_path / "last.pth")
 
     with pytest.raises(InputError, match=r"number of attention heads.*num_heads"):
-        convert_checkpoint(tmp_path / "last.pth", tmp_path / "converted")
+        convert(tmp_path / "last.pth", tmp_path / "converted")
 
 
 def test_heads_follow_from_their_norms(tmp_path):
     weights = released_weights(RELEASED, qk_norm_bias=True)
     torch.save(weights, tmp_path / "last.pth")
 
-    report = convert_checkpoint(tmp_path / "last.pth", tmp_path / "converted")
+    report = convert(tmp_path / "last.pth", tmp_path / "converted")
     assert (report.config.num_attention_heads, report.config.num_key_value_heads) == (6, 2)
 
 
@@ -272,7 +278,7 @@ def test_pretraining_weights_that_fit_are_used(beside, tmp_path):
     weights, extra = released_weights(RELEASED), pretraining_weights(mask_token=(48,))
     stored = {"model_state_dict": weights, **extra} if beside else {"model_state_dict": weights | extra}
     torch.save(stored, tmp_path / "pretrained.pth")
-    report = convert_checkpoint(tmp_path / "pretrained.pth", tmp_path / "converted", config=RELEASED)
+    report = convert(tmp_path / "pretrained.pth", tmp_path / "converted", config=RELEASED)
 
     model = TabletForMaskedTokenModeling.from_pretrained(tmp_path / "converted")
     assert report.architecture == "TabletForMaskedTokenModeling"
@@ -285,7 +291,7 @@ def test_pretraining_weights_that_fit_are_used(beside, tmp_path):
 def test_pretraining_weights_of_another_shape_are_reported(tmp_path):
     weights = released_weights(RELEASED) | pretraining_weights(**{"decoder.weight": (99, 48), "decoder.bias": (99,)})
     torch.save(weights, tmp_path / "pretrained.pth")
-    report = convert_checkpoint(tmp_path / "pretrained.pth", tmp_path / "converted", config=RELEASED)
+    report = convert(tmp_path / "pretrained.pth", tmp_path / "converted", config=RELEASED)
 
     assert report.architecture == "TabletForMaskedTokenModeling"
     assert report.left_out["decoder.weight"] == "its shape is (99, 48), not (21, 48)"
@@ -296,7 +302,7 @@ def test_pretraining_weights_of_another_shape_are_reported(tmp_path):
 def test_the_classifier_of_a_checkpoint_with_both_is_kept_when_asked_for(tmp_path):
     weights = released_weights(RELEASED)
     torch.save(weights | pretraining_weights(), tmp_path / "both.pth")
-    report = convert_checkpoint(tmp_path / "both.pth", tmp_path / "out", config=RELEASED, head="classification")
+    report = convert(tmp_path / "both.pth", tmp_path / "out", config=RELEASED, head="classification")
 
     assert_same_network(tmp_path / "out", weights, RELEASED)
     assert set(report.left_out) == {"TR_embedding", "mask_token", "decoder.weight", "decoder.bias"}
@@ -304,7 +310,7 @@ def test_the_classifier_of_a_checkpoint_with_both_is_kept_when_asked_for(tmp_pat
 
 def test_an_encoder_without_heads_is_a_bare_model(tmp_path):
     weights = {name: tensor for name, tensor in released_weights(RELEASED).items() if not name.startswith("fc.")}
-    report = convert_checkpoint(released_folder(tmp_path / "released", RELEASED, weights), tmp_path / "converted")
+    report = convert(released_folder(tmp_path / "released", RELEASED, weights), tmp_path / "converted")
 
     assert report.architecture == "TabletModel"
     assert TabletModel.from_pretrained(tmp_path / "converted").config.position_embedding_type == "none"
@@ -313,7 +319,7 @@ def test_an_encoder_without_heads_is_a_bare_model(tmp_path):
 def test_settings_tell_what_no_checkpoint_does(tmp_path):
     folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
     settings = {"problem_type": "regression", "target_mean": [30.0], "target_std": [4.0]}
-    report = convert_checkpoint(folder, tmp_path / "converted", position_embedding_type="rope", **settings)
+    report = convert(folder, tmp_path / "converted", position_embedding_type="rope", **settings)
 
     assert report.config.position_embedding_type == "rope"
     assert TabletForSequenceClassification.from_pretrained(tmp_path / "converted").config.target_mean == [30.0]
@@ -323,20 +329,96 @@ def test_settings_that_no_model_has_are_refused(tmp_path):
     folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
 
     with pytest.raises(InputError, match=r"released cannot be converted.*`problem_type` must be.*'regresion'"):
-        convert_checkpoint(folder, tmp_path / "converted", problem_type="regresion")
+        convert(folder, tmp_path / "converted", problem_type="regresion")
     assert not (tmp_path / "converted").exists()
 
 
-def test_tokens_of_the_published_size_are_recorded_as_the_published_ones(tmp_path):
-    config = RELEASED | {"input_feature_size": 3072, "num_layers": 1}
-    folder = released_folder(tmp_path / "released", config, released_weights(config))
-    written = convert_checkpoint(folder, tmp_path / "converted").config
+@pytest.mark.parametrize("setting", ["problm_type", "to_dict", "colour"])
+def test_a_misspelt_setting_is_refused_by_its_name(setting, tmp_path):
+    folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
 
+    with pytest.raises(InputError, match=f"`{setting}` is no setting of a model") as refusal:
+        convert(folder, tmp_path / "converted", **{setting: "regression"})
+    assert ("did you mean `problem_type`?" in str(refusal.value)) == (setting == "problm_type")
+    assert not (tmp_path / "converted").exists()
+
+
+def test_the_number_of_labels_is_a_setting(tmp_path):
+    weights = {name: tensor for name, tensor in released_weights(RELEASED).items() if not name.startswith("fc.")}
+    torch.save(weights, tmp_path / "encoder.pth")
+
+    options = {"config": RELEASED, "head": "classification", "num_labels": 3}
+    assert convert(tmp_path / "encoder.pth", tmp_path / "converted", **options).config.num_labels == 3
+
+
+# --- the tokens of a checkpoint
+
+
+def published_tokens_folder(tmp_path):
+    config = RELEASED | {"input_feature_size": 3072, "num_layers": 1}
+    return released_folder(tmp_path / "released", config, released_weights(config))
+
+
+def test_tokens_of_the_published_size_are_recorded_as_the_published_ones_and_a_note_says_so(tmp_path):
+    report = convert_checkpoint(published_tokens_folder(tmp_path), tmp_path / "converted")
+
+    written = report.config
     assert written.autoencoder == "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"
     assert (written.signal, written.scaling, written.volume_size) == ("intensity", "max", 96)
     extractor = TabletFeatureExtractor.from_pretrained(tmp_path / "converted")
     assert extractor.autoencoder == written.autoencoder
     assert (extractor.token_size, extractor.grid_size) == (3072, 3)
+    (note,) = (note for note in report.notes if note.startswith("assumed"))
+    for word in ("mit-han-lab/dc-ae-f32c32-in-1.0-diffusers", "intensity", "max", "signal=", "--autoencoder"):
+        assert word in note
+
+
+def test_only_what_is_not_told_of_the_tokens_is_assumed(tmp_path):
+    folder = published_tokens_folder(tmp_path)
+
+    some = convert_checkpoint(folder, tmp_path / "some", autoencoder="lab/other", signal="percent_change")
+    (note,) = (note for note in some.notes if note.startswith("assumed"))
+    assert "scaling max, volume_size 96" in note
+    assert "intensity" not in note
+    assert (some.config.autoencoder, some.config.signal, some.config.scaling) == ("lab/other", "percent_change", "max")
+    told = {"autoencoder": None, "signal": None, "scaling": None, "volume_size": None}
+    assert not any("assumed" in note for note in convert_checkpoint(folder, tmp_path / "all", **told).notes)
+    other = convert_checkpoint(folder, tmp_path / "grid", grid_size=6)
+    assert (other.config.grid_size, other.config.autoencoder) == (6, None)
+    assert not any("assumed" in note for note in other.notes)
+
+
+def test_tokens_of_another_size_need_the_cells_of_a_frame(tmp_path):
+    config = RELEASED | {"input_feature_size": 96, "num_tokens": 442_368}
+    folder = released_folder(tmp_path / "released", config, released_weights(config))
+
+    with pytest.raises(InputError, match=r"released takes tokens of 96 numbers.*grid_size= .*--grid-size"):
+        convert_checkpoint(folder, tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+    report = convert_checkpoint(folder, tmp_path / "converted", grid_size=12)
+    assert (report.config.num_cells, report.config.autoencoder) == (1728, None)
+    model = TabletForSequenceClassification.from_pretrained(tmp_path / "converted")
+    assert model(torch.randn(1, 1, 1728, 96)).logits.shape == (1, 1)
+
+
+def test_the_autoencoder_is_not_loaded_to_record_it(tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(feature_extraction_tablet, "load_autoencoder", lambda *name: loaded.append(name))
+    convert_checkpoint(published_tokens_folder(tmp_path), tmp_path / "converted")
+
+    assert not loaded
+    recorded = json.loads((tmp_path / "converted" / "preprocessor_config.json").read_text())
+    assert recorded == {
+        "autoencoder": "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",
+        "autoencoder_revision": None,
+        "autoencoder_subfolder": None,
+        "feature_extractor_type": "TabletFeatureExtractor",
+        "grid_size": 3,
+        "scaling": "max",
+        "signal": "intensity",
+        "token_size": 3072,
+        "volume_size": 96,
+    }
 
 
 # --- refusals
@@ -350,7 +432,7 @@ def test_unknown_missing_and_misshapen_weights_are_listed_together(tmp_path):
     folder = released_folder(tmp_path / "released", RELEASED, weights)
 
     with pytest.raises(InputError) as refusal:
-        convert_checkpoint(folder, tmp_path / "converted")
+        convert(folder, tmp_path / "converted")
     message = str(refusal.value)
     assert "missing: fc.bias, layers.1.self_attn.v_proj.bias" in message
     assert "unknown: layers.0.novelty.weight" in message
@@ -376,7 +458,7 @@ def test_a_configuration_that_contradicts_the_weights_is_refused(changes, compla
     folder = released_folder(tmp_path / "released", RELEASED | changes, released_weights(RELEASED))
 
     with pytest.raises(InputError, match=complaint):
-        convert_checkpoint(folder, tmp_path / "converted")
+        convert(folder, tmp_path / "converted")
 
 
 class Intruder:
@@ -392,7 +474,7 @@ def test_a_checkpoint_with_code_inside_is_not_opened(legacy, tmp_path):
     torch.save(stored, tmp_path / "evil.pth", _use_new_zipfile_serialization=not legacy)
 
     with pytest.raises(InputError, match=r"could run code.*not read"):
-        convert_checkpoint(tmp_path / "evil.pth", tmp_path / "converted", config=RELEASED)
+        convert(tmp_path / "evil.pth", tmp_path / "converted", config=RELEASED)
 
 
 def test_other_files_are_no_checkpoints(tmp_path):
@@ -407,7 +489,7 @@ def test_other_files_are_no_checkpoints(tmp_path):
 
     for name in ("short.pth", "empty.pth", "plain.pth", "log.pth", "another.pth", "broken.safetensors"):
         with pytest.raises(InputError, match=name):
-            convert_checkpoint(tmp_path / name, tmp_path / "converted", config=RELEASED)
+            convert(tmp_path / name, tmp_path / "converted", config=RELEASED)
     assert not (tmp_path / "converted").exists()
 
 
@@ -422,7 +504,7 @@ def test_weights_that_tell_nothing_by_their_shape_are_refused(name, shape, tmp_p
     torch.save(weights, tmp_path / "odd.pth")
 
     with pytest.raises(InputError, match=rf"odd\.pth is no TABLeT checkpoint: {name} has the shape .*2 dimensions"):
-        convert_checkpoint(tmp_path / "odd.pth", tmp_path / "converted", config={"num_heads": 6})
+        convert(tmp_path / "odd.pth", tmp_path / "converted", config={"num_heads": 6})
 
 
 def test_an_empty_norm_of_the_queries_is_refused(tmp_path):
@@ -430,7 +512,7 @@ def test_an_empty_norm_of_the_queries_is_refused(tmp_path):
     torch.save(weights | {"layers.0.self_attn.q_norm.weight": torch.zeros(0)}, tmp_path / "odd.pth")
 
     with pytest.raises(InputError, match=r"q_norm\.weight has the shape \(0,\).*1 dimension,"):
-        convert_checkpoint(tmp_path / "odd.pth", tmp_path / "converted")
+        convert(tmp_path / "odd.pth", tmp_path / "converted")
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -439,7 +521,7 @@ def test_weights_need_names(nested, tmp_path):
     torch.save({"model_state_dict": stored} if nested else stored, tmp_path / "odd.pth")
 
     with pytest.raises(InputError, match=r"odd\.pth is no dict of weights.*no names of tensors are 7\."):
-        convert_checkpoint(tmp_path / "odd.pth", tmp_path / "converted", config=RELEASED)
+        convert(tmp_path / "odd.pth", tmp_path / "converted", config=RELEASED)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
@@ -447,24 +529,24 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     (folder / "model.safetensors").unlink()
 
     with pytest.raises(InputError, match="holds no weights"):
-        convert_checkpoint(folder, tmp_path / "converted")
+        convert(folder, tmp_path / "converted")
 
 
 def test_a_converted_folder_is_not_converted_again(tmp_path):
     folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
-    convert_checkpoint(folder, tmp_path / "converted")
+    convert(folder, tmp_path / "converted")
 
     with pytest.raises(InputError, match="nothing to convert"):
-        convert_checkpoint(tmp_path / "converted", tmp_path / "again")
+        convert(tmp_path / "converted", tmp_path / "again")
 
 
 def test_nothing_is_overwritten(tmp_path):
     folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
     (tmp_path / "converted").mkdir()
-    convert_checkpoint(folder, tmp_path / "converted")
+    convert(folder, tmp_path / "converted")
 
     with pytest.raises(InputError, match="already holds something"):
-        convert_checkpoint(folder, tmp_path / "converted")
+        convert(folder, tmp_path / "converted")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -481,7 +563,7 @@ def test_a_model_on_the_hub_is_fetched_at_its_revision(tmp_path, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr(conversion, "snapshot_download", snapshot)
-    convert_checkpoint("lab/TABLeT_pretrained", tmp_path / "converted", revision="v1")
+    convert("lab/TABLeT_pretrained", tmp_path / "converted", revision="v1")
 
     assert asked["repo_id"] == "lab/TABLeT_pretrained"
     assert asked["revision"] == "v1"
@@ -492,6 +574,6 @@ def test_without_a_network_the_message_says_what_was_looked_for(tmp_path, monkey
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     with pytest.raises(InputError, match="lab/absent is no file or folder here and could not be fetched from the Hub"):
-        convert_checkpoint("lab/absent", tmp_path / "converted")
+        convert("lab/absent", tmp_path / "converted")
     with pytest.raises(InputError, match=r"weights/of/nobody\.pth does not exist"):
-        convert_checkpoint("weights/of/nobody.pth", tmp_path / "converted")
+        convert("weights/of/nobody.pth", tmp_path / "converted")

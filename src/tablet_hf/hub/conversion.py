@@ -10,7 +10,8 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.errors import InputError
@@ -73,7 +75,8 @@ KEYS_WITHOUT_MEANING = {"num_tokens", "num_classes"}
 # The published network, whose heads are known although shapes do not tell them: hidden size, key rows.
 PUBLISHED_SHAPE, PUBLISHED_HEADS = (896, 128), 14
 
-# The tokens that the released weights were trained on.
+# The geometry of the tokens that the released weights were trained on, and how they were made.
+PUBLISHED_TOKEN_SIZE, PUBLISHED_GRID_SIZE = 3072, 3
 PUBLISHED_TOKENS = {
     "autoencoder": "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",
     "signal": "intensity",
@@ -134,15 +137,18 @@ def convert_checkpoint(
             mask token or a decoder fits, else the classifier, else the bare encoder.
         revision: branch, tag or commit on the Hub.
         **settings: fields of [`TabletConfig`] to set on top, such as `problem_type="regression"`, which no
-            checkpoint tells.
+            checkpoint tells. Tokens of 3,072 numbers are taken for those of the released weights, and a note says so;
+            `autoencoder`, `signal`, `scaling` and `volume_size` say otherwise. Tokens of another size need
+            `grid_size`, the cells along one edge of a frame.
 
     Returns:
         `ConversionReport`: what was used, what was left out, and what was concluded.
 
     Raises:
         `InputError`: where the source cannot be read or is not such a checkpoint; unknown, missing and misshapen
-            weights are listed in the message. Nothing is written then.
+            weights are listed in the message. A setting that no model has. Nothing is written then.
     """
+    check_settings(settings)
     source, destination = os.fspath(source), Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise InputError(f"{destination} already holds something; choose a folder that does not exist yet.")
@@ -272,6 +278,16 @@ def without_wrapper_prefixes(weights: Weights, source: str) -> Weights:
 # --- concluding
 
 
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse what is no field of a configuration: the library would keep it there without a word."""
+    known = {field.name for field in fields(TabletConfig)} | {"num_labels"}
+    for name in settings:
+        if name not in known:
+            resembling = get_close_matches(name, known, n=1)
+            hint = f"did you mean `{resembling[0]}`?" if resembling else "see TabletConfig for those there are."
+            raise InputError(f"`{name}` is no setting of a model; {hint}")
+
+
 def check_dimensions(weights: Weights, source: str) -> None:
     """Refuse weights from whose shapes the network could not be told."""
     for name, tensor in weights.items():
@@ -295,10 +311,8 @@ def build_config(
     notes = apply_released_config(fields, released_config or {}, has_qk_norm_weights=fields["qk_norm"])
     if model_class is TabletForSequenceClassification and "fc.weight" in weights:
         fields["num_labels"] = weights["fc.weight"].shape[0]
-    if fields["token_size"] == 3072:
-        fields |= PUBLISHED_TOKENS
     fields |= settings
-
+    notes += infer_tokens(fields, source)
     notes += infer_heads(fields, weights, source)
     if fields["mlp_type"] == "vanilla" and "hidden_act" not in fields:
         notes.append("no configuration tells the activation of the MLP: ReLU, as published")
@@ -381,6 +395,31 @@ def apply_released_config(fields: dict[str, Any], released: Mapping[str, Any], h
     known = {*same_meaning, *KEYS_WITHOUT_MEANING, "norm_type", "dropout", "feature_dropout", "qk_norm"}
     notes += [f"the configuration says {key}, which is not known" for key in sorted(set(released) - known)]
     return notes
+
+
+def infer_tokens(fields: dict[str, Any], source: str) -> list[str]:
+    """Set how tokens were made where nothing tells it and their size allows it; return what is worth telling."""
+    if fields["token_size"] != PUBLISHED_TOKEN_SIZE:
+        if "grid_size" not in fields:
+            raise InputError(
+                f"{source} takes tokens of {fields['token_size']} numbers, not the {PUBLISHED_TOKEN_SIZE} of the "
+                "released weights, and nothing in it tells how many cells a frame has; give the cells along one edge "
+                "as grid_size= (command line: --grid-size), which are voxels of the volume / spatial compression of "
+                "the autoencoder, such as 12 for 96 voxels and f8."
+            )
+        return []
+    if fields.setdefault("grid_size", PUBLISHED_GRID_SIZE) != PUBLISHED_GRID_SIZE:
+        return []
+    assumed = {name: value for name, value in PUBLISHED_TOKENS.items() if name not in fields}
+    if not assumed:
+        return []
+    fields |= assumed
+    return [
+        f"assumed from the size of the tokens, as the checkpoint does not tell how they were made: "
+        f"{', '.join(f'{name} {value}' for name, value in assumed.items())}, as for the released weights; if it was "
+        f"otherwise, convert again with {', '.join(f'{name}=' for name in assumed)} (command line: --autoencoder, "
+        "--signal, --scaling)"
+    ]
 
 
 def infer_heads(fields: dict[str, Any], weights: Weights, source: str) -> list[str]:
@@ -475,7 +514,8 @@ def save_model(model: TabletPreTrainedModel, destination: Path) -> None:
     with folder_written_whole(destination) as unfinished:
         model.save_pretrained(unfinished)
         if model.config.autoencoder is not None:
-            TabletFeatureExtractor.from_config(model.config).save_pretrained(unfinished)
+            # Its own `save_pretrained` would load the autoencoder to ask for the geometry, which is known here.
+            TabletFeatureExtractor.from_config(model.config).to_json_file(unfinished / FEATURE_EXTRACTOR_NAME)
 
 
 __all__ = ["ConversionReport", "convert_checkpoint"]
