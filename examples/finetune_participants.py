@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 from transformers import Trainer, TrainingArguments
 
 from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
+from tablet_hf.files import source_identity
 from tablet_hf.pipelines import ScanPredictor
 from tablet_hf.token_files import load_tokens, read_record, save_tokens, token_file_name
 from tablet_hf.training.baselines import connectivity_features, linear_classifier, power_regions, region_time_courses
@@ -97,7 +98,7 @@ def tokenize(people: pd.DataFrame, extractor: TabletFeatureExtractor, folder: Pa
     files = []
     for number, (person, scan) in enumerate(zip(people.participant_id, people.scan, strict=True), 1):
         path = folder / f"{person}_{token_file_name(scan)}"
-        record = {**extractor.to_dict(), "source": {"path": str(scan)}}
+        record = {**extractor.to_dict(), "source": source_identity(scan)}
         try:
             if not is_done(path, record):
                 save_tokens(extractor.tokenize(scan), record, path)

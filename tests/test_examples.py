@@ -9,12 +9,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tablet_hf import InputError
+from tablet_hf import InputError, TabletFeatureExtractor
 from tablet_hf.demo.cohort import GROUPS, CohortDesign, write_cohort
 from tablet_hf.pipelines import ScanPredictor
-from tablet_hf.token_files import token_file_name
+from tablet_hf.token_files import load_tokens, token_file_name
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("finetune_participants", EXAMPLES / "finetune_participants.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.slow
@@ -45,13 +53,6 @@ def test_participants_are_finetuned_beside_a_baseline(tmp_path):
 class TestUnusableStudies:
     """Told before the long work begins."""
 
-    @pytest.fixture(scope="class")
-    def example(self):
-        spec = importlib.util.spec_from_file_location("finetune_participants", EXAMPLES / "finetune_participants.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
     @pytest.mark.parametrize(
         ("table", "said"),
         [
@@ -80,3 +81,18 @@ class TestUnusableStudies:
     def test_too_few_of_a_kind(self, example, positive):
         with pytest.raises(InputError, match=f"{positive} people are positive and 10 are not"):
             example.hold_out(pd.DataFrame({"y": [1] * positive + [0] * 10}), seed=0)
+
+
+def test_a_scan_preprocessed_again_is_tokenized_again(example, make_scan, tmp_path):
+    extractor = TabletFeatureExtractor()
+    _ = extractor.slice_autoencoder
+    for seed in (1, 2):
+        people = pd.DataFrame(
+            {"participant_id": ["sub-01"], "scan": [make_scan(tmp_path / "bold.nii.gz", 1, seed=seed)]}
+        )
+        (path,) = example.tokenize(people, extractor, tmp_path / "tokens").tokens
+        tokens = load_tokens(path)[0].tokens
+        assert tokens.equal(extractor.tokenize(people.scan[0]).tokens.half())
+    written = path.stat().st_mtime_ns
+    example.tokenize(people, extractor, tmp_path / "tokens")
+    assert path.stat().st_mtime_ns == written

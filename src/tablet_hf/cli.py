@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from tablet_hf import cli_datasets
 from tablet_hf.errors import InputError
+from tablet_hf.files import source_identity
 from tablet_hf.prediction_table import PredictionTable
 from tablet_hf.terminal import (
     AutoencoderOption,
@@ -396,15 +397,6 @@ def model_identity(name: str) -> list[Any]:
         return [name, commit_of(name)]
     files = sorted(path for pattern in ("*.json", "*.safetensors") for path in Path(name).glob(pattern))
     return [str(Path(name)), *([path.name, path.stat().st_size, path.stat().st_mtime] for path in files)]
-
-
-def source_identity(scan: Path) -> dict[str, Any]:
-    """Path, size and time of a scan; of one that cannot be looked at, the path: reading it will tell why."""
-    try:
-        status = scan.stat()
-    except OSError:
-        return {"path": str(scan)}
-    return {"path": str(scan.resolve()), "bytes": status.st_size, "modified": status.st_mtime}
 
 
 def companion_identities(

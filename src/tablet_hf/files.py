@@ -1,4 +1,4 @@
-"""Writing files and folders whose name never stands for half of them."""
+"""Files and folders: what tells one from a changed one, and names that never stand for half of what is written."""
 
 import os
 import shutil
@@ -6,8 +6,18 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["folder_written_whole", "written_whole"]
+__all__ = ["folder_written_whole", "source_identity", "written_whole"]
+
+
+def source_identity(scan: Path) -> dict[str, Any]:
+    """Path, size and time of a scan; of one that cannot be looked at, the path: reading it will tell why."""
+    try:
+        status = scan.stat()
+    except OSError:
+        return {"path": str(scan)}
+    return {"path": str(scan.resolve()), "bytes": status.st_size, "modified": status.st_mtime}
 
 
 @contextmanager
