@@ -159,6 +159,30 @@ class TestTokenize:
         assert result.output.count("already") == 2
         assert [path.stat().st_mtime_ns for path in files] == before
 
+    def test_a_cohort_that_grows(self, make_scan, tmp_path):
+        from tablet_hf.token_files import read_record
+
+        scans = [make_scan(tmp_path / f"s{number}" / "rest.nii.gz", frames=1, seed=number) for number in (1, 2)]
+        for given in (scans[:1], scans, scans[1:]):
+            result = tablet_hf("tokenize", *given, "--out", tmp_path / "out")
+            assert result.exit_code == 0, result.output
+        files = sorted((tmp_path / "out").iterdir())
+        assert [path.name for path in files] == ["rest_tokens.safetensors", "s2_rest_tokens.safetensors"]
+        assert [read_record(path)["source"]["path"] for path in files] == [str(scan) for scan in scans]
+
+    def test_tokens_are_held_as_they_are_stored(self, scans, tmp_path, monkeypatch):
+        """A long run would not fit into memory twice as wide."""
+        held = []
+        tokenize = TabletFeatureExtractor.tokenize
+
+        def watched(*arguments, **options):
+            held.append(tokenize(*arguments, **options))
+            return held[-1]
+
+        monkeypatch.setattr(TabletFeatureExtractor, "tokenize", watched)
+        assert tablet_hf("tokenize", scans[0], "--out", tmp_path, "--num-frames", 1).exit_code == 0
+        assert [run.tokens.dtype for run in held] == [torch.float16]
+
     def test_scans_whose_folders_do_not_tell_them_apart(self, make_scan, tmp_path):
         scans = [make_scan(tmp_path / f"rest.nii{ending}", frames=1) for ending in (".gz", "")]
         result = tablet_hf("tokenize", *scans, "--out", tmp_path / "out")

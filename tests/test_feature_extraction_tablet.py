@@ -346,6 +346,14 @@ class TestScans:
         assert told == [(8, 11), (11, 11)]
         assert torch.equal(run.tokens, extractor(make_scan(11), **options)["input_values"][0])
 
+    def test_tokens_are_as_precise_as_the_encoder_or_as_asked_for(self, options):
+        extractor = small()
+        run = extractor.tokenize(make_scan(11), **options)
+        assert run.tokens.dtype == torch.float32
+        half = extractor.tokenize(make_scan(11), **options, dtype=torch.float16).tokens
+        assert half.dtype == torch.float16
+        assert half.equal(run.tokens.half())
+
 
 class TestWindows:
     @pytest.mark.parametrize(

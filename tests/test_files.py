@@ -1,5 +1,6 @@
 """A file under its own name is whole, or the one that was there before."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -40,6 +41,23 @@ def test_the_name_is_given_when_the_file_is_whole(tmp_path):
     assert names_in(tmp_path) == ["a.csv"]
     (tmp_path / "plain").touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_came_meanwhile_is_not_replaced_unasked(tmp_path, monkeypatch, has_links):
+    def link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as exFAT says
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "a.csv"
+    with written_whole(path, replace=False) as unfinished:
+        unfinished.write_text("first")
+    with pytest.raises(FileExistsError) as caught, written_whole(path, replace=False) as unfinished:
+        unfinished.write_text("second")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "first"
+    assert names_in(tmp_path) == ["a.csv"]
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])

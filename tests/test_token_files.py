@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from typer.testing import CliRunner
 
 from tablet_hf import InputError
 from tablet_hf.cli import app
-from tablet_hf.token_files import FORMAT, load_tokens, read_record, token_file_name, token_file_names
+from tablet_hf.feature_extraction_tablet import TokenizedRun
+from tablet_hf.files import source_identity
+from tablet_hf.token_files import FORMAT, TokenFolder, load_tokens, read_record, token_file_name, token_file_names
 
 RESULTS = "MNINonLinear/Results"
 
@@ -78,6 +82,107 @@ def test_all_names_differ_and_the_order_does_not_matter(folders, random):
     assert all(name.endswith(token_file_name(scan)) for scan, name in given_names.items())
     random.shuffle(scans)
     assert dict(zip(scans, token_file_names(scans), strict=True)) == given_names
+
+
+class TestTokenFolder:
+    """Scans `s1/rest.nii.gz`, `s2/rest.nii.gz`, ... of a cohort that grows."""
+
+    RUN = TokenizedRun(torch.zeros(1, 8, 12), torch.arange(1).numpy(), 2.0, 900.0, None, 0.0, "rest")
+
+    @pytest.fixture
+    def scans(self, tmp_path):
+        scans = [tmp_path / f"s{number}" / "rest.nii.gz" for number in range(8)]
+        for size, scan in enumerate(scans):
+            scan.parent.mkdir()
+            scan.write_bytes(bytes(size))
+        (tmp_path / "out").mkdir()
+        return scans
+
+    def save(self, folder, *scans, overwrite=False):
+        """As one command would: the names of the files that hold the tokens of the scans, in their order."""
+        tokens = TokenFolder(folder, scans)
+        return [tokens.save(self.RUN, record_of(scan), scan, overwrite).name.split("_tokens")[0] for scan in scans]
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_scan_keeps_its_file_in_other_company(self, scans, tmp_path, overwrite):
+        out = tmp_path / "out"
+        assert self.save(out, scans[1], overwrite=overwrite) == ["rest"]
+        assert self.save(out, scans[1], scans[2], overwrite=overwrite) == ["rest", "s2_rest"]
+        assert self.save(out, scans[2], overwrite=overwrite) == ["s2_rest"]
+        assert self.save(out, scans[3], overwrite=overwrite) == ["s3_rest"]
+        assert self.save(out, *scans[:4], overwrite=overwrite) == ["s0_rest", "rest", "s2_rest", "s3_rest"]
+        assert len(list(out.iterdir())) == 4
+        paths = [read_record(path)["source"]["path"] for path in sorted(out.iterdir())]
+        assert paths == [str(scans[number]) for number in (1, 0, 2, 3)]
+
+    def test_what_was_made_otherwise_is_found_and_not_made_a_second_time(self, scans, tmp_path):
+        self.save(tmp_path / "out", scans[1])
+        tokens = TokenFolder(tmp_path / "out", scans)
+        with pytest.raises(InputError, match=r"rest_tokens.safetensors: it holds tokens made otherwise.*--overwrite"):
+            tokens.finished(scans[1], record_of(scans[1]) | {"signal": "percent_change"})
+        assert tokens.finished(scans[2], record_of(scans[2])) is None
+
+    def test_a_longer_name_that_is_taken_too(self, scans, tmp_path):
+        out, far = tmp_path / "out", tmp_path / "far" / "s2" / "rest.nii.gz"
+        far.parent.mkdir(parents=True)
+        far.touch()
+        assert self.save(out, *scans[1:3]) == ["s1_rest", "s2_rest"]
+        assert self.save(out, scans[0]) == ["rest"]
+        (name,) = self.save(out, far)
+        assert name.startswith("far_")
+        assert [read_record(path)["source"]["path"] for path in out.glob("far_*")] == [str(far)]
+
+    def test_no_name_is_left(self, scans, tmp_path):
+        plain = scans[1].with_suffix("")
+        plain.touch()
+        self.save(tmp_path / "out", scans[1])
+        with pytest.raises(InputError, match=f"{plain}: .* as {scans[1]} did; tokenize them into different folders"):
+            self.save(tmp_path / "out", plain, overwrite=True)
+
+    def test_a_cohort_that_was_moved_is_not_made_a_second_time(self, scans, tmp_path):
+        self.save(tmp_path / "out", scans[1])
+        moved = Path(shutil.move(scans[1].parent, tmp_path / "moved")) / scans[1].name
+        with pytest.raises(InputError, match="made otherwise"):
+            self.save(tmp_path / "out", moved)
+        assert self.save(tmp_path / "out", moved, overwrite=True) == ["rest"]
+
+    def test_links_to_one_content_have_a_file_each(self, scans, tmp_path):
+        """As in a DataLad dataset."""
+        for scan in scans[1:3]:
+            scan.unlink()
+            scan.symlink_to(scans[0])
+        assert self.save(tmp_path / "out", scans[1]) == ["rest"]
+        for _ in range(2):
+            assert self.save(tmp_path / "out", *scans[1:3]) == ["rest", "s2_rest"]
+
+    def test_a_file_that_cannot_be_read_is_replaced_only_if_asked(self, scans, tmp_path):
+        path = tmp_path / "out" / "rest_tokens.safetensors"
+        path.write_text("half a fi")
+        with pytest.raises(InputError, match="not a whole safetensors file"):
+            self.save(tmp_path / "out", scans[1])
+        assert path.read_text() == "half a fi"
+        assert self.save(tmp_path / "out", scans[1], overwrite=True) == ["rest"]
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_commands_that_run_at_once_take_nothing_from_each_other(self, scans, tmp_path, overwrite):
+        commands = [TokenFolder(tmp_path / "out", [scan]) for scan in scans]
+        with ThreadPoolExecutor(len(scans)) as workers:
+            saved = workers.map(
+                lambda command, scan: command.save(self.RUN, record_of(scan), scan, overwrite), commands, scans
+            )
+        assert [read_record(path)["source"] for path in saved] == [source_identity(scan) for scan in scans]
+        assert len(list((tmp_path / "out").iterdir())) == len(scans)
+
+    def test_a_scan_that_another_command_finished_meanwhile(self, scans, tmp_path):
+        slow = TokenFolder(tmp_path / "out", [scans[1]])
+        assert slow.finished(scans[1], record_of(scans[1])) is None
+        assert self.save(tmp_path / "out", *scans[1:3]) == ["s1_rest", "s2_rest"]
+        assert slow.save(self.RUN, record_of(scans[1]), scans[1]).name == "s1_rest_tokens.safetensors"
+        assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def record_of(scan):
+    return {"signal": "intensity", "source": source_identity(scan)}
 
 
 TENSORS = {"tokens": torch.zeros(3, 8, 12).half(), "frames": torch.arange(3)}

@@ -186,25 +186,19 @@ def tokenize(
         return
     if given or dry_run or readers is not None or dtype != "float16":
         raise InputError("options of datasets need --source; see tablet-hf tokenize --help.")
-    from tablet_hf.token_files import read_record, save_tokens, token_file_names
+    from tablet_hf.token_files import DTYPE, TokenFolder
 
     for_one_scan("--mask", mask, scans)
     for_one_scan("--add-mean", add_mean, scans)
     extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
     extractor.slice_autoencoder  # noqa: B018  (loaded now, so that a wrong name is told before any scan is read)
     out.mkdir(parents=True, exist_ok=True)
-    names = dict(zip(scans, token_file_names(scans), strict=True))
-    claimed: dict[Path, Path] = {}
+    tokens, seen = TokenFolder(out, scans), set()
 
     def tokenize_one(scan: Path, on_progress: Callable) -> None:
-        path = out / names[scan]
-        if path in claimed and os.path.abspath(claimed[path]) == os.path.abspath(scan):
+        if os.path.abspath(scan) in seen:
             return
-        if path in claimed:
-            raise InputError(
-                f"{scan}: it would become {path}, as {claimed[path]} did; tokenize them into different folders."
-            )
-        claimed[path] = scan
+        seen.add(os.path.abspath(scan))
         request = {
             **extractor.to_dict(),
             "source": source_identity(scan),
@@ -215,11 +209,9 @@ def tokenize(
                 **companion_identities(scan, mask, repetition_time, add_mean),
             },
         }
-        if path.exists() and not overwrite:
-            if read_record(path) == request:
-                messages.print(f"{escape(str(path))} is there already.")
-                return
-            raise InputError(f"{path}: it holds tokens made otherwise; choose another --out, or pass --overwrite.")
+        if not overwrite and (path := tokens.finished(scan, request)):
+            messages.print(f"{escape(str(path))} is there already.")
+            return
         run = extractor.tokenize(
             scan,
             mask,
@@ -230,8 +222,9 @@ def tokenize(
             add_mean=add_mean,
             check_space=space_check,
             on_progress=on_progress,
+            dtype=DTYPE,
         )
-        save_tokens(run, request, path)
+        path = tokens.save(run, request, scan, overwrite)
         clipped = f", {100 * run.clipped_share:.2f}% clipped" if run.clipped_share else ""
         output.print(f"{escape(str(path))}  {' x '.join(map(str, run.tokens.shape))}{clipped}")
 

@@ -342,10 +342,12 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         add_mean: Any = None,
         check_space: bool = True,
         on_progress: Callable[[int, int], None] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> TokenizedRun:
         """Tokenize one scan, with all that is needed to go back; arguments as for a call.
 
-        `scan` may also be an open `BoldRun`. `on_progress` is told frames done and frames in all.
+        `scan` may also be an open `BoldRun`. `on_progress` is told frames done and frames in all. `dtype` is that of
+        the tokens, the extractor's own by default: a long run that is to be stored as float16 needs half the memory.
         """
         if isinstance(scan, BoldRun):
             run = scan
@@ -353,7 +355,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             run = open_run(scan, mask, repetition_time, self.volume_size, add_mean, check_space)
         frames = _window(run, num_frames, start, stride, allow_short)
         encoder = self.slice_autoencoder
-        tokens = torch.empty(len(frames), self.grid_size**3, self.token_size, dtype=encoder.dtype)
+        tokens = torch.empty(len(frames), self.grid_size**3, self.token_size, dtype=dtype or encoder.dtype)
         done = 0
         for _, volumes in run.scaled_blocks(self.signal, self.scaling, frames, FRAMES_PER_BLOCK):
             tokens[done : done + len(volumes)] = self.volumes_to_tokens(torch.from_numpy(volumes), self.signal)

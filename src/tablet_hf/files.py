@@ -1,5 +1,6 @@
 """Files and folders: what tells one from a changed one, and names that never stand for half of what is written."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -21,7 +22,7 @@ def source_identity(scan: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Give a temporary name beside `path`; what the block writes there becomes `path` when the block ends well.
 
         with written_whole("results.json") as unfinished:
@@ -29,19 +30,36 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
     A block that fails leaves nothing behind, and an older `path` as it was. Temporary names are hidden, and no two are
     the same, so that processes may write to one folder. They end as `path` does: some libraries tell a format by that.
+
+    Raises:
+        FileExistsError: there is a `path` already, though it was not to be replaced.
     """
     path = Path(path)
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     unfinished = path.with_name(f".{uuid.uuid4().hex}{ending}")
     try:
         yield unfinished
-        os.replace(unfinished, path)
+        if replace:
+            os.replace(unfinished, path)
+        else:
+            _rename_to_what_is_not_there(unfinished, path)
     except OSError as error:
         if str(error.filename) == str(unfinished):
             error.filename = str(path)  # the name that the person at the keyboard gave
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _rename_to_what_is_not_there(unfinished: Path, path: Path) -> None:
+    try:
+        os.link(unfinished, path)  # unlike a renaming, never takes the place of what came meanwhile
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        os.replace(unfinished, path)
 
 
 @contextmanager

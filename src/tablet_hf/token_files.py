@@ -14,10 +14,11 @@ from torch import Tensor
 
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TokenizedRun
-from tablet_hf.files import written_whole
+from tablet_hf.files import source_identity, written_whole
 
 SUFFIX = "_tokens.safetensors"
 FORMAT = "tablet_hf tokens 1"
+DTYPE = torch.float16
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -55,18 +56,114 @@ def _distinguishing_folders(paths: Collection[Path]) -> dict[Path, tuple[str, ..
     return prefixes
 
 
-def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
+class TokenFolder:
+    """The files of tokens in a folder, each known by the scan that its record names.
+
+    What a new file is called depends on the scans that are tokenized together (`token_file_names`), so a scan that
+    comes again in other company is looked for before it gets a name. Several processes may write to one folder.
+    """
+
+    def __init__(self, folder: Path, scans: Sequence[Path]):
+        self._folder = folder
+        self._names = dict(zip(map(os.path.abspath, scans), token_file_names(scans), strict=True))
+        self._sources: dict[Path, dict[str, Any]] = {}
+        self._users: dict[Path, str] = {}  # links to one content are several scans, and have a file each
+
+    def finished(self, scan: Path, record: dict[str, Any]) -> Path | None:
+        """The file of a scan's tokens, if it is there.
+
+        Raises:
+            InputError: it is there, but its record is another one; or no name is left for the scan.
+        """
+        path = self._file_of(scan)
+        if not path.exists():
+            return None
+        if read_record(path) != record:
+            raise InputError(f"{path}: it holds tokens made otherwise; choose another --out, or pass --overwrite.")
+        return path
+
+    def save(self, run: TokenizedRun, record: dict[str, Any], scan: Path, overwrite: bool = False) -> Path:
+        """Write the tokens of a scan, never over those of another; errors as for `finished`.
+
+        Returns:
+            The file that holds them: another process may have written it meanwhile.
+        """
+        while True:
+            if not overwrite and (path := self.finished(scan, record)):
+                return path
+            path = self._file_of(scan)
+            replace = overwrite and path.exists() and self._file_of(scan) == path
+            try:
+                save_tokens(run, record, path, replace)
+                return path
+            except FileExistsError:
+                continue  # another process took the name
+
+    def _file_of(self, scan: Path) -> Path:
+        """Where the tokens of a scan are, else where they may go."""
+        given, source = os.path.abspath(scan), source_identity(scan)
+        wanted, name = self._folder / self._names[given], token_file_name(scan)
+        namesakes = [path for path in self._folder.iterdir() if path.name == name or path.name.endswith(f"_{name}")]
+        for path in (wanted, *sorted(namesakes)):
+            if self._users.get(path, given) == given and _is_of_scan(self._source_of(path), source):
+                break
+        else:
+            path = self._free_file(scan, wanted)
+        self._users[path] = given
+        return path
+
+    def _free_file(self, scan: Path, path: Path) -> Path:
+        """`path`, or a name that tells the scan from those whose tokens have its names already."""
+        resolved = scan.resolve()
+        scan = resolved if resolved.name == scan.name else scan
+        others: list[Path] = []
+        while (holder := self._source_of(path)) is not None:
+            other = Path(holder["path"])
+            if other in others:
+                raise InputError(
+                    f"{scan}: it would become {path}, as {other} did; tokenize them into different folders."
+                )
+            others.append(other)
+            path = self._folder / token_file_names([scan, *others])[0]
+        return path
+
+    def _source_of(self, path: Path) -> dict[str, Any] | None:
+        """What the record of a file says of its scan; None where there is no file, or none that tells."""
+        if path not in self._sources:
+            try:
+                source = read_record(path).get("source")
+            except InputError:
+                return None
+            if not isinstance(source, dict) or not isinstance(source.get("path"), str):
+                return None
+            self._sources[path] = source
+        return self._sources[path]
+
+
+def _is_of_scan(recorded: dict[str, Any] | None, source: dict[str, Any]) -> bool:
+    """Whether a recorded source is a scan, which may have been moved since."""
+    if recorded is None or recorded["path"] == source["path"]:
+        return recorded is not None
+    is_alike = all(name in source and recorded.get(name) == source[name] for name in ("bytes", "modified"))
+    return is_alike and not Path(recorded["path"]).exists()
+
+
+def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path, replace: bool = True) -> None:
     """Write tokens as float16; `path` never holds half a run.
 
     Args:
         run: the tokens, (frames, cells, features).
         record: JSON-able: what made them (`TabletFeatureExtractor.to_dict()`) and from what. Read back as it was.
+        replace: whether a `path` that is there may be replaced.
+
+    Raises:
+        FileExistsError: `path` is there and may not be replaced.
     """
     from safetensors.torch import save
 
-    tensors = {"tokens": run.tokens.half().contiguous(), "frames": torch.from_numpy(np.asarray(run.frames))}
+    tensors = {"tokens": run.tokens.to(DTYPE).contiguous(), "frames": torch.from_numpy(np.asarray(run.frames))}
     if run.mean_tokens is not None:
-        tensors["mean_tokens"] = run.mean_tokens.half().contiguous()
+        tensors["mean_tokens"] = run.mean_tokens.to(DTYPE).contiguous()
     description = {
         "format": FORMAT,
         "name": run.name,
@@ -75,7 +172,7 @@ def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
         "clipped_share": run.clipped_share,
         "record": record,
     }
-    with written_whole(path) as unfinished:
+    with written_whole(path, replace) as unfinished:
         # Written by Python, whose error names a full disk.
         metadata = {name: json.dumps(value) for name, value in description.items()}
         unfinished.write_bytes(save(tensors, metadata=metadata))
