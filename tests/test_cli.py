@@ -191,7 +191,10 @@ class TestTokenize:
 
     @pytest.mark.parametrize(
         ("option", "value", "said"),
-        [("--signal", "zscore", "signal must be one of"), ("--autoencoder", "no-such-thing", "no autoencoder")],
+        [
+            ("--signal", "zscore", "signal must be intensity or percent_change"),
+            ("--autoencoder", "no-such-thing", "no autoencoder"),
+        ],
     )
     def test_options_that_name_nothing(self, scans, tmp_path, option, value, said):
         result = tablet_hf("tokenize", scans[0], "--out", tmp_path / "out", option, value)
@@ -796,6 +799,12 @@ def test_a_repetition_time_that_cannot_be_is_refused_for_tokens_too(model, token
     assert result.exit_code == 2
     assert "2000" in result.output
     assert "0.1 to 30" in result.output or "0.1 and 30" in result.output
+
+
+def test_an_autoencoder_is_no_model(tokens):
+    result = tablet_hf("predict", "natural-f32c32", tokens[0])
+    assert result.exit_code == 2
+    assert "natural-f32c32: that is an autoencoder" in result.output
 
 
 def test_weights_that_can_hold_code_are_not_read(model, tokens, tmp_path):

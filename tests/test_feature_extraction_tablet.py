@@ -706,7 +706,7 @@ class TestSaving:
 
     @pytest.mark.parametrize("setting", [{"signal": "bold"}, {"scaling": "z-score"}])
     def test_settings_that_do_not_exist(self, setting):
-        with pytest.raises(ValueError, match=f"{next(iter(setting))} must be one of"):
+        with pytest.raises(ValueError, match=rf"{next(iter(setting))} must be \w+ or \w+, not"):
             TabletFeatureExtractor(**setting)
 
 

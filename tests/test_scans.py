@@ -195,11 +195,15 @@ class TestFilesThatCannotBeUsed:
         (tmp_path / "run.nii.gz").write_bytes(gzip.compress(b"a,b,c\n" * 200))
         assert "not a NIfTI" in refusal(tmp_path / "run.nii.gz")
 
+    def test_neither_compressed_nor_nifti(self, tmp_path):
+        (tmp_path / "notes.nii.gz").write_text("a,b,c\n" * 200)
+        assert "not a NIfTI file, nor compressed" in refusal(tmp_path / "notes.nii.gz")
+
     def test_names_that_belie_their_compression(self, tmp_path):
         plain, packed = write(tmp_path / "a.nii", some_values()), write(tmp_path / "b.nii.gz", some_values())
         shutil.move(plain, tmp_path / "c.nii.gz")
         shutil.move(packed, tmp_path / "d.nii")
-        assert "not compressed" in refusal(tmp_path / "c.nii.gz")
+        assert "not compressed with gzip; rename it to c.nii." in refusal(tmp_path / "c.nii.gz")
         assert "rename it to d.nii.gz" in refusal(tmp_path / "d.nii")
 
     def test_other_formats(self, tmp_path):
@@ -391,6 +395,11 @@ class TestRepetitionTime:
         with pytest.raises(InputError, match=r"run.nii.gz.*repetition_time=.*--repetition-time"):
             find_repetition_time(open_source(path))
         assert find_repetition_time(open_source(path), 2.0) == 2.0
+
+    def test_milliseconds_are_recognised(self, tmp_path):
+        path = write(tmp_path / "run.nii.gz", some_values(), repetition_time=2200, unit="sec")
+        with pytest.raises(InputError, match=r"milliseconds\? then 2\.2"):
+            find_repetition_time(open_source(path))
 
     @pytest.mark.parametrize("given", [0, -1, 0.00072, 720, np.nan, "two", True])
     def test_what_is_given_must_make_sense(self, tmp_path, given):

@@ -121,9 +121,9 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     ):
         super().__init__(**kwargs)
         if signal not in SIGNALS:
-            raise ValueError(f"signal must be one of {SIGNALS}, not {signal!r} (command line: --signal).")
+            raise ValueError(f"signal must be {' or '.join(SIGNALS)}, not {signal!r} (command line: --signal).")
         if scaling not in SCALINGS:
-            raise ValueError(f"scaling must be one of {SCALINGS}, not {scaling!r} (command line: --scaling).")
+            raise ValueError(f"scaling must be {' or '.join(SCALINGS)}, not {scaling!r} (command line: --scaling).")
         if not isinstance(volume_size, Integral) or isinstance(volume_size, bool) or volume_size < 1:
             raise ValueError(f"volume_size must be a whole number of voxels, at least 1, not {volume_size!r}.")
         self.autoencoder = str(autoencoder)  # a Path cannot be saved

@@ -13,7 +13,13 @@ def check_model_name(name: str | Path) -> None:
     Raises:
         InputError: no such folder, and no `owner/name`.
     """
-    if not Path(name).is_dir() and (str(name).count("/") != 1 or str(name).startswith((".", "/", "~"))):
+    from tablet_hf.slice_autoencoder import shipped_autoencoders
+
+    if Path(name).is_dir():
+        return
+    if str(name) in shipped_autoencoders():
+        raise InputError(f"{name}: that is an autoencoder, which makes tokens; give a TABLeT model.")
+    if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         raise InputError(f"{name}: there is no such folder, and models on the Hub are called owner/name.")
 
 

@@ -10,6 +10,7 @@ The brain, the grid of the model and the intensities are the business of `volume
 import gzip
 import json
 import math
+import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,9 @@ __all__ = [
 
 Scan = Any
 """A path (`str` or `Path`), a nibabel spatial image, or a pair (array `(X, Y, Z, T)`, affine `(4, 4)` in mm)."""
+
+NIFTI_BEGINNINGS = tuple(struct.pack(order + "i", size) for order in "<>" for size in (348, 540))
+"""The size of its own header is what a NIfTI-1 or NIfTI-2 file begins with, in either byte order."""
 
 REPETITION_TIME_RANGE = (0.1, 30.0)
 """Seconds. The fastest multiband sequences take 0.1 s for a brain, sparse-sampling designs up to 20 s."""
@@ -190,13 +194,18 @@ def _load_nifti(path: Path) -> Any:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again.")
         with path.open("rb") as stream:
-            is_gzip = stream.read(2) == b"\x1f\x8b"
+            beginning = stream.read(4)
     except OSError as error:
         raise InputError(f"{path}: the file cannot be opened ({error.strerror}); check its permissions.") from error
+    is_gzip = beginning.startswith(b"\x1f\x8b")
     if path.suffix == ".nii" and is_gzip:
         raise InputError(f"{path}: named .nii but compressed with gzip; rename it to {path.name}.gz.")
     if path.suffix == ".gz" and not is_gzip:
-        raise InputError(f"{path}: named .gz but not compressed with gzip; give the NIfTI file its right name.")
+        if beginning in NIFTI_BEGINNINGS:
+            raise InputError(f"{path}: named .gz but not compressed with gzip; rename it to {path.stem}.")
+        raise InputError(
+            f"{path}: it is not a NIfTI file, nor compressed with gzip as its name says; give a 4D NIfTI file."
+        )
     try:
         image = nibabel.load(path)
     except (ImageFileError, EOFError, zlib.error) as error:
@@ -463,7 +472,8 @@ def check_repetition_time(value: Any, said: str, seconds_per_unit: float = 1.0) 
     except (TypeError, ValueError):
         seconds = math.nan
     if not lowest <= seconds <= highest:
-        raise InputError(f"{said} is not between {lowest:g} and {highest:g} s; {_ASK_FOR_REPETITION_TIME}.")
+        hint = f" (milliseconds? then {seconds / 1000:g})" if lowest <= seconds / 1000 <= highest else ""
+        raise InputError(f"{said} is not between {lowest:g} and {highest:g} s{hint}; {_ASK_FOR_REPETITION_TIME}.")
     return round(seconds, 6)  # headers keep it in float32: 2.2 comes back as 2.200000048
 
 

@@ -104,6 +104,7 @@ def small_config(extractor: TabletFeatureExtractor, groups: Sequence[str], setti
         problem_type="single_label_classification",
         id2label=dict(enumerate(groups)),
         label2id={group: label for label, group in enumerate(groups)},
+        num_frames=settings.window_frames,
         autoencoder=extractor.autoencoder,
         autoencoder_revision=extractor.autoencoder_revision,
         signal=extractor.signal,
