@@ -193,7 +193,7 @@ class TestTokenize:
         ("option", "value", "said"),
         [
             ("--signal", "zscore", "signal must be intensity or percent_change"),
-            ("--autoencoder", "no-such-thing", "no autoencoder"),
+            ("--autoencoder", "no-such-thing", "no-such-thing: there is no such folder"),
         ],
     )
     def test_options_that_name_nothing(self, scans, tmp_path, option, value, said):
