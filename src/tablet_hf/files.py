@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["folder_written_whole", "source_identity", "written_whole"]
+__all__ = ["folder_written_whole", "scan_identity", "source_identity", "written_whole"]
 
 
 def source_identity(scan: Path) -> dict[str, Any]:
@@ -19,6 +19,12 @@ def source_identity(scan: Path) -> dict[str, Any]:
     except OSError:
         return {"path": str(scan)}
     return {"path": str(scan.resolve()), "bytes": status.st_size, "modified": status.st_mtime}
+
+
+def scan_identity(scan: Path) -> dict[str, Any]:
+    """What tells a scan from a changed one; its name alone, since folders may name people or places."""
+    state = Path(scan).stat()
+    return {"name": Path(scan).name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
 @contextmanager

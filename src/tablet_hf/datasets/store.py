@@ -361,7 +361,7 @@ class TokenStoreWriter:
             record: who and when.
             tokens: (frames, cells, features), any float dtype.
             repetition_time: seconds between frames.
-            scan: what tells the file it was made from: see `scan_identity`.
+            scan: what tells the file it was made from: see `tablet_hf.files.scan_identity`.
             intensity_scale, clipped_share, mean_tokens: as in `TokenizedRun`.
 
         Raises:
@@ -471,12 +471,6 @@ def file_of(record: ScanRecord) -> Path:
 
 def sidecar_of(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(TOKENS_ENDING) + SIDECAR_ENDING)
-
-
-def scan_identity(scan: Path) -> dict[str, Any]:
-    """What tells a scan from a changed one; its name alone, since folders may name people or places."""
-    state = Path(scan).stat()
-    return {"name": Path(scan).name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
 
 def write_sidecar(run: StoredRun, path: Path) -> None:

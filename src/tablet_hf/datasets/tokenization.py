@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from tablet_hf.datasets.records import Problem, ScanRecord
-from tablet_hf.datasets.store import LOGS_FOLDER, TokenStoreWriter, scan_identity, store_key
+from tablet_hf.datasets.store import LOGS_FOLDER, TokenStoreWriter, store_key
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import BACKGROUND, FRAMES_PER_BLOCK, TabletFeatureExtractor
+from tablet_hf.files import scan_identity
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
 from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run, scale_intensity
 

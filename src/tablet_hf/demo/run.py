@@ -26,7 +26,7 @@ from tablet_hf.demo.results import TABLET, DemoResult, Split, judge, split_peopl
 from tablet_hf.demo.terminal import OnProgress, Terminal
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
-from tablet_hf.files import folder_written_whole
+from tablet_hf.files import folder_written_whole, scan_identity
 from tablet_hf.token_files import load_tokens, read_record, save_tokens, token_file_name
 from tablet_hf.training.metrics import chance_accuracy
 
@@ -127,10 +127,7 @@ def _tokenize(
     runs, num_reused, num_frames = [], 0, 0
     for person in people:
         path = folder / token_file_name(person.scan)
-        state = person.scan.stat()
-        record = extractor.to_dict() | {
-            "scan": {"name": person.scan.name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
-        }
+        record = extractor.to_dict() | {"scan": scan_identity(person.scan)}
         if _holds(path, record):
             num_reused += 1
         else:
