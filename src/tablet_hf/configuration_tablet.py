@@ -71,6 +71,12 @@ class TabletConfig(PreTrainedConfig):
         positive_weight (`float`, *optional*):
             Weight of the positive class in the loss of a one-logit classifier; the paper's is the size of the larger
             class over that of the smaller.
+        class_weights (`list[float]`, *optional*):
+            Weight of each class in the loss of a softmax classifier.
+        negative_label (`str`, *optional*):
+            What a one-logit classifier calls the other class, for which `id2label` has no place.
+        target_name (`str`, *optional*):
+            What is predicted: the column of the phenotype the model was trained on.
         num_frames (`int`, *optional*):
             Frames of the windows the model was trained on. Nothing in the model limits a run to them; prediction cuts
             a longer run into such windows.
@@ -147,6 +153,9 @@ class TabletConfig(PreTrainedConfig):
     target_mean: list[float | int] | None = None
     target_std: list[float | int] | None = None
     positive_weight: float | int | None = None
+    class_weights: list[float | int] | None = None
+    negative_label: str | None = None
+    target_name: str | None = None
 
     num_frames: int | None = None
     autoencoder: str | None = None
@@ -282,6 +291,17 @@ class TabletConfig(PreTrainedConfig):
             )
         if not (math.isfinite(self.positive_weight) and self.positive_weight > 0):
             raise ValueError(f"`positive_weight` must be finite and over 0, got {self.positive_weight}.")
+
+    def validate_class_weights(self):
+        if self.class_weights is None:
+            return
+        if self.problem_type != "single_label_classification" or len(self.class_weights) != self.num_labels:
+            raise ValueError(
+                '`class_weights` need `problem_type="single_label_classification"` and one number for each of '
+                f"{self.num_labels} labels, got {self.problem_type!r} and {len(self.class_weights)} numbers."
+            )
+        if not all(math.isfinite(weight) and weight > 0 for weight in self.class_weights):
+            raise ValueError(f"`class_weights` must be finite and over 0, got {self.class_weights}.")
 
     def token_differences(self, record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
         """Which of these fields say something else of tokens than this config, in words; see below for the record."""

@@ -766,7 +766,8 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         config = self.config
         logits = logits.float()
         if config.problem_type == "single_label_classification":
-            return nn.functional.cross_entropy(logits, labels.view(-1).long())
+            weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
+            return nn.functional.cross_entropy(logits, labels.view(-1).long(), weight=weights)
 
         labels = labels.float().view(-1, config.num_labels)
         if config.problem_type == "multi_label_classification":

@@ -253,6 +253,8 @@ def read_logits(logits: Tensor, config: Any) -> tuple[str | float, dict[str, flo
         return max(scores, key=scores.__getitem__), scores
     scores = dict(zip(names, logits.sigmoid().tolist(), strict=True))
     positive = [name for name in names if scores[name] >= 0.5]
+    if not positive and len(names) == 1 and config.negative_label is not None:
+        return config.negative_label, scores
     return " ".join(positive) if positive else f"not {' '.join(names)}", scores
 
 

@@ -32,6 +32,7 @@ from tablet_hf.datasets.store import LOGS_FOLDER, TokenStoreWriter, store_key
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import BACKGROUND, FRAMES_PER_BLOCK, TabletFeatureExtractor
 from tablet_hf.files import scan_identity
+from tablet_hf.slice_autoencoder import TINY_PRODUCTS_AS_SUMS
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
 from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run, scale_intensity
 
@@ -106,7 +107,7 @@ def tokenize_scans(
     """
     resources = resources or Resources.of_device(extractor.device)
     if resources.is_compiled:
-        extractor.slice_autoencoder.compile(resources.slices_at_once)
+        extractor.slice_autoencoder.compile(resources.slices_at_once, options=TINY_PRODUCTS_AS_SUMS)
     return _Tokenization(extractor, writer, resources, check_space, on_progress, log_name).run(list(records))
 
 
