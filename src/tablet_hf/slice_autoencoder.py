@@ -15,10 +15,6 @@ from .errors import InputError, not_on_hub
 SHIPPED_WEIGHTS = Path(__file__).parent / "autoencoders" / "weights"
 DEFAULT_AUTOENCODER = "natural-f32c32"
 
-TINY_PRODUCTS_AS_SUMS = {"post_grad_fusion_options": {"decompose_mm_pass": {}}}
-"""Options of `torch.compile` for `SliceAutoencoder.compile` on a GPU: products of thousands of 9 x 32 matrices, which
-attention on a 3 x 3 grid makes and for which libraries take tiles of 192 x 192, become sums within other kernels."""
-
 
 def shipped_autoencoders() -> list[str]:
     """The names of the autoencoders that come with the package; none where this file is custom code from the Hub."""
