@@ -13,7 +13,6 @@ compared with those of a float32 encoder without TF32: overall, and against thei
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -136,7 +135,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--autoencoder", help="dcae (random weights), or a name; dcae on a GPU, else the shipped one")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--tuned", action="store_true", help="kernels too, as for a large cohort")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--plain-scans", type=int, default=4, help="that the plain loop takes, of the copies")
     parser.add_argument("--only-store", action="store_true", help="no plain loop and no errors")
@@ -168,7 +166,6 @@ def main() -> None:
     frames = nibabel.load(records[0].scan).shape[3] * len(records)
     extractor = make_extractor(name, device, torch.float16 if on_gpu else torch.float32)
     resources = Resources.of_device(torch.device(device), state.num_processes)
-    resources = dataclasses.replace(resources, is_tuned=arguments.tuned)
     say(f"{len(records)} scans, {frames} frames, {resources}")
     if on_gpu:
         warm = write_store(records[: 2 * state.num_processes], extractor, folder / "warm", resources)

@@ -73,7 +73,7 @@ def tokenize_source(
             writer = TokenStoreWriter(out, extractor.to_dict(), dtype, cohort.is_restricted)
             if state.is_main_process:
                 writer.clean_up()
-        resources = Resources.of_device(torch.device(chosen), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), len(share))
+        resources = Resources.of_device(torch.device(chosen), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         if readers is not None:
             resources = replace(resources, readers=readers)
         with _progress(state.is_main_process) as on_progress:

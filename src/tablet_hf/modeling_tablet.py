@@ -226,10 +226,15 @@ def rotate_half(hidden_states: torch.Tensor) -> torch.Tensor:
 def apply_rotary_pos_emb(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn queries and keys, `(batch_size, heads, positions, head_dim)`, by angles of every position."""
+    """
+    Turn queries and keys, `(batch_size, heads, positions, head_dim)`, by angles of every position. Queries may be those
+    of the first positions only.
+    """
     cos = cos.unsqueeze(1).to(query.dtype)
     sin = sin.unsqueeze(1).to(query.dtype)
-    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
+    num_queries = query.shape[2]
+    query = query * cos[:, :, :num_queries] + rotate_half(query) * sin[:, :, :num_queries]
+    return query, key * cos + rotate_half(key) * sin
 
 
 def eager_attention_forward(
@@ -281,17 +286,19 @@ class TabletAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        hidden_shape = (*input_shape, -1, self.head_dim)
-
+        """All positions are seen; `num_queries` makes only the first so many of them ask."""
         device_type = hidden_states.device.type
         if torch.is_autocast_enabled(device_type):
             # Left to autocast, each of the three projections would make and keep a half-precision copy of its own.
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
 
-        query_states = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
+        asking_states = hidden_states[:, :num_queries]
+        input_shape = asking_states.shape[:-1]
+        hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query_states = self.q_norm(self.q_proj(asking_states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
         value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
 
@@ -357,11 +364,13 @@ class TabletLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        residual = hidden_states
+        """States of all positions, or with `num_queries` of the first so many, which still see all."""
+        residual = hidden_states[:, :num_queries]
         hidden_states = self.norm_before(hidden_states)
-        hidden_states, _ = self.attention(hidden_states, attention_mask, position_embeddings, **kwargs)
+        hidden_states, _ = self.attention(hidden_states, attention_mask, position_embeddings, num_queries, **kwargs)
         hidden_states = residual + self.dropout(hidden_states)
 
         residual = hidden_states
@@ -456,6 +465,7 @@ class TabletModel(TabletPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         repetition_time: torch.Tensor | float | None = None,
         bool_masked_pos: torch.Tensor | None = None,
+        cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -468,6 +478,9 @@ class TabletModel(TabletPreTrainedModel):
                 Seconds between frames, for `"spatiotemporal_rope"`; 1 s where it is not given.
             bool_masked_pos (`torch.Tensor` of shape `(batch_size, num_frames, num_cells)`, *optional*):
                 1 for tokens to replace by the mask token.
+            cls_only (`bool`, defaults to `False`):
+                Compute of the last layer the CLS state alone, which is all that a head needs: of 12 layers that saves
+                nearly one. `last_hidden_state` then has the shape `(batch_size, 1, hidden_size)`.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, 1 + num_frames * num_cells, hidden_size)`, the CLS state first,
@@ -488,8 +501,12 @@ class TabletModel(TabletPreTrainedModel):
             repetition_time = self.check_repetition_time(repetition_time, batch_size)
             position_embeddings = self.rotary_embedding(num_frames, repetition_time, hidden_states.device)
 
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
+        num_queries = 1 if cls_only else None
+        if num_queries is not None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+            attention_mask = attention_mask[:, :, :num_queries]
+        hidden_states = self.layers[-1](hidden_states, attention_mask, position_embeddings, num_queries, **kwargs)
 
         hidden_states = self.output_norm(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
@@ -698,6 +715,7 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
             input_values,
             attention_mask=attention_mask,
             repetition_time=repetition_time,
+            cls_only=self.can_leave_out_states(**kwargs),
             **kwargs,
         )
         logits = self.classifier(outputs.pooler_output)
@@ -718,6 +736,13 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def can_leave_out_states(self, **kwargs: Any) -> bool:
+        """Whether nobody looks at other states of the last layer than the CLS state."""
+        if self.config._attn_implementation == "flex_attention":  # its masks cannot be cut
+            return False
+        names = ("output_hidden_states", "output_attentions")
+        return not any(kwargs.get(name, getattr(self.config, name)) for name in names)
 
     def target_statistics(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the regression targets, each `(num_labels,)`, float32."""

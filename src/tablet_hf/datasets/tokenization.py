@@ -39,9 +39,6 @@ __all__ = ["Outcome", "Resources", "tokenize_scans"]
 
 logger = logging.getLogger(__name__)
 
-SCANS_TO_TUNE_FOR = 500
-"""About four hours of 250-frame runs through the paper's autoencoder, of which tuning saves two minutes."""
-
 
 @dataclass(frozen=True)
 class Resources:
@@ -52,19 +49,16 @@ class Resources:
         cache_bytes: a run whose frames on the grid take no more is decompressed once, not twice; for each reader.
         slices_at_once: slices collected over blocks and runs before they are encoded.
         is_compiled: whether the encoder is compiled first, which takes about half a minute on a GPU.
-        is_tuned: whether it tries variants of its kernels then. That takes a minute and makes it 1% faster, which pays
-            where many hours of work lie ahead.
     """
 
     readers: int
     cache_bytes: int
     slices_at_once: int
     is_compiled: bool
-    is_tuned: bool = False
 
     @classmethod
-    def of_device(cls, device: torch.device, processes: int = 1, num_scans: int = 1) -> "Resources":
-        """For a machine that `processes` like this one share, and so many scans that this one is to tokenize."""
+    def of_device(cls, device: torch.device, processes: int = 1) -> "Resources":
+        """For a machine that `processes` like this one share."""
         if device.type != "cuda":
             return cls(readers=1, cache_bytes=DEFAULT_CACHE_BYTES, slices_at_once=384, is_compiled=False)
         import psutil
@@ -72,13 +66,7 @@ class Resources:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         readers = max(1, min(8, cores // processes - 1))
         memory = psutil.virtual_memory().available // processes
-        return cls(
-            readers,
-            cache_bytes=int(0.4 * memory / readers),
-            slices_at_once=1152,
-            is_compiled=True,
-            is_tuned=num_scans >= SCANS_TO_TUNE_FOR,
-        )
+        return cls(readers, cache_bytes=int(0.4 * memory / readers), slices_at_once=1152, is_compiled=True)
 
 
 @dataclass
@@ -116,10 +104,9 @@ def tokenize_scans(
         What was done. A scan that cannot be used is in `failed`, and the others go on; a full disk ends the work, with
         what was not begun in `failed` too.
     """
-    resources = resources or Resources.of_device(extractor.device, num_scans=len(records))
+    resources = resources or Resources.of_device(extractor.device)
     if resources.is_compiled:
-        options = {"coordinate_descent_tuning": True} if resources.is_tuned else None
-        extractor.slice_autoencoder.compile(resources.slices_at_once, options=options)
+        extractor.slice_autoencoder.compile(resources.slices_at_once)
     return _Tokenization(extractor, writer, resources, check_space, on_progress, log_name).run(list(records))
 
 
