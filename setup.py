@@ -17,7 +17,10 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"tablet_hf.autoencoders": ["weights/*/*"]},
+    package_data={
+        "tablet_hf.autoencoders": ["weights/*/*"],
+        "tablet_hf.training": ["evaluate_modules/*/*.py"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=5.4,<6",
