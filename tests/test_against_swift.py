@@ -1,0 +1,277 @@
+"""`benchmarks/against_swift.py` finds the network of a checkout, gives it what it takes, and measures both.
+
+The checkout is a stand-in with the layout and the names of the published one, and a network of a few lines.
+"""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tablet_hf.errors import InputError
+
+LOCATION = Path(__file__).parents[1] / "benchmarks" / "against_swift.py"
+MODELS = Path("project/module/models")
+SMALL = [
+    *("--device", "cpu", "--cube", "12", "--frames", "8", "--batch", "2", "--calls", "1", "--window", "6"),
+    *("--frames-limit", "16", "--tablet", "hidden_size=16", "--tablet", "num_attention_heads=2"),
+    *("--tablet", "intermediate_size=16", "--tablet", "num_hidden_layers=1", "--tablet", "token_size=12"),
+]
+
+NETWORK = """
+from torch import nn
+from .patchembedding import PatchEmbed
+
+class SwinTransformer4D(nn.Module):
+    def __init__(self, img_size, in_chans, embed_dim, window_size, first_window_size, patch_size, depths, num_heads,
+                 c_multiplier=2, last_layer_full_MSA=False, drop_rate=0.0):
+        super().__init__()
+        if embed_dim % num_heads[0]:
+            raise ValueError("heads do not divide the width")
+        self.img_size, self.full_last, self.drop_rate = img_size, last_layer_full_MSA, drop_rate
+        self.embed = PatchEmbed(in_chans, embed_dim, patch_size)
+
+    def forward(self, volumes):
+        assert tuple(volumes.shape[2:]) == tuple(self.img_size), (volumes.shape, self.img_size)
+        return self.embed(volumes)
+"""
+
+PATCHES = """
+from torch import nn
+
+class PatchEmbed(nn.Module):
+    def __init__(self, in_chans, embed_dim, patch_size):
+        super().__init__()
+        self.over_space = nn.Conv3d(in_chans, embed_dim, patch_size[:3], stride=patch_size[:3])
+
+    def forward(self, volumes):
+        batch, channels, *space, frames = volumes.shape
+        patches = self.over_space(volumes.movedim(-1, 1).flatten(0, 1))
+        return patches.unflatten(0, (batch, frames)).movedim(1, -1)
+"""
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("against_swift", LOCATION)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    models = tmp_path / "SwiFT" / MODELS
+    models.mkdir(parents=True)
+    # What importing the package would run; the network alone needs none of it.
+    (models / "__init__.py").write_text("import pytorch_lightning_is_not_here\n")
+    (models / "swin4d_transformer_ver7.py").write_text(NETWORK)
+    (models / "patchembedding.py").write_text(PATCHES)
+    return tmp_path / "SwiFT"
+
+
+def loaded(benchmark, checkout, **choice):
+    path = benchmark.find_model_file(checkout)
+    return benchmark.load_model_class(checkout, path, **choice)
+
+
+# --- both in one run
+
+
+def test_both_are_measured_and_stand_in_one_table(benchmark, checkout, capsys):
+    benchmark.main(["--swift", str(checkout), *SMALL])
+    printed = capsys.readouterr().out
+    assert f"SwiFT: {MODELS / 'swin4d_transformer_ver7.py'}, SwinTransformer4D, commit unknown" in printed
+    assert "img_size=(12, 12, 12, 8)" in printed
+    assert f"torch {torch.__version__}" in printed
+
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line.startswith("|")
+    ]
+    header, _, *rows = rows
+    assert header[:2] == ["network", "parameters"]
+    assert [row[0] for row in rows] == ["SwiFT", "TABLeT", "TABLeT"]
+    assert [row[2] for row in rows] == ["8 x 2", "8 x 2", "6 x 2"]
+    speeds = [float(row[3].replace(",", "")) for row in rows]
+    assert min(speeds) > 0
+    for row, speed in zip(rows, speeds, strict=True):
+        assert float(row[6].removesuffix("x")) == pytest.approx(speed / speeds[0], rel=0.02, abs=0.01)
+        assert row[4] == "not measured"  # on a CPU
+        assert row[5] == "at least 16 frames (the limit asked for)"
+
+
+def test_without_the_longest_run_and_with_gradient_checkpointing(benchmark, checkout, capsys):
+    benchmark.main(["--swift", str(checkout), "--no-longest", "--checkpointing", *SMALL])
+    assert capsys.readouterr().out.count("| not asked |") == 3
+
+
+def test_a_mistake_is_one_sentence_and_exit_code_2(benchmark, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        benchmark.main(["--swift", str(tmp_path / "nowhere"), *SMALL])
+    assert left.value.code == 2
+    assert re.fullmatch(r".*nowhere: there is no such folder; give .*\.\n", capsys.readouterr().err)
+
+
+def test_steps_train_the_network(benchmark, checkout):
+    machine = benchmark.Machine(torch.device("cpu"), torch.float32, 16)
+    side = benchmark.swift_side(loaded(benchmark, checkout), {}, 12)
+    step = benchmark.StepTaker(side, machine, batch=2, frames=4)
+    before = step.classifier.network.embed.over_space.weight.detach().clone()
+    step()
+    assert step.inputs.shape == (2, 1, 12, 12, 12, 4)
+    assert not torch.equal(step.classifier.network.embed.over_space.weight, before)
+    assert step.classifier.head.in_features == 36
+
+
+# --- the checkout
+
+
+def test_another_version_is_found_where_the_published_one_is_missing(benchmark, checkout):
+    published = checkout / MODELS / "swin4d_transformer_ver7.py"
+    assert benchmark.find_model_file(checkout) == published
+    for version in ("ver9", "ver11"):
+        published.with_name(f"swin4d_transformer_{version}.py").write_text(NETWORK)
+    assert benchmark.find_model_file(checkout) == published
+    published.unlink()
+    assert benchmark.find_model_file(checkout).name == "swin4d_transformer_ver11.py"
+
+
+def test_file_and_class_can_be_named(benchmark, checkout, capsys):
+    (checkout / MODELS / "mine.py").write_text(NETWORK.replace("SwinTransformer4D", "Mine"))
+    command = ["--swift", str(checkout), "--model-class", "Mine", "--no-longest", *SMALL]
+    for file in (str(MODELS / "mine.py"), "mine.py"):
+        benchmark.main([*command, "--model-file", file])
+        assert "mine.py, Mine," in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_checkout_and_a_file_that_is_not_there(benchmark, tmp_path):
+    with pytest.raises(InputError, match=r"it has neither .*ver7\.py nor another .*; name the file .* --model-file"):
+        benchmark.find_model_file(tmp_path)
+    with pytest.raises(InputError, match=r"gone\.py: there is no such file; give --model-file"):
+        benchmark.find_model_file(tmp_path, "gone.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("from monai_is_not_here.networks import x", "it needs monai_is_not_here, which is not installed; run `pip"),
+        ("from .lost import x", "it imports lost of its own checkout, which is not there; check the checkout out"),
+        ("from module.models_of_old import x", "imports module/models_of_old of its own checkout, which is not there"),
+        ("from torch import no_such_name", r"it cannot be imported \(cannot import name .*install the versions"),
+        ("1 / 0", r"it cannot be imported \(ZeroDivisionError"),
+    ],
+)
+def test_what_a_file_lacks_is_told_in_a_sentence(benchmark, checkout, line, sentence):
+    path = checkout / MODELS / "swin4d_transformer_ver7.py"
+    path.write_text(f"{line}\n{NETWORK}")
+    with pytest.raises(InputError, match=sentence) as caught:
+        loaded(benchmark, checkout)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_file_without_the_class_tells_what_it_has(benchmark, checkout):
+    with pytest.raises(InputError, match="no network called Swin5D, but has SwinTransformer4D; choose one"):
+        loaded(benchmark, checkout, name="Swin5D")
+
+
+# --- options
+
+
+def test_published_options_that_the_class_takes_are_given_and_others_are_left_out(benchmark):
+    class Old(torch.nn.Module):
+        def __init__(self, img_size, embed_dim, window_size=None):
+            super().__init__()
+
+    options = benchmark.options_for(Old, {"window_size": (2, 2, 2, 2)}, (96, 96, 96, 20))
+    assert options == {"img_size": (96, 96, 96, 20), "embed_dim": 36, "window_size": (2, 2, 2, 2)}
+
+
+def test_a_class_that_takes_any_option_gets_the_published_ones(benchmark):
+    class Any(torch.nn.Module):
+        def __init__(self, img_size, **kwargs):
+            super().__init__()
+
+    options = benchmark.options_for(Any, {"anything": 3}, (96, 96, 96, 20))
+    assert options == {**benchmark.PUBLISHED_OPTIONS, "img_size": (96, 96, 96, 20), "anything": 3}
+
+
+def test_options_that_are_unknown_or_lacking_are_told(benchmark, checkout):
+    class New(torch.nn.Module):
+        def __init__(self, img_size, drop_path):
+            super().__init__()
+
+    with pytest.raises(InputError, match=r"New needs drop_path, .* give --option drop_path=VALUE"):
+        benchmark.options_for(New, {}, (96, 96, 96, 20))
+    with pytest.raises(InputError, match=r"--option depth: SwinTransformer4D has no such option; it has img_size, in_"):
+        benchmark.options_for(loaded(benchmark, checkout), {"depth": 3}, (96, 96, 96, 20))
+
+
+def test_options_are_read_as_python_values_or_words(benchmark):
+    read = benchmark.read_options(["window_size=(2, 2, 2, 4)", "drop_rate=0.1", "downsample=merging"], "--option")
+    assert read == {"window_size": (2, 2, 2, 4), "drop_rate": 0.1, "downsample": "merging"}
+    with pytest.raises(InputError, match="--option depths: it is not of the form name=value"):
+        benchmark.read_options(["depths"], "--option")
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--option", "num_heads=(5, 5, 5, 5)"], "cannot be built .*heads do not divide .*; correct its options"),
+        (["--option", "patch_size=(48, 48, 48, 1)"], r"SwiFT: a training step of 2 runs of 8 frames fails"),
+        (["--frames", "6"], "--frames 6: SwiFT takes multiples of 4 frames"),
+        (["--tablet", "hidden_size=17"], "--tablet: these are no options of TabletConfig together"),
+    ],
+)
+def test_options_that_do_not_work_are_told_with_what_to_change(benchmark, checkout, capsys, more, sentence):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--swift", str(checkout), *SMALL, *more])
+    assert re.search(sentence, capsys.readouterr().err)
+
+
+# --- the longest run
+
+
+@pytest.mark.parametrize("step", [1, 4, 16])
+@pytest.mark.parametrize("limit", [3, 64, 100])
+def test_the_longest_run_is_that_of_trying_them_all_with_few_trials(benchmark, step, limit):
+    for end in (0, 1, 15, 16, 17, 63, 64, 99, 100, 1000):
+        trials = []
+
+        def fits(frames, end=end, trials=trials):
+            trials.append(frames)
+            return frames <= end
+
+        one_by_one = max([frames for frames in range(step, limit + 1, step) if frames <= end], default=0)
+        assert benchmark.longest_fit(fits, step, limit) == one_by_one
+        assert len(trials) == len(set(trials)) <= 2 * (limit // step).bit_length() + 1
+        assert all(frames % step == 0 and frames <= limit for frames in trials)
+
+
+def test_what_ends_a_run_is_told(benchmark):
+    class Narrow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, input_values, labels):
+            if input_values.shape[1] > 20:
+                raise RuntimeError("the kernel has no more indices\nand more lines")
+            return self.weight * input_values.sum()
+
+    side = benchmark.Side("narrow", lambda frames: Narrow(), lambda batch, frames: (batch, frames), torch.float32, 4)
+    machine = benchmark.Machine(torch.device("cpu"), torch.float32, 64)
+    assert benchmark.longest_run(side, machine, 4) == "20 frames (24: the kernel has no more indices)"
+
+
+def test_memory_a_frame_and_the_ratio_are_written_as_measured(benchmark):
+    costs = [
+        benchmark.Cost("SwiFT", 5_000_000, 20, 4, 1359.0, 75.2e6),
+        benchmark.Cost("TABLeT", 129_515_393, 256, 4, 8700.0, 11.4e6),
+    ]
+    table = benchmark.cost_table(costs, {"SwiFT": "40 frames (44: out of memory)"})
+    assert "| SwiFT | 5.0 M | 20 x 4 | 1,359.0 | 75.2 MB | 40 frames (44: out of memory) | 1.00x |" in table
+    assert "| TABLeT | 129.5 M | 256 x 4 | 8,700.0 | 11.4 MB | not asked | 6.40x |" in table
