@@ -1,0 +1,218 @@
+"""As `benchmarks/order_matters.py` says, sets of frames, or frames without a clock, tell nothing of its runs."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp, kstest
+from sklearn.decomposition import PCA
+
+from tablet_hf.errors import InputError
+
+LOCATION = Path(__file__).parents[1] / "benchmarks" / "order_matters.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("order_matters", LOCATION)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def made(benchmark, monkeypatch):
+    """The same runs with label 0 everywhere and with label 1 everywhere: all else is drawn before the labels are."""
+
+    def make(kind, number=40):
+        both = []
+        for label in (0, 1):
+            monkeypatch.setattr(benchmark, "random_labels", lambda random, number, label=label: np.full(number, label))
+            random = np.random.default_rng(3)
+            both.append(getattr(benchmark, kind)(random, number, benchmark.random_patterns(random, 1)))
+        return both
+
+    return make
+
+
+def in_one_order(frames):
+    """The frames `(frames, numbers)` of a run as a set: sorted by their first number, then the second and so on."""
+    return frames[np.lexsort(frames.T[::-1])]
+
+
+@pytest.mark.parametrize("kind", ["direction_runs", "speed_runs"])
+def test_the_two_classes_hold_the_same_sets_of_frames(made, kind):
+    zeros, ones = made(kind)
+    assert not np.array_equal(zeros.tokens, ones.tokens)
+    assert (zeros.repetition_time == ones.repetition_time).all()
+    for first, second in zip(zeros.tokens[:, :, 0], ones.tokens[:, :, 0], strict=True):
+        assert np.array_equal(in_one_order(first), in_one_order(second))
+        np.testing.assert_allclose(np.cov(first.T), np.cov(second.T), atol=1e-5)
+
+
+def test_label_1_of_direction_is_the_run_backwards_and_waves_turn_one_way(made, benchmark):
+    zeros, ones = made("direction_runs")
+    assert np.array_equal(zeros.tokens, ones.tokens[:, ::-1])
+
+    waves = benchmark.oscillations(np.random.default_rng(0), np.random.default_rng(1).uniform(0.03, 0.12, (500, 3)))
+    turn = (waves[:, 1:] * waves[:, :-1].conj()).mean(axis=1)
+    assert (turn.imag > 0).all()
+
+
+def test_label_1_of_speed_is_three_times_as_fast(made):
+    zeros, ones = made("speed_runs")
+    power = [np.square(np.abs(np.fft.rfft(runs.tokens[:, :, 0], axis=1))).mean(axis=(0, 2)) for runs in (zeros, ones)]
+    assert set(np.argsort(power[0])[-3:]) == {1, 2, 3}
+    assert set(np.argsort(power[1])[-3:]) == {3, 6, 9}
+
+
+@pytest.mark.parametrize("frequency", [0.001, 0.03, 0.27])
+def test_a_frame_of_an_oscillation_is_standard_normal_whatever_its_frequency(benchmark, frequency):
+    process = benchmark.oscillations(np.random.default_rng(5), np.full((4000, 3), frequency))
+    for frame in (0, 7, 31):
+        assert kstest(process[:, frame].real, "norm").pvalue > 0.01
+        assert kstest(process[:, frame].imag, "norm").pvalue > 0.01
+        assert abs(np.corrcoef(process[:, frame].real, process[:, frame].imag)[0, 1]) < 0.05
+
+
+def test_frames_of_a_rate_are_the_same_for_both_labels_and_only_the_clock_differs(benchmark):
+    cycles = np.linspace(0.07, 0.13, 20)
+
+    def made(label):
+        random = np.random.default_rng(2)
+        patterns = benchmark.random_patterns(random, 1)
+        return benchmark.runs_at_rate(random, patterns, cycles, np.full(20, label))
+
+    slow, fast = made(0), made(1)
+    assert np.array_equal(slow.tokens, fast.tokens)
+    np.testing.assert_allclose(slow.repetition_time / fast.repetition_time, benchmark.FAST_HZ / benchmark.SLOW_HZ)
+
+
+def test_matched_runs_tell_nothing_by_their_rate_and_all_runs_nothing_by_their_repetition_time(benchmark):
+    random = np.random.default_rng(4)
+    patterns = benchmark.random_patterns(random, 1)
+    matched = benchmark.runs_of_matched_rates(random, 3000, patterns)
+    of_any = benchmark.runs_of_tr(random, 3000, patterns)
+    for runs in (matched, of_any):
+        assert benchmark.MIXED_TR[0] <= runs.repetition_time.min() < runs.repetition_time.max() <= benchmark.MIXED_TR[1]
+        assert 0.45 < runs.labels.mean() < 0.55
+
+    def same_in_both_classes(runs, values):
+        return ks_2samp(values[runs.labels == 0], values[runs.labels == 1]).pvalue > 0.01
+
+    def rate(runs):
+        return runs.repetition_time * np.where(runs.labels == 1, benchmark.FAST_HZ, benchmark.SLOW_HZ)
+
+    assert same_in_both_classes(matched, rate(matched))
+    assert not same_in_both_classes(matched, matched.repetition_time)
+    assert same_in_both_classes(of_any, of_any.repetition_time)
+    assert not same_in_both_classes(of_any, rate(of_any))
+
+
+def test_the_bound_without_a_clock_is_what_the_best_rule_reaches(benchmark):
+    random = np.random.default_rng(6)
+    labels = random.integers(0, 2, 200_000)
+    time = np.exp(random.uniform(*np.log(benchmark.MIXED_TR), len(labels)))
+    rate = time * np.where(labels == 1, benchmark.FAST_HZ, benchmark.SLOW_HZ)
+    # In each narrow range of rates the best rule names the class that is more frequent there.
+    edges = np.quantile(rate, np.linspace(0, 1, 201))
+    places = np.clip(np.searchsorted(edges, rate) - 1, 0, 199)
+    ones, every = np.bincount(places, labels), np.bincount(places)
+    assert benchmark.best_without_clock() == pytest.approx(np.maximum(ones, every - ones).sum() / len(labels), abs=0.01)
+
+
+def test_without_positions_the_order_of_frames_changes_no_logit_and_only_seconds_know_the_repetition_time(benchmark):
+    random = np.random.default_rng(7)
+    runs = benchmark.direction_runs(random, 16, benchmark.random_patterns(random, 1))
+    shuffled = random.permutation(benchmark.NUM_FRAMES)
+
+    def but(tokens=runs.tokens, repetition_time=runs.repetition_time):
+        return benchmark.Runs(np.ascontiguousarray(tokens), repetition_time, runs.labels, runs.people)
+
+    for position_type in benchmark.POSITIONS:
+        answer = benchmark.train_tablet(position_type, runs, seed=0, steps=2)
+        logits = answer(runs)
+        same = dict(rtol=0, atol=1e-4 * logits.std())
+        sees_order = position_type != "none"
+        assert np.allclose(answer(but(runs.tokens[:, ::-1])), logits, **same) != sees_order
+        assert np.allclose(answer(but(runs.tokens[:, shuffled])), logits, **same) != sees_order
+        sees_seconds = position_type == "spatiotemporal_rope"
+        assert np.allclose(answer(but(repetition_time=3 * runs.repetition_time)), logits, **same) != sees_seconds
+
+
+def test_what_is_said_of_sets_of_frames_does_not_know_their_order(benchmark):
+    random = np.random.default_rng(8)
+    runs = benchmark.direction_runs(random, 20, benchmark.random_patterns(random, 1))
+    components = PCA(5).fit(runs.tokens.reshape(-1, benchmark.TOKEN_SIZE))
+    forwards, backwards = (benchmark.summaries(tokens, components) for tokens in (runs.tokens, runs.tokens[:, ::-1]))
+    np.testing.assert_allclose(forwards, backwards, rtol=1e-3, atol=1e-3)
+
+    with_order = [
+        benchmark.summaries(tokens, components, runs.repetition_time) for tokens in (runs.tokens, runs.tokens[:, ::-1])
+    ]
+    lagged = with_order[0][:, 1:26].reshape(20, 5, 5)
+    np.testing.assert_allclose(with_order[1][:, 1:26].reshape(20, 5, 5), lagged.transpose(0, 2, 1), rtol=1e-4)
+    assert not np.allclose(*with_order)
+
+
+def test_people_are_counted_by_the_mean_of_the_answers_to_their_runs(benchmark):
+    runs = benchmark.Runs(
+        np.zeros((5, 1, 1, 1), np.float32), np.ones(5), np.array([1, 1, 0, 0, 1]), np.array([7, 7, 3, 3, 5])
+    )
+    assert benchmark.right_answers(np.array([3.0, -1.0, 1.0, -0.5, -2.0]), runs) == (1, 3)  # only person 7
+
+
+# --- real courses
+
+
+@pytest.fixture
+def courses_file(tmp_path):
+    random = np.random.default_rng(9)
+    path = tmp_path / "courses.npz"
+    np.savez(path, **{f"person-{person}": random.standard_normal((70, 4)) for person in range(10)})
+    return path
+
+
+def test_people_who_are_asked_about_are_not_learnt_from_and_everyone_is_asked_about_once(benchmark, courses_file):
+    courses = benchmark.read_courses(courses_file)
+    asked = []
+    for fold in range(benchmark.FOLDS):
+        training, held_out = benchmark.direction_of_courses(fold, courses, 2.0)
+        (held_out,) = held_out.values()
+        assert not set(training.people) & set(held_out.people)
+        assert set(training.people) | set(held_out.people) == set(range(10))
+        asked += sorted(set(held_out.people))
+        for runs in (training, held_out):
+            assert runs.tokens.shape[1:] == (benchmark.NUM_FRAMES, 1, 4)
+            assert (runs.repetition_time == 2.0).all()
+            for tokens, label, person in zip(runs.tokens[:, :, 0], runs.labels, runs.people, strict=True):
+                forwards = tokens[::-1] if label else tokens
+                starts = range(len(courses[person]) - benchmark.NUM_FRAMES + 1)
+                assert any(np.array_equal(courses[person][s : s + benchmark.NUM_FRAMES], forwards) for s in starts)
+        for person in set(held_out.people):
+            assert len(set(held_out.labels[held_out.people == person])) == 1
+    assert sorted(asked) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"a": np.zeros((70, 4))}, "at least 8 people"),
+        ({str(n): np.zeros((70, 4 + n)) for n in range(9)}, "all of the same regions"),
+        ({str(n): np.zeros((20, 4)) for n in range(9)}, "20 frames, under the 32"),
+    ],
+)
+def test_courses_that_cannot_be_used_are_told_by_name(benchmark, tmp_path, arrays, sentence):
+    path = tmp_path / "courses.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=sentence) as caught:
+        benchmark.read_courses(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_no_archive_is_told_by_name(benchmark, tmp_path):
+    path = tmp_path / "courses.npz"
+    path.write_text("subject,sex\n")
+    with pytest.raises(InputError, match=r"courses\.npz: it cannot be read as an \.npz archive"):
+        benchmark.read_courses(path)
