@@ -324,7 +324,12 @@ def test_few_people_and_small_classes_are_said():
 
 def test_a_perfect_score_is_not_taken_for_certainty():
     notes = evaluate_predictions(table([0, 1] * 20, [0.1, 0.9] * 20), 50, 10).notes
-    assert any("exact binomial interval is 91% to 100%" in note for note in notes)
+    assert any("exact binomial interval of accuracy is 91% to 100%" in note for note in notes)
+    # Of ten who are M all are found: the lower end solves x^10 = 0.025.
+    notes = evaluate_predictions(table([1] * 10 + [0] * 30, [0.9] * 10 + [0.1, 0.95, 0.7] * 10), 50, 10).notes
+    sentence = next(note for note in notes if "no certainty" in note)
+    assert sentence.startswith("All draws have the same sensitivity, which")
+    assert f"of sensitivity is {0.025**0.1:.0%} to 100%" in sentence
 
 
 def test_what_cannot_be_judged_is_refused():

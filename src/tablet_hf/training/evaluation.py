@@ -592,13 +592,28 @@ def _notes(predictions: Predictions, metrics: Mapping[str, Estimate], person_of_
         )
     if undefined := [name for name, estimate in metrics.items() if math.isnan(estimate.value)]:
         yield f"Not defined on these people: {', '.join(undefined)}."
-    accuracy = metrics.get("accuracy")
-    if accuracy is not None and accuracy.low == accuracy.high and len(predictions) == num_people:
-        low, high = accuracy_interval(round(accuracy.value * num_people), num_people, CONFIDENCE)
-        yield (
-            "All draws have the same accuracy, which a bootstrap takes for certainty; the exact binomial interval is "
-            f"{low:.0%} to {high:.0%}."
-        )
+    if constant := [name for name, estimate in metrics.items() if estimate.low == estimate.high]:
+        exact = [
+            f"the exact binomial interval of {name} is {low:.0%} to {high:.0%}"
+            for name, (low, high) in _exact_intervals(predictions, num_people).items()
+            if name in constant
+        ]
+        yield "; ".join([f"All draws have the same {', '.join(constant)}, which is no certainty", *exact]) + "."
+
+
+def _exact_intervals(predictions: Predictions, num_people: int) -> dict[str, tuple[float, float]]:
+    """Of what is a share of people, where each person is one entry."""
+    if predictions.is_regression or len(predictions) > num_people:
+        return {}
+    right = predicted_classes(predictions) == predictions.targets
+    among = {"accuracy": np.ones(num_people, dtype=bool)}
+    if len(predictions.classes) == 2:
+        among |= {"sensitivity": predictions.targets == 1, "specificity": predictions.targets == 0}
+    return {
+        name: accuracy_interval(int(right[who].sum()), int(who.sum()), CONFIDENCE)
+        for name, who in among.items()
+        if who.any()
+    }
 
 
 def _task(predictions: Predictions) -> str:
