@@ -20,7 +20,8 @@ from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletFo
 from tablet_hf.files import source_identity
 from tablet_hf.pipelines import ScanPredictor
 from tablet_hf.token_files import load_tokens, read_record, save_tokens, token_file_name
-from tablet_hf.training.baselines import connectivity_features, linear_classifier, power_regions, region_time_courses
+from tablet_hf.training.baselines import LinearModel
+from tablet_hf.training.connectivity import connectivity_features, power_regions, region_time_courses
 from tablet_hf.training.metrics import binary_metrics
 
 
@@ -181,9 +182,9 @@ def finetune(arguments: argparse.Namespace) -> None:
     scores = np.array([predictor(path).scores[arguments.positive] for path in held_out.tokens])
 
     regions = power_regions(people.scan.iloc[0])
-    baseline = linear_classifier(num_folds=min(4, counts.min()), seed=arguments.seed)
-    baseline.fit(connectivity_features(region_time_courses(train.scan, regions)), train.y)
-    baseline_scores = baseline.predict_proba(connectivity_features(region_time_courses(held_out.scan, regions)))[:, 1]
+    baseline = LinearModel(seed=arguments.seed)
+    baseline.fit(connectivity_features(region_time_courses(train.scan, regions)), train.y.to_numpy())
+    baseline_scores = baseline.outputs(connectivity_features(region_time_courses(held_out.scan, regions)))[:, 1]
 
     print(
         f"{len(train)} people to learn from, {len(held_out)} held out; larger class {held_out.y.value_counts().max()}"

@@ -395,6 +395,10 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         """Encode grey slices (N, V, V) in [-1, 1] in batches that fit: (N, C, g, g) on the extractor's device."""
         return self._in_batches(self.slice_autoencoder.encode, slices)
 
+    def decode_slices(self, latents: Tensor) -> Tensor:
+        """Decode latents (N, C, g, g) of slices in batches that fit: (N, V, V) on the extractor's device."""
+        return self._in_batches(self.slice_autoencoder.decode, latents)
+
     def empty_latents(self, background: float) -> Tensor:
         """The latents (1, C, g, g) of a slice that is nothing but background; encoded once."""
         if background not in self._empty_latents:
@@ -442,7 +446,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
     def _decode_frames(self, tokens: Tensor, encoder) -> Tensor:
         latents = tokens_to_latents(tokens.to(encoder.device), self.volume_size)
-        slices = self._in_batches(encoder.decode, latents.flatten(0, 2))
+        slices = self.decode_slices(latents.flatten(0, 2))
         slices = slices.unflatten(0, (len(tokens), 3, self.volume_size))
         return slices_to_volumes(slices.float()).mean(1).clamp(-1, 1).cpu()
 

@@ -207,12 +207,8 @@ def _baselines(
     runs: list[TokenizedRun], people: list[Person], split: Split, seed: int, on_progress: OnProgress
 ) -> dict[str, np.ndarray]:
     """Linear models on functional connectivity and on the average token: probabilities of the people held out."""
-    from tablet_hf.training.baselines import (
-        connectivity_features,
-        linear_classifier,
-        power_regions,
-        region_time_courses,
-    )
+    from tablet_hf.training.baselines import LinearModel
+    from tablet_hf.training.connectivity import connectivity_features, power_regions, region_time_courses
 
     scans = [person.scan for person in people]
     with warnings.catch_warnings():
@@ -221,11 +217,10 @@ def _baselines(
         connectivity = connectivity_features(courses)
     average_token = np.stack([run.tokens.float().mean(0).flatten().numpy() for run in runs])
     labels = np.array([person.label for person in people])
-    num_folds = min(4, np.bincount(labels[split.train]).min())
 
     def predict(features: np.ndarray) -> np.ndarray:
-        model = linear_classifier(num_folds, seed).fit(features[split.train], labels[split.train])
-        return model.predict_proba(features[split.held_out])[:, 1]
+        model = LinearModel(seed=seed).fit(features[split.train], labels[split.train])
+        return model.outputs(features[split.held_out])[:, 1]
 
     return {
         "linear model of functional connectivity": predict(connectivity),
