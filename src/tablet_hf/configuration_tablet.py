@@ -45,6 +45,12 @@ class TabletConfig(PreTrainedConfig):
         use_feature_norm, use_input_norm, use_output_norm (`bool`):
             A norm over the numbers of a token before they are projected, over the sequence with its CLS state before
             the first layer, and after the last layer.
+        center_tokens (`bool`, defaults to `False`):
+            Whether the mean over the frames of a window is taken from the tokens of each cell first. Of tokens of the
+            signal `"intensity"` 98% of the variance is the still anatomy, which is gone then.
+        pooling_type (`"cls"` or `"mean"`, defaults to `"cls"`):
+            What a head reads: the CLS state, as in the paper, or the mean of all token states, which masked token
+            modeling teaches something where it teaches the CLS state nothing.
         feature_dropout_prob, hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0):
             Dropout on the numbers of a token, in the residual branches, and on attention weights; all off in
             evaluation.
@@ -135,6 +141,8 @@ class TabletConfig(PreTrainedConfig):
     use_feature_norm: bool = True
     use_input_norm: bool = True
     use_output_norm: bool = False
+    center_tokens: bool = False
+    pooling_type: Literal["cls", "mean"] = "cls"
     feature_dropout_prob: float | int = 0.0
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0

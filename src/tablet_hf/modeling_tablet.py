@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +36,8 @@ class TabletMaskedTokenModelingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Mean squared error over the masked, valid tokens, in float32.
         reconstruction (`torch.FloatTensor` of shape `(batch_size, num_frames, num_cells, token_size)`):
-            A prediction of every token; standardised tokens with `config.norm_target`.
+            A prediction of every token: of its deviation from the window's mean with `config.center_tokens`,
+            standardised with `config.norm_target`.
         mask (`torch.FloatTensor` of shape `(batch_size, num_frames, num_cells)`):
             1 where a token was masked, 0 elsewhere.
         hidden_states, attentions (*optional*):
@@ -56,6 +58,26 @@ def build_norm(norm_type: str, size: int, config: TabletConfig) -> nn.LayerNorm 
     return nn.LayerNorm(size, eps=config.layer_norm_eps)
 
 
+def center_over_frames(
+    input_values: torch.Tensor, frame_mask: torch.Tensor | None, bool_masked_pos: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Take from the tokens of each cell their mean over the frames of the window, in float32. Counted are frames that are
+    there and tokens that are not hidden: a mean would tell of what is to be predicted.
+    """
+    input_values = input_values.float()
+    if frame_mask is None and bool_masked_pos is None:
+        return input_values - input_values.mean(dim=1, keepdim=True)
+    counts = torch.ones(input_values.shape[:3], dtype=torch.bool, device=input_values.device)
+    if frame_mask is not None:
+        counts = counts & frame_mask.unsqueeze(-1)
+    if bool_masked_pos is not None:
+        counts = counts & ~bool_masked_pos.bool()
+    counts = counts.unsqueeze(-1)
+    total = input_values.masked_fill(~counts, 0).sum(dim=1, keepdim=True)
+    return input_values - total / counts.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 class TabletEmbeddings(nn.Module):
     """
     Project the tokens of a run, `(batch_size, num_frames, num_cells, token_size)`, to one sequence of hidden states,
@@ -71,6 +93,7 @@ class TabletEmbeddings(nn.Module):
         super().__init__()
         self.num_cells = config.num_cells
         self.token_size = config.token_size
+        self.center_tokens = config.center_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
         self.feature_norm = (
@@ -124,9 +147,10 @@ class TabletEmbeddings(nn.Module):
             self.check_token_mask(bool_masked_pos, input_values)
         if self.gradient_checkpointing and self.training:
             # Tokens need no gradient, and without one at its inputs the reentrant kind would give none to the weights.
-            embeddings = checkpoint(self.embed_tokens, input_values, frame_mask, use_reentrant=False)
+            embed = partial(checkpoint, self.embed_tokens, use_reentrant=False)
         else:
-            embeddings = self.embed_tokens(input_values, frame_mask)
+            embed = self.embed_tokens
+        embeddings = embed(input_values, frame_mask, bool_masked_pos)
 
         if bool_masked_pos is not None:
             mask = bool_masked_pos.flatten(1).unsqueeze(-1).bool()
@@ -135,8 +159,15 @@ class TabletEmbeddings(nn.Module):
         cls_states = self.cls_token.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
         return self.input_norm(torch.cat((cls_states, embeddings), dim=1))
 
-    def embed_tokens(self, input_values: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+    def embed_tokens(
+        self,
+        input_values: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+        bool_masked_pos: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Hidden states of all tokens, `(batch_size, num_frames * num_cells, hidden_size)`."""
+        if self.center_tokens:
+            input_values = center_over_frames(input_values, frame_mask, bool_masked_pos)
         # Token stores hold float16; whatever dtype the tokens come in, the weights decide.
         input_values = input_values.to(self.projection.weight.dtype)
         if frame_mask is not None:
@@ -480,11 +511,13 @@ class TabletModel(TabletPreTrainedModel):
                 1 for tokens to replace by the mask token.
             cls_only (`bool`, defaults to `False`):
                 Compute of the last layer the CLS state alone, which is all that a head needs: of 12 layers that saves
-                nearly one. `last_hidden_state` then has the shape `(batch_size, 1, hidden_size)`.
+                nearly one. `last_hidden_state` then has the shape `(batch_size, 1, hidden_size)`. Not with
+                `pooling_type="mean"`.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, 1 + num_frames * num_cells, hidden_size)`, the CLS state first,
-            then frame by frame, and `pooler_output` of shape `(batch_size, hidden_size)`, the CLS state.
+            then frame by frame, and `pooler_output` of shape `(batch_size, hidden_size)`, the CLS state or the mean of
+            all others, by `config.pooling_type`.
 
         Raises:
             `ValueError`: where the inputs do not have these shapes, or a repetition time on the CPU is no positive
@@ -503,13 +536,27 @@ class TabletModel(TabletPreTrainedModel):
 
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
+        if cls_only and self.config.pooling_type != "cls":
+            raise ValueError('`cls_only` needs `pooling_type="cls"`: a mean of states needs all of them.')
         num_queries = 1 if cls_only else None
         if num_queries is not None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
             attention_mask = attention_mask[:, :, :num_queries]
         hidden_states = self.layers[-1](hidden_states, attention_mask, position_embeddings, num_queries, **kwargs)
 
         hidden_states = self.output_norm(hidden_states)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=self.pool(hidden_states, frame_mask)
+        )
+
+    def pool(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+        """What a head reads of the last layer's states, `(batch_size, hidden_size)`: see `config.pooling_type`."""
+        if self.config.pooling_type == "cls":
+            return hidden_states[:, 0]
+        if frame_mask is None:
+            return hidden_states[:, 1:].mean(dim=1)
+        token_mask = frame_mask.repeat_interleave(self.config.num_cells, dim=1).unsqueeze(-1)
+        total = hidden_states[:, 1:].masked_fill(~token_mask, 0).sum(dim=1)
+        return total / token_mask.sum(dim=1).clamp(min=1)
 
     def create_attention_mask(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
         """Spread a mask of frames over the cells of each frame, and let everybody see the CLS state."""
@@ -551,9 +598,11 @@ class TabletModel(TabletPreTrainedModel):
         return repetition_time
 
 
-def draw_token_mask(config: TabletConfig, frame_mask: torch.Tensor) -> torch.Tensor:
+def draw_token_mask(
+    config: TabletConfig, frame_mask: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """
-    Choose the tokens to hide, anew for each run, from torch's default random generator of the device.
+    Choose the tokens to hide, anew for each run, from torch's default random generator of the device or another.
 
     Args:
         config (`TabletConfig`): `mask_ratio` of the valid tokens are hidden (rounded, at least one choice) by
@@ -572,7 +621,7 @@ def draw_token_mask(config: TabletConfig, frame_mask: torch.Tensor) -> torch.Ten
         candidates = token_is_valid
     valid = candidates.flatten(1)
     number = (valid.sum(dim=1, keepdim=True) * config.mask_ratio).round().clamp(min=1)
-    noise = torch.rand(valid.shape, device=valid.device).masked_fill(~valid, 2.0)
+    noise = torch.rand(valid.shape, generator=generator, device=valid.device).masked_fill(~valid, 2.0)
     rank = noise.argsort(dim=1).argsort(dim=1)
     return (rank < number).view(candidates.shape) & token_is_valid
 
@@ -634,7 +683,10 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
         mask = bool_masked_pos.to(device=input_values.device, dtype=torch.float32)
         loss = None
         if return_loss:
-            loss = self.masked_loss(reconstruction, input_values, mask, frame_mask)
+            target = input_values
+            if self.config.center_tokens:
+                target = center_over_frames(input_values, frame_mask, bool_masked_pos)
+            loss = self.masked_loss(reconstruction, target, mask, frame_mask)
 
         return TabletMaskedTokenModelingOutput(
             loss=loss,
@@ -647,12 +699,12 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
     def masked_loss(
         self,
         reconstruction: torch.Tensor,
-        input_values: torch.Tensor,
+        target: torch.Tensor,
         mask: torch.Tensor,
         frame_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Mean squared error in float32 over the tokens that were hidden and are there."""
-        target = input_values.float()
+        target = target.float()
         if frame_mask is not None:
             target = target.masked_fill(~frame_mask[:, :, None, None], 0)
             mask = mask * frame_mask.unsqueeze(-1)
@@ -664,7 +716,7 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
 
 class TabletForSequenceClassification(TabletPreTrainedModel):
     """
-    TABLeT with a linear layer on the CLS state: classification and regression of runs.
+    TABLeT with a linear layer on the CLS state (or the mean of the others): classification and regression of runs.
 
     Args:
         config (`TabletConfig`): the network and, in `problem_type` and `num_labels`, the task.
@@ -739,8 +791,8 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
 
     def can_leave_out_states(self, **kwargs: Any) -> bool:
         """Whether nobody looks at other states of the last layer than the CLS state."""
-        if self.config._attn_implementation == "flex_attention":  # its masks cannot be cut
-            return False
+        if self.config.pooling_type != "cls" or self.config._attn_implementation == "flex_attention":
+            return False  # the masks of flex_attention cannot be cut
         names = ("output_hidden_states", "output_attentions")
         return not any(kwargs.get(name, getattr(self.config, name)) for name in names)
 

@@ -32,7 +32,7 @@ class TabletCollator:
 
     A batch: `input_values (windows, frames, cells, features)` in the dtype of the items, `repetition_time (windows,)`
     float32 in seconds, `labels (windows,)` where items have them, and `attention_mask (windows, frames)` int64, 1 where
-    a frame is real, where one is not.
+    a frame is real, where one is not. `bool_masked_pos (windows, frames, cells)` where items have it.
 
     Raises:
         ValueError: windows longer than `pad_to`, or labels that are no classes.
@@ -48,6 +48,8 @@ class TabletCollator:
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = self._stacked([item["input_values"] for item in items])
+        if "bool_masked_pos" in items[0]:
+            batch["bool_masked_pos"] = self._stacked([item["bool_masked_pos"] for item in items])["input_values"]
         batch["repetition_time"] = torch.tensor([item["repetition_time"] for item in items], dtype=torch.float32)
         if "labels" in items[0]:
             batch["labels"] = self._labels([item["labels"] for item in items])

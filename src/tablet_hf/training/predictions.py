@@ -1,7 +1,7 @@
 """What a method says of people that it did not learn from: the form in which all methods are compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,18 @@ class Predictions:
             tuple(self.sites[place] for place in places),
             tuple(self.folds[place] for place in places),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """As numbers, texts and lists; `from_json` takes it."""
+        return asdict(self) | {"targets": self.targets.tolist(), "outputs": self.outputs.tolist()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Predictions":
+        classes = None if fields["classes"] is None else tuple(fields["classes"])
+        kind = np.float64 if classes is None else np.int64
+        texts = {name: tuple(fields[name]) for name in ("subjects", "sites", "folds")}
+        numbers = {"targets": np.array(fields["targets"], kind), "outputs": np.array(fields["outputs"], np.float64)}
+        return cls(fields["method"], fields["label"], classes, **texts, **numbers)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

@@ -1,0 +1,202 @@
+"""How a model is trained, in the words of this package, and as the `TrainingArguments` of transformers."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tablet_hf.errors import InputError
+
+__all__ = ["Settings", "make_trainer", "training_arguments"]
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train: the recipe of the code released with arXiv:2604.03619, where it is known.
+
+    Attributes:
+        window_frames: frames of a window; None for whole runs.
+        epochs: passes, in each of which a run gives one random window.
+        max_steps: optimiser steps, instead of epochs; needed for streamed data.
+        batch_size: windows a step on each device.
+        accumulate: steps whose gradients are added up.
+        learning_rate: at its highest; it falls to 0 by a cosine.
+        warmup: share of all steps in which it rises from 0.
+        weight_decay: of AdamW.
+        precision: "auto" is bfloat16 on a GPU that has it, else float16 on a GPU, and float32 on a CPU.
+        gradient_checkpointing: layers are computed again in the backward pass, for runs that do not fit otherwise.
+        compile: whether the model is compiled, which makes steps on a GPU about 15% faster and takes half a minute.
+        workers: processes that read windows; None for a number that fits the machine.
+        seed: of weights, windows and masks.
+        save_steps: steps between checkpoints; None for one an epoch.
+        log_steps: steps between lines of the log.
+        fsdp: share out weights and optimiser over GPUs (FSDP2), for models that do not fit on one.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    window_frames: int | None = 256
+    epochs: float = 20
+    max_steps: int | None = None
+    batch_size: int = 4
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    workers: int | None = None
+    seed: int = 0
+    save_steps: int | None = None
+    log_steps: int = 10
+    fsdp: bool = False
+    device: str = "auto"
+
+    def __post_init__(self):
+        if self.precision not in ("auto", "bf16", "fp16", "fp32"):
+            raise InputError(f"precision {self.precision!r}: choose auto, bf16, fp16 or fp32.")
+        for name in ("epochs", "batch_size", "accumulate", "learning_rate", "log_steps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be over 0.")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is {self.warmup}, but must be a share of the steps, from 0 to under 1.")
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """Those on which depends what comes out, but for rounding."""
+        return {name: value for name, value in asdict(self).items() if name not in ("workers", "device", "compile")}
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu" and torch.cuda.is_available()
+
+
+def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> Any:
+    """The `TrainingArguments` of these settings.
+
+    Args:
+        settings: how to train.
+        folder: where checkpoints and logs go.
+        more: what else `TrainingArguments` take, over what follows from the settings.
+    """
+    from transformers import TrainingArguments
+
+    half = _half_precision(settings)
+    saving = {"save_strategy": "epoch"}
+    if settings.save_steps is not None:
+        saving = {"save_strategy": "steps", "save_steps": settings.save_steps}
+    options = {
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.accumulate,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": settings.warmup,
+        "weight_decay": settings.weight_decay,
+        "bf16": half == "bf16",
+        "fp16": half == "fp16",
+        _checkpointing_field(TrainingArguments): settings.gradient_checkpointing,
+        "torch_compile": settings.compile,
+        "optim": "adamw_torch_fused" if settings.on_gpu else "adamw_torch",
+        "dataloader_num_workers": _workers(settings),
+        "dataloader_persistent_workers": _workers(settings) > 0,
+        "dataloader_pin_memory": settings.on_gpu,
+        "seed": settings.seed,
+        "logging_strategy": "steps",
+        "logging_steps": settings.log_steps,
+        "logging_first_step": True,
+        "save_total_limit": 1,
+        "report_to": _report_to(),
+        "remove_unused_columns": False,
+        "use_cpu": not settings.on_gpu,
+        # Every weight is used in every step, and a bag of unused ones is looked for in each.
+        "ddp_find_unused_parameters": False,
+        **saving,
+        **more,
+    }
+    if settings.on_gpu:
+        # The next batch travels to the GPU while this one is computed.
+        options.setdefault("accelerator_config", {"non_blocking": True})
+    if settings.fsdp:
+        options |= {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    arguments = TrainingArguments(str(folder), **options)
+    # One process would spread the model over all GPUs that it sees (DataParallel), slowly, and nothing switches it off.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
+
+
+def make_trainer(
+    model: Any,
+    arguments: Any,
+    training: Any = None,
+    validation: Any = None,
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+    callbacks: Sequence[Any] = (),
+    is_quiet: bool = False,
+) -> Any:
+    """A plain `Trainer` over windows, with what it needs to know of epochs and checkpoints.
+
+    Args:
+        model: one of `modeling_tablet`, or peft's wrapping of it.
+        arguments: `training_arguments`.
+        training, validation: datasets of windows.
+        compute_metrics: see `Trainer`.
+        callbacks: further ones.
+        is_quiet: no bars and tables of `Trainer`, where somebody else tells how far it is.
+    """
+    from transformers import Trainer
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    from tablet_hf.datasets.collator import TabletCollator
+    from tablet_hf.datasets.windows import EpochCallback
+    from tablet_hf.training.checkpoints import LogWithCheckpoints
+
+    trainer = Trainer(
+        model,
+        arguments,
+        TabletCollator(model.config.problem_type),
+        training,
+        validation,
+        compute_metrics=compute_metrics,
+        callbacks=[EpochCallback(), LogWithCheckpoints(), *callbacks],
+    )
+    if is_quiet:
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def _checkpointing_field(arguments_class: Any) -> str:
+    """Newer versions of transformers call it otherwise, and warn of the older name."""
+    newer = "activation_checkpointing"
+    return newer if newer in arguments_class.__dataclass_fields__ else "gradient_checkpointing"
+
+
+def _half_precision(settings: Settings) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    if not settings.on_gpu:
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _workers(settings: Settings) -> int:
+    if settings.workers is not None:
+        return settings.workers
+    if not settings.on_gpu:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(6, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
+
+
+def _report_to() -> list[str]:
+    from importlib.util import find_spec
+
+    return ["tensorboard"] if find_spec("tensorboard") or find_spec("tensorboardX") else []

@@ -1,0 +1,183 @@
+"""Where training starts from, its own last checkpoint, a model's weights, or nothing, and where it ends: a model."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import TrainerCallback
+
+from tablet_hf.errors import InputError, not_on_hub
+from tablet_hf.files import folder_written_whole, written_whole
+
+__all__ = [
+    "LogWithCheckpoints",
+    "agreed_checkpoint",
+    "initial_model",
+    "keep_to_one_training",
+    "last_checkpoint",
+    "save_model",
+]
+
+# Trainer writes it after all else of a checkpoint.
+LAST_FILE = "trainer_state.json"
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The newest whole checkpoint of `Trainer` in a folder; those that a killed process left half-written are deleted.
+
+    Trainer itself takes the newest folder, whole or not.
+    """
+    checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    whole = []
+    for path in checkpoints:
+        try:
+            json.loads((path / LAST_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            whole.append(path)
+    return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def agreed_checkpoint(folder: str | Path) -> Path | None:
+    """`last_checkpoint` as the main process finds it, for all processes."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return last_checkpoint(folder)
+    found = [last_checkpoint(folder) if state.is_main_process else None]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def keep_to_one_training(folder: str | Path, described: Mapping[str, Any]) -> None:
+    """Note in `training.json` what is trained in a folder, or make sure that it is this.
+
+    Args:
+        folder: made if need be.
+        described: all that decides what comes out, as JSON has it.
+
+    Raises:
+        InputError: another training was begun there; the sentence names the first difference.
+    """
+    from accelerate import PartialState
+
+    path = Path(folder) / "training.json"
+    described = json.loads(json.dumps(dict(described)))
+    with PartialState().main_process_first():
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as unfinished:
+                unfinished.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+            return
+        try:
+            found = _flat(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise InputError(f"{path}: it is no JSON; delete {folder}, or choose another --out.") from error
+    for name, value in _flat(described).items():
+        if found.get(name) != value:
+            what = name if isinstance(value, list) else f"{name} {found.get(name)!r} instead of {value!r}"
+            raise InputError(
+                f"{folder}: a training with another {what} was begun there; choose another --out, or delete it."
+            )
+
+
+def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in described.items():
+        flat |= {f"{name} {inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+class LogWithCheckpoints(TrainerCallback):
+    """A line of the log with every checkpoint, so that what is averaged in the next line does not begin before it.
+
+    Trainer forgets the losses since the last line when it goes on from a checkpoint.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
+
+
+def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any]) -> None:
+    """Write the trained model, and beside it how its tokens are made; all processes call it, the main one writes."""
+    scratch = Path(trainer.args.output_dir) / "finished"
+    trainer.save_model(str(scratch))
+    if trainer.is_world_process_zero():
+        with folder_written_whole(folder) as unfinished:
+            for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json"):
+                for path in scratch.glob(pattern):
+                    shutil.copy2(path, unfinished / path.name)
+            record = json.dumps(dict(preprocessing), indent=2)
+            (unfinished / "preprocessor_config.json").write_text(record + "\n", encoding="utf-8")
+        shutil.rmtree(scratch)
+
+
+def initial_model(
+    model_class: Any, init: str | Path | None, fields: Mapping[str, Any], preprocessing: Mapping[str, Any]
+) -> tuple[Any, list[str]]:
+    """A model to train, from scratch or from another one's weights, and what is to be said of it, in sentences.
+
+    Args:
+        model_class: a class of `modeling_tablet`.
+        init: folder or Hub id of a model, fine-tuned or pre-trained, or None.
+        fields: of its `TabletConfig`, over those of `init`.
+        preprocessing: of the tokens that it will learn from, see `TabletFeatureExtractor.to_dict`.
+
+    Raises:
+        InputError: no model is there, or it reads tokens of another shape.
+    """
+    from tablet_hf.configuration_tablet import TabletConfig
+
+    made = {name: preprocessing.get(name) for name in (*TabletConfig.token_geometry, *TabletConfig.token_provenance)}
+    made = {name: value for name, value in made.items() if value is not None}
+    if init is None:
+        return model_class(TabletConfig(**made | dict(fields))), []
+    try:
+        config = TabletConfig.from_pretrained(str(init))
+        if config.model_type != TabletConfig.model_type:
+            raise InputError(f"{init}: it holds no TABLeT; give the folder or Hub id of one.")
+        config.check_tokens_compatible(preprocessing)
+        config = TabletConfig(**_without_task(config.to_dict()) | made | dict(fields))
+        model, info = model_class.from_pretrained(
+            str(init), config=config, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        if told := not_on_hub(error, str(init), "model", None, "the folder of a model"):
+            raise told from error
+        raise InputError(f"{init}: no training can start from it; {' '.join(str(error).split())}") from error
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    backbone = [key for key in missing if key.startswith("tablet.") and "mask_token" not in key]
+    if backbone:
+        raise InputError(
+            f"{init}: {len(backbone)} of the weights that its config.json asks for are missing, first {backbone[0]}; "
+            "copy or download it again."
+        )
+    said = []
+    if mismatched:
+        key, found, expected = mismatched[0]
+        said.append(
+            f"{init}: {len(mismatched)} of its weights have another shape and start anew, first {key} with "
+            f"{tuple(found)} instead of {tuple(expected)}."
+        )
+    if missing:
+        said.append(f"{init}: it has no {', '.join(missing)}, which start anew.")
+    if unused := sorted(key for key in info["unexpected_keys"] if not key.startswith("tablet.")):
+        said.append(f"{init}: its {', '.join(unused)} are of another task and are not used.")
+    return model, said
+
+
+def _without_task(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's fields without what it predicts."""
+    of_task = ("problem_type", "num_labels", "id2label", "label2id", "target_mean", "target_std", "positive_weight")
+    of_task += ("class_weights", "negative_label", "target_name", "architectures", "model_type", "transformers_version")
+    return {name: value for name, value in fields.items() if name not in of_task}

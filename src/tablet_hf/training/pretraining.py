@@ -1,0 +1,229 @@
+"""Masked token modeling on a token dataset with `Trainer`: weights that know the tokens before they know a label.
+
+    store = TokenDataset.load("STORE")
+    result = pretrain(store, "pretrained", Settings(epochs=40), init=None, model={"hidden_size": 256})
+
+What was begun in a folder goes on from its last checkpoint, to the same loss curve.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tablet_hf.datasets.parquet import StreamedWindows
+from tablet_hf.datasets.splits import Split, runs_in, subject_ids
+from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
+from tablet_hf.errors import InputError
+from tablet_hf.files import written_whole
+from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask
+from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.checkpoints import agreed_checkpoint, initial_model, keep_to_one_training, save_model
+
+__all__ = ["MaskedWindows", "PretrainingResult", "pretrain"]
+
+MODEL_FOLDER = "model"
+CHECKPOINTS = "checkpoints"
+RESULT_FILE = "pretraining.json"
+
+
+@dataclass(frozen=True)
+class PretrainingResult:
+    """What pre-training gave.
+
+    Attributes:
+        folder: of the model, for `from_pretrained`.
+        loss: mean loss over the steps since the line of the log before, by step.
+        validation_loss: by step; empty without a validation part. Masks are the same every time.
+        mean_predictor_loss: what `mean_predictor_loss` says of the validation windows; None without a validation part.
+        said: what had to be said of the weights it started from.
+    """
+
+    folder: Path
+    loss: list[tuple[int, float]]
+    validation_loss: list[tuple[int, float]]
+    mean_predictor_loss: float | None
+    said: list[str]
+
+
+class MaskedWindows(EvaluationWindows):
+    """Windows to evaluate masked token modeling on: each comes with the same mask in every pass.
+
+    Args:
+        store, num_frames, runs: see `EvaluationWindows`.
+        config: whose `mask_ratio` and `mask_strategy` draw the mask.
+        seed: of the masks.
+        most: windows, evenly spaced over all; None for all.
+
+    Items: as those of `EvaluationWindows`, and `bool_masked_pos (frames, cells)` bool.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        num_frames: int | None,
+        runs: Sequence[int | str] | None,
+        config: Any,
+        seed: int = 0,
+        most: int | None = None,
+    ):
+        super().__init__(store, num_frames, runs)
+        self.config, self.seed = config, seed
+        if most is not None and len(self.windows) > most:
+            places = torch.linspace(0, len(self.windows) - 1, most).round().long().tolist()
+            self.windows = [self.windows[place] for place in places]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = super().__getitem__(index)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        frames = torch.ones(1, len(item["input_values"]), dtype=torch.bool)
+        return item | {"bool_masked_pos": draw_token_mask(self.config, frames, generator)[0]}
+
+
+def pretrain(
+    store: Any,
+    out: str | Path,
+    settings: Settings,
+    *,
+    split: Split | None = None,
+    init: str | Path | None = None,
+    model: Mapping[str, Any] | None = None,
+    evaluations: int = 10,
+    callbacks: Sequence[Any] = (),
+    is_quiet: bool = False,
+    on_note: Callable[[str], None] | None = None,
+) -> PretrainingResult:
+    """Train a model to predict hidden tokens from the others.
+
+    Args:
+        store: a `TokenDataset`, or a `StreamedWindows` made for training.
+        out: folder; checkpoints and logs, and at the end `model/` and `pretraining.json`. Training that was begun there
+            goes on, and what has come to its end is given back as it is.
+        settings: how to train; `max_steps` is needed for streamed windows.
+        split: its training part is learnt from and its validation part judges; its test part is not looked at. None
+            takes all runs and judges by none.
+        init: folder or Hub id of weights to start from.
+        model: fields of `TabletConfig`, such as `mask_ratio`, `mask_strategy`, `norm_target` or sizes.
+        evaluations: times that the validation loss is computed.
+        callbacks, is_quiet: see `make_trainer`.
+        on_note: is told what had to be decided.
+
+    Raises:
+        InputError: nothing to learn from, weights that do not fit, or a folder that holds another training.
+    """
+    from transformers import set_seed
+
+    out, said = Path(out), []
+    is_streamed = isinstance(store, StreamedWindows)
+    if is_streamed and not settings.max_steps:
+        raise InputError("streamed data have no length that is known, so say how long to train with max_steps.")
+    preprocessing = store.settings["preprocessing"]
+    # Weights that are new are drawn the same way again when training goes on.
+    set_seed(settings.seed)
+    network, told = initial_model(
+        TabletForMaskedTokenModeling, init, {"num_frames": settings.window_frames} | dict(model or {}), preprocessing
+    )
+    said += told
+    training, validation = _windows(store, settings, split, network.config)
+    config = {name: value for name, value in network.config.to_dict().items() if name != "transformers_version"}
+    people = None if split is None else {part: split.subjects(part) for part in ("train", "validation")}
+    keep_to_one_training(out, {"settings": settings.deciding, "config": config, "split": people})
+    if (result := read_result(out)) is not None:
+        return result
+    for sentence in said:
+        if on_note is not None:
+            on_note(sentence)
+
+    checkpoint = agreed_checkpoint(out / CHECKPOINTS)
+    judging = {"eval_strategy": "no"}
+    if validation is not None:
+        steps = settings.max_steps or _num_steps(len(training), settings)
+        judging = {"eval_strategy": "steps", "eval_steps": max(1, steps // evaluations)}
+        judging["eval_on_start"] = checkpoint is None
+    arguments = training_arguments(settings, out / CHECKPOINTS, prediction_loss_only=True, label_names=[], **judging)
+    trainer = make_trainer(network, arguments, training, validation, callbacks=callbacks, is_quiet=is_quiet)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    history = trainer.state.log_history
+    result = PretrainingResult(
+        out / MODEL_FOLDER,
+        [(entry["step"], entry["loss"]) for entry in history if "loss" in entry],
+        [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
+        None if validation is None else mean_predictor_loss(validation, network.config),
+        said,
+    )
+    save_model(trainer, result.folder, preprocessing)
+    if trainer.is_world_process_zero():
+        with written_whole(out / RESULT_FILE) as unfinished:
+            facts = asdict(replace(result, folder=MODEL_FOLDER))
+            unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        for path in (out / CHECKPOINTS).glob("checkpoint-*"):
+            shutil.rmtree(path)
+    return result
+
+
+def read_result(out: str | Path) -> PretrainingResult | None:
+    """What a training that has come to its end left in a folder."""
+    path = Path(out) / RESULT_FILE
+    if not path.is_file():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    curves = {name: [tuple(pair) for pair in facts[name]] for name in ("loss", "validation_loss")}
+    return PretrainingResult(**facts | curves | {"folder": Path(out) / facts["folder"]})
+
+
+def mean_predictor_loss(windows: MaskedWindows, config: Any) -> float:
+    """The loss of a model that has learnt of each number its mean over the cell's visible tokens in the window.
+
+    It is what masked token modeling must get below to have learnt more than the still anatomy.
+    """
+    total, count = 0.0, 0.0
+    for item in _items(windows):
+        tokens, hidden = item["input_values"].float(), item["bool_masked_pos"]
+        visible = (~hidden).unsqueeze(-1)
+        mean = (tokens * visible).sum(0) / visible.sum(0).clamp(min=1)
+        target = tokens - mean if config.center_tokens else tokens
+        guess = torch.zeros_like(tokens) if config.center_tokens else mean.expand_as(tokens)
+        if config.norm_target:
+            target = torch.nn.functional.layer_norm(target, target.shape[-1:], eps=1e-6)
+            guess = torch.nn.functional.layer_norm(guess, guess.shape[-1:], eps=1e-6)
+        error = (guess - target).square().mean(-1)
+        total += float(error[hidden].sum())
+        count += float(hidden.sum())
+    return total / max(count, 1.0)
+
+
+# --- parts
+
+
+def _items(windows: MaskedWindows) -> Iterator[dict[str, Any]]:
+    for index in range(len(windows)):
+        yield windows[index]
+
+
+def _windows(store: Any, settings: Settings, split: Split | None, config: Any) -> tuple[Any, MaskedWindows | None]:
+    if isinstance(store, StreamedWindows):
+        if split is not None:
+            subjects = dict(zip(store.runs, subject_ids(list(store.runs.values())), strict=True))
+            wanted = {key for key, subject in subjects.items() if split.assignment.get(subject) == "train"}
+            store.runs = {key: run for key, run in store.runs.items() if key in wanted}
+        if not store.runs:
+            raise InputError("The stream has no run of the training part; use a split that was made for this dataset.")
+        return store, None
+    runs = None if split is None else runs_in(split, store.runs, "train")
+    training = TrainingWindows(store, settings.window_frames, runs, seed=settings.seed)
+    if split is None or not split.counts["validation"]:
+        return training, None
+    held_out = runs_in(split, store.runs, "validation")
+    return training, MaskedWindows(store, settings.window_frames, held_out, config, settings.seed, most=256)
+
+
+def _num_steps(num_windows: int, settings: Settings) -> int:
+    from accelerate import PartialState
+
+    a_step = settings.batch_size * PartialState().num_processes * settings.accumulate
+    return max(1, int(settings.epochs * max(1, -(-num_windows // a_step))))
