@@ -280,6 +280,7 @@ def test_evaluate_modules_ask_for_no_network():
     code = (
         "import socket, sys, tempfile, os\n"
         "os.environ['HF_HOME'] = tempfile.mkdtemp()\n"
+        "os.environ.pop('HF_HUB_OFFLINE', None)\n"
         "def refuse(*arguments, **named): raise AssertionError('the network was asked for')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from tablet_hf.training.metrics import load_metric\n"
