@@ -131,6 +131,7 @@ def tokenize(
     space: cli_datasets.SpaceNameOption = None,
     pattern: cli_datasets.PatternOption = None,
     withdrawn: cli_datasets.WithdrawnOption = None,
+    dataset: cli_datasets.DatasetOption = None,
     keep_failed_quality: cli_datasets.KeepFailedOption = False,
     dtype: cli_datasets.DtypeOption = "float16",
     readers: cli_datasets.ReadersOption = None,
@@ -157,6 +158,7 @@ def tokenize(
         "space": space,
         "pattern": pattern,
         "withdrawn": withdrawn,
+        "dataset": dataset,
         "keep_failed_quality": keep_failed_quality or None,
     }
     given = {name: value for name, value in source_options.items() if value is not None}

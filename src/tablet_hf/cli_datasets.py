@@ -25,6 +25,9 @@ SessionsOption = Annotated[list[str], typer.Option("--session", help="Only this 
 SpaceNameOption = Annotated[str | None, typer.Option("--space", help="BIDS space of the scans.")]
 PatternOption = Annotated[str | None, typer.Option("--pattern", help="Where the scans lie; see docs/sources.md.")]
 WithdrawnOption = Annotated[Path | None, typer.Option("--withdrawn", help="CSV of people to leave out.")]
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="What the study is called, so that a store may hold several.")
+]
 KeepFailedOption = Annotated[bool, typer.Option("--keep-failed-quality", help="Also runs that failed quality control.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="How a store keeps them: float16, or int8 at half the size.")]
 ReadersOption = Annotated[int | None, typer.Option("--readers", min=1, help="Scans read at once; by default, fitting.")]

@@ -1,13 +1,15 @@
 """What a record is called, and what a cell of a table means."""
 
 import math
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tablet_hf.datasets.records import ScanRecord, typed_columns, typed_value
+from tablet_hf.datasets.records import ScanRecord, same_labels, store_key, typed_columns, typed_value
 
 
 @pytest.mark.parametrize(
@@ -15,12 +17,34 @@ from tablet_hf.datasets.records import ScanRecord, typed_columns, typed_value
     [
         (ScanRecord("01", Path("x")), "sub-01"),
         (ScanRecord("01", Path("x"), session="a", task="rest", run="1+acqAP"), "sub-01_ses-a_task-rest_run-1+acqAP"),
-        (ScanRecord("../../etc", Path("x"), run="a/b"), "sub-etc_run-ab"),
-        (ScanRecord("--", Path("x")), "sub-x"),
+        (ScanRecord("../../etc", Path("x"), run="a/b"), "sub-etc+CHECKSUM_run-ab+CHECKSUM"),
+        (ScanRecord("--", Path("x")), "sub-x+CHECKSUM"),
+        (ScanRecord("Jörg Schön", Path("x")), "sub-JorgSchon+CHECKSUM"),
+        (ScanRecord("张伟", Path("x"), dataset="HCP-YA"), "sub-x+CHECKSUM"),
     ],
 )
 def test_the_key_is_fit_for_a_file_name(record, key):
-    assert record.key == key
+    assert re.fullmatch(re.escape(key).replace("CHECKSUM", "[0-9a-f]{8}"), record.key)
+
+
+@given(st.lists(st.text(max_size=6), min_size=2, max_size=5, unique_by=lambda text: unicodedata.normalize("NFC", text)))
+def test_different_labels_have_different_keys(labels):
+    for field in ("subject", "session", "task", "run", "dataset"):
+        keys = [store_key(ScanRecord(**({"subject": "1", "scan": Path("x")} | {field: label}))) for label in labels]
+        assert len(set(keys)) == len(labels)
+        assert all(re.fullmatch(r"([0-9A-Za-z+-]+/)?[0-9A-Za-z+_-]+", key) for key in keys)
+
+
+@given(st.text("0123456789abcXYZ+", min_size=1))
+def test_plain_labels_stay_as_they_are(label):
+    assert store_key(ScanRecord(label, Path("x"), dataset=f"{label}-1")) == f"{label}-1/sub-{label}"
+
+
+def test_a_letter_is_the_same_however_a_computer_composes_it():
+    one, other = (ScanRecord(unicodedata.normalize(form, "Jörg"), Path("x")) for form in ("NFC", "NFD"))
+    assert one.key == other.key
+    assert same_labels(one, other)
+    assert not same_labels(one, ScanRecord("Jorg", Path("x")))
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,26 @@
 Every source (`tablet_hf.datasets.sources`) yields these, and nothing after the sources knows which one it was.
 """
 
+import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Cohort", "Phenotype", "Problem", "ScanRecord", "typed_columns", "typed_value"]
+__all__ = [
+    "Cohort",
+    "Phenotype",
+    "Problem",
+    "ScanRecord",
+    "earlier_keys",
+    "same_labels",
+    "store_key",
+    "typed_columns",
+    "typed_value",
+]
 
 Phenotype = bool | int | float | str | None
 """What a cell of a phenotype table can hold; None where it is missing."""
@@ -52,9 +64,12 @@ class ScanRecord:
 
     @property
     def key(self) -> str:
-        """What tells this run from all others of its dataset, as BIDS would write it; fit for a file name."""
-        entities = {"sub": self.subject, "ses": self.session, "task": self.task, "run": self.run}
-        return "_".join(f"{name}-{_label(value)}" for name, value in entities.items() if value is not None)
+        """What tells this run from all others of its dataset, as BIDS would write it; fit for a file name.
+
+        A label of other signs than letters, digits and `+` gets eight signs of its checksum behind it, so that `a-1`
+        and `a1`, or `Jörg` and `Jorg`, are called differently.
+        """
+        return _key(self, _label)
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ class Cohort:
     """What a source found.
 
     Attributes:
-        records: usable scans, sorted by key; keys are unique.
+        records: usable scans, sorted by `store_key`, which is unique.
         problems: what was left out or is missing, and why. Nothing is dropped without one.
         is_restricted: whether the terms of the data forbid passing on what concerns single people (HCP, UK Biobank).
     """
@@ -128,6 +143,61 @@ def typed_columns(rows: Sequence[Mapping[str, Phenotype]]) -> dict[str, type]:
     }
 
 
-def _label(value: str) -> str:
-    """BIDS labels are letters and digits; anything else would break file names apart."""
-    return re.sub(r"[^0-9A-Za-z+]", "", value) or "x"
+# --- what runs are called
+
+
+def store_key(record: Any) -> str:
+    """`sub-01_task-rest`, behind its dataset's name where there is one: `HCP-YA/sub-100307_task-rest_run-REST1LR`.
+
+    `record` is a `ScanRecord`, or a `StoredRun`.
+    """
+    return _store_key(record, _label)
+
+
+def earlier_keys(record: ScanRecord) -> list[str]:
+    """Other keys under which a store may hold this run: without a dataset's name, or with labels cut short.
+
+    A store is begun before anybody thinks of a second study in it, and labels had no checksums once.
+    """
+    unnamed = [record] if record.dataset is None else [record, replace(record, dataset=None)]
+    keys = [_store_key(each, spell) for each in unnamed for spell in (_label, _letters)]
+    return [key for key in dict.fromkeys(keys) if key != store_key(record)]
+
+
+def same_labels(one: Any, other: Any) -> bool:
+    """Whether two records, or runs of a store, say the same of subject, session, task and run."""
+    return all(_text(getattr(one, name)) == _text(getattr(other, name)) for name in _ENTITIES.values())
+
+
+_ENTITIES = {"sub": "subject", "ses": "session", "task": "task", "run": "run"}
+
+
+def _key(record: Any, spell: Callable[..., str]) -> str:
+    labels = {entity: getattr(record, name) for entity, name in _ENTITIES.items()}
+    return "_".join(f"{entity}-{spell(label)}" for entity, label in labels.items() if label is not None)
+
+
+def _store_key(record: Any, spell: Callable[..., str]) -> str:
+    key = _key(record, spell)
+    return key if record.dataset is None else f"{spell(record.dataset, allowed='+-')}/{key}"
+
+
+def _label(value: str, allowed: str = "+") -> str:
+    """A label of ASCII letters, digits and the signs `allowed`; anything else would break file names apart.
+
+    Letters with marks lose them (`ö` becomes `o`); whatever is lost, the checksum behind the label tells it apart.
+    """
+    value = _text(value)
+    plain = _letters(unicodedata.normalize("NFKD", value), allowed)
+    if plain == value:
+        return plain
+    return f"{plain}+{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def _letters(value: str, allowed: str = "+") -> str:
+    return re.sub(rf"[^0-9A-Za-z{re.escape(allowed)}]", "", value) or "x"
+
+
+def _text(value: str | None) -> str | None:
+    """Composed and decomposed letters are the same: which of them a folder's name has depends on the computer."""
+    return None if value is None else unicodedata.normalize("NFC", str(value))

@@ -16,20 +16,28 @@ layouts compare is measured in `benchmarks/token_layouts.py`.
 import csv
 import hashlib
 import json
-import re
+import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tablet_hf.datasets.records import Phenotype, Problem, ScanRecord, typed_columns
+from tablet_hf.datasets.records import (
+    Phenotype,
+    Problem,
+    ScanRecord,
+    earlier_keys,
+    same_labels,
+    store_key,
+    typed_columns,
+)
 from tablet_hf.datasets.run_files import DTYPES, Geometry, MappedRun, quantise, write_arrow
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
@@ -65,7 +73,7 @@ class StoredRun:
         clipped_share: of the brain's values, those beyond the range.
         has_mean_tokens: whether the run's mean volume is kept as tokens (percent change), for decoding.
         error: of what is kept against what was encoded, for int8: `relative`, and `of_temporal_deviation`.
-        scan: name, size and time of the file it was made from.
+        scan: name, size and time of the file it was made from, and a mark of its folder (`mark_of_folder`).
         file: of the tokens, relative to the store; `num_bytes` and `sha256` are its.
         phenotypes: typed.
     """
@@ -325,25 +333,67 @@ class TokenStoreWriter:
             write_settings(self.folder, settings)
         self.settings = read_settings(self.folder)
         self.geometry = geometry_of(self.settings)
+        # Where runs lie whose key is an earlier one than `store_key` gives.
+        self._keys: dict[str, str] = {}
 
     def finished(self, record: ScanRecord, scan: Mapping[str, Any]) -> bool:
         """Whether the run is there already, made from the same file; what else is known of it is brought up to date.
 
-        New or corrected phenotypes, sites or families are written without touching the tokens.
+        New or corrected phenotypes, sites or families are written without touching the tokens. A run keeps the key
+        that it has, also where its dataset had no name when it was written, or has none now.
+
+        Raises:
+            InputError: a run of another person, dataset or file would be lost, or it cannot be told whether it is one.
         """
-        path = self.folder / file_of(record)
-        sidecar = sidecar_of(path)
-        if not (sidecar.is_file() and path.is_file()):
+        known = self._stored(record, scan)
+        if known is None:
             return False
-        run = read_sidecar(sidecar)
-        if dict(run.scan) != dict(scan) or path.stat().st_size != run.num_bytes:
+        self._keys[store_key(record)] = known.key
+        path = self.folder / known.file
+        if not is_of_scan(known, scan) or not path.is_file() or path.stat().st_size != known.num_bytes:
             return False
-        known = replace(
-            run, site=record.site, family=record.family, dataset=record.dataset, phenotypes=dict(record.phenotypes)
+        updated = replace(
+            known,
+            site=record.site,
+            family=record.family,
+            dataset=known.dataset if record.dataset is None else record.dataset,
+            scan=dict(known.scan) | {"folder": mark_of_folder(record)},
+            phenotypes=dict(record.phenotypes),
         )
-        if known != run:
-            write_sidecar(known, sidecar)
+        if updated != known:
+            write_sidecar(updated, sidecar_of(path))
         return True
+
+    def _stored(self, record: ScanRecord, scan: Mapping[str, Any]) -> StoredRun | None:
+        """What the store has of a run, under its key or under one that it may have from before."""
+        keys = [store_key(record), *earlier_keys(record)]
+        if record.dataset is None:
+            keys += [f"{folder}/{keys[0]}" for folder in self._dataset_folders]
+        for key in keys:
+            sidecar = sidecar_of(self.folder / file_of_key(key))
+            if not sidecar.is_file():
+                continue
+            run, name = read_sidecar(sidecar), scan.get("name")
+            is_alike = same_labels(run, record) and run.scan.get("name", name) == name
+            is_named = None not in (run.dataset, record.dataset)
+            # Files of two studies can have the same names, and changed files of one can: names of studies decide, or
+            # where there are none the folder does.
+            folder = run.scan.get("folder", mark_of_folder(record) if run.dataset == record.dataset else None)
+            is_of_study = run.dataset == record.dataset if is_named else folder == mark_of_folder(record)
+            if is_alike and (is_of_study or (is_of_scan(run, scan) and not is_named)):
+                return run
+            if key == keys[0] or (is_alike and not is_named and folder is None):
+                raise InputError(
+                    f"the store has {key} of {_whose(run, run.scan.get('name'))} already, and this would be {keys[0]} "
+                    f"of {_whose(record, name)}, another file; if it is of another study, name that with --dataset, "
+                    "else choose another --out."
+                )
+        return None
+
+    @cached_property
+    def _dataset_folders(self) -> list[str]:
+        names = sorted(path.name for path in (self.folder / RUNS_FOLDER).iterdir())
+        return [name for name in names if not name.startswith("sub-")]
 
     def write(
         self,
@@ -377,7 +427,8 @@ class TokenStoreWriter:
             raise InputError(
                 f"{record.key}: its tokens hold numbers that float16 has not; use another autoencoder, or float32."
             )
-        path = self.folder / file_of(record)
+        key = self._keys.get(store_key(record), store_key(record))
+        path = self.folder / file_of_key(key)
         mean = scale = error = None
         if self.settings["dtype"] == "int8":
             values, mean, scale, error = quantise(tokens.float())
@@ -385,7 +436,7 @@ class TokenStoreWriter:
             values = tokens.half()
         checksum, size = write_arrow(path, values, record, repetition_time, (mean, scale, mean_tokens))
         run = StoredRun(
-            key=store_key(record),
+            key=key,
             **{name: getattr(record, name) for name in ("subject", "session", "task", "run", "dataset", "site")},
             family=record.family,
             repetition_time=float(repetition_time),
@@ -394,7 +445,7 @@ class TokenStoreWriter:
             clipped_share=float(clipped_share),
             has_mean_tokens=mean_tokens is not None,
             error=error,
-            scan=dict(scan),
+            scan=dict(scan) | {"folder": mark_of_folder(record)},
             file=path.relative_to(self.folder).as_posix(),
             num_bytes=size,
             sha256=checksum,
@@ -427,6 +478,24 @@ class TokenStoreWriter:
         return TokenDataset.load(self.folder)
 
 
+def is_of_scan(run: StoredRun, scan: Mapping[str, Any]) -> bool:
+    """Whether a run was made from just this file, wherever it lies now."""
+    return all(run.scan.get(name) == value for name, value in scan.items())
+
+
+def mark_of_folder(record: ScanRecord) -> str:
+    """Four signs of the checksum of a scan's folder.
+
+    Enough to see that files of the same names are another study's, and too little to find out what the folder is
+    called: one name in 65,536 has the same.
+    """
+    return hashlib.sha256(os.fsencode(os.path.abspath(record.scan.parent))).hexdigest()[:4]
+
+
+def _whose(run: Any, scan: str | None) -> str:
+    return f"subject {run.subject!r}" + (f" of {run.dataset!r}" if run.dataset else "") + f" from {scan or 'a file'}"
+
+
 def _counted(values: Iterable[str | None], most: int = 8) -> str:
     """`a (12), b (3)`, the most frequent first; empty where nothing is known."""
     counts = Counter(value for value in values if value is not None).most_common()
@@ -456,16 +525,9 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def store_key(record: ScanRecord) -> str:
-    """`sub-01_task-rest`, behind its dataset's name where there is one: `HCP-YA/sub-100307_task-rest_run-REST1LR`."""
-    if record.dataset is None:
-        return record.key
-    return f"{re.sub(r'[^0-9A-Za-z+-]', '', record.dataset) or 'x'}/{record.key}"
-
-
-def file_of(record: ScanRecord) -> Path:
+def file_of_key(key: str) -> Path:
     """Where a run's tokens lie, relative to the store: `runs/sub-01/sub-01_task-rest_tokens.arrow`."""
-    *dataset, name = store_key(record).split("/")
+    *dataset, name = key.split("/")
     return Path(RUNS_FOLDER, *dataset, name.split("_")[0], name + TOKENS_ENDING)
 
 

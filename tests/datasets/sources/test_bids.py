@@ -220,6 +220,40 @@ def test_the_table_is_found_through_the_link_of_the_derivatives(plant, write, li
     assert record.phenotypes == {"age": 31}
 
 
+FMRIPREP = {"GeneratedBy": [{"Name": "fMRIPrep", "Version": "24.1.1"}]}
+
+
+@pytest.mark.parametrize(
+    ("own", "raw", "name"),
+    [
+        ({"Name": "My study"}, {"Name": "Raw"}, "My study"),
+        ({"Name": "fMRIPrep - fMRI PREProcessing workflow"}, {"Name": " Raw "}, "Raw"),
+        ({"Name": "fMRIPrep outputs", **FMRIPREP}, {"Name": "Raw"}, "Raw"),
+        ({"Name": "XCP-D: a pipeline", "GeneratedBy": [{"Name": "xcp-d"}]}, {"Name": "Raw"}, "Raw"),
+        ({"Name": "NiBabies", "PipelineDescription": {"Name": "nibabies"}}, None, None),
+        ({"Name": ""}, {"Name": "TODO: name of the dataset"}, None),
+        ({"Name": 7, "GeneratedBy": "me"}, ["no description"], None),
+        (None, {"Name": "Raw"}, "Raw"),
+        (None, None, None),
+    ],
+)
+def test_a_study_is_called_what_its_description_says_and_not_after_a_pipeline(plant, write, own, raw, name):
+    folder = plant(f"raw/derivatives/fmriprep/{bold('sub-01_task-rest')}")
+    for place, description in (("raw/derivatives/fmriprep", own), ("raw", raw)):
+        if description is not None:
+            write(f"{place}/dataset_description.json", json.dumps(description))
+    root = folder / "raw/derivatives/fmriprep"
+    assert [record.dataset for record in find_scans("bids", root).records] == [name]
+    assert [record.dataset for record in find_scans("bids", root, dataset="Given").records] == ["Given"]
+
+
+def test_a_study_is_called_what_the_raw_dataset_says_that_is_linked_to(plant, write):
+    folder = plant(f"a/b/{bold('sub-01_task-rest')}")
+    write("a/b/dataset_description.json", json.dumps({"Name": "fMRIPrep", "DatasetLinks": {"raw": "../../c"}}))
+    write("c/dataset_description.json", json.dumps({"Name": "Linked"}))
+    assert find_scans("bids", folder / "a/b").records[0].dataset == "Linked"
+
+
 def test_a_dataset_without_a_table_has_no_labels_and_is_told(plant, reasons):
     root = plant(f"a/b/{bold('sub-01_task-rest')}") / "a" / "b"
     cohort = find_scans("bids", root)

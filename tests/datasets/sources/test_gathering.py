@@ -17,10 +17,25 @@ def test_records_are_sorted_by_key(plant):
 
 def test_scans_of_one_name_are_all_left_out(plant, reasons):
     root = plant("a.nii", "b.nii", "c.nii")
-    # "A-1" and "A1" are the same in a file name
-    cohort = gather([ScanRecord(s, root / f"{n}.nii") for s, n in (("A-1", "a"), ("A1", "b"), ("A2", "c"))])
+    cohort = gather([ScanRecord(s, root / f"{n}.nii") for s, n in (("A1", "a"), ("A1", "b"), ("A2", "c"))])
     assert [record.subject for record in cohort.records] == ["A2"]
-    assert len(reasons(cohort, "would all be called sub-A1")) == 2
+    assert len(reasons(cohort, "would all be called sub-A1, so none is taken; say what tells them apart")) == 2
+
+
+@pytest.mark.parametrize("labels", [("A-1", "A1"), ("ö", "ä"), ("d-1", "d1"), ("Jörg Schön", "Jrg Schn")])
+def test_labels_that_differ_in_other_signs_than_letters_are_two_people(plant, labels):
+    root = plant("a.nii", "b.nii")
+    cohort = gather(ScanRecord(label, root / f"{name}.nii") for label, name in zip(labels, "ab", strict=True))
+    assert {record.subject for record in cohort.records} == set(labels)
+    assert not cohort.problems
+
+
+def test_people_of_the_same_label_in_two_datasets_are_both_taken(plant, reasons):
+    root = plant("a.nii", "b.nii", "c.nii")
+    names = {"a": "ABIDE", "b": "HCP-YA", "c": None}
+    cohort = gather(ScanRecord("01", root / f"{file}.nii", dataset=dataset) for file, dataset in names.items())
+    assert [record.dataset for record in cohort.records] == ["ABIDE", "HCP-YA", None]
+    assert not cohort.problems
 
 
 def test_the_same_record_twice_counts_once(plant):

@@ -19,6 +19,7 @@ ALL_OPTIONS = {
     "space": None,
     "pattern": None,
     "withdrawn": None,
+    "dataset": None,
     "keep_failed_quality": False,
 }
 
@@ -50,13 +51,13 @@ def test_an_empty_root_is_one_sentence_with_the_layout_expected(source, tmp_path
         (
             "bids",
             {"withdrawn": "w.csv"},
-            "bids does not know --withdrawn, it takes --phenotypes, --task, --session, --space;",
+            "bids does not know --withdrawn, it takes --phenotypes, --task, --session, --space, --dataset;",
         ),
         ("adhd200", {"pattern": "x"}, "adhd200 does not know --pattern"),
         ("hcp", {"keep_failed_quality": True}, "hcp does not know --keep-failed-quality"),
         ("ukb", {"tasks": ["rest"]}, "ukb does not know --task,"),
         ("hbn", {"pattern": "x"}, "hbn does not know --pattern"),
-        ("table", {"space": "MNI"}, "table does not know --space, it takes no options"),
+        ("table", {"space": "MNI"}, "table does not know --space, it takes --dataset"),
     ],
 )
 def test_an_option_that_a_source_does_not_know_is_named(source, options, said, tmp_path):

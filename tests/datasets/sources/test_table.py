@@ -87,6 +87,18 @@ def test_one_scan_twice_and_two_scans_of_one_name(plant, write, reasons):
     assert len(reasons(cohort, "would all be called sub-2")) == 2
 
 
+def test_one_table_of_several_datasets(plant, write):
+    plant("a.nii", "b.nii", "c.nii")
+    table = write("t.csv", "path,subject,dataset", "a.nii,01,A", "b.nii,01,B", "c.nii,01,")
+    cohort = find_scans("table", table, dataset="Mine")
+    assert {record.dataset: record.scan.name for record in cohort.records} == {
+        "A": "a.nii",
+        "B": "b.nii",
+        "Mine": "c.nii",
+    }
+    assert not cohort.problems
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [(("subject,sex", "1,F"), "no column is called path"), (("path,sex",), "lists no scan"), ((), "is empty")],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tablet_hf.datasets.records import Cohort, Problem, ScanRecord
+from tablet_hf.datasets.records import Cohort, Problem, ScanRecord, store_key
 from tablet_hf.errors import InputError
 
 __all__ = ["Layout", "beside", "check_labels", "files_like", "gather", "mixture", "why_absent"]
@@ -88,21 +88,24 @@ def why_absent(path: Path) -> str | None:
 def gather(records: Iterable[ScanRecord], problems: Iterable[Problem] = (), is_restricted: bool = False) -> Cohort:
     """Make a cohort of what can be used.
 
-    Left out, each with a problem: scans whose file or mask is not there; all scans of a key that is not unique; a file
-    that is listed as different scans. The same record twice counts once.
+    Left out, each with a problem: scans whose file or mask is not there; all scans of a key that is not unique in their
+    dataset; a file that is listed as different scans. The same record twice counts once.
     """
     problems = list(problems)
     usable: list[ScanRecord] = []
-    for key, alike in _groups(records, lambda record: record.key).items():
+    for key, alike in _groups(records, store_key).items():
         if any(record != alike[0] for record in alike):
-            why = f"{len(alike)} scans would all be called {key}, so none is taken; keep one of them."
+            why = (
+                f"{len(alike)} scans would all be called {key}, so none is taken; say what tells them apart (subject, "
+                "session, task, run), or name the file of a run once."
+            )
             problems += [Problem(str(record.scan), why) for record in alike]
         else:
             usable.append(alike[0])
     present: list[ScanRecord] = []
     for scan, listed in _groups(usable, lambda record: os.path.abspath(record.scan)).items():
         if len(listed) > 1:
-            keys = " and ".join(record.key for record in listed)
+            keys = " and ".join(map(store_key, listed))
             problems.append(Problem(scan, f"this one file is listed as {keys}, so it is not taken; list it once."))
             continue
         (record,) = listed
@@ -110,7 +113,7 @@ def gather(records: Iterable[ScanRecord], problems: Iterable[Problem] = (), is_r
         absent = [Problem(str(path), why) for path, why in reasons.items() if why]
         problems += absent
         present += [] if absent else [record]
-    return Cohort(tuple(sorted(present, key=lambda record: record.key)), tuple(problems), is_restricted)
+    return Cohort(tuple(sorted(present, key=store_key)), tuple(problems), is_restricted)
 
 
 def _groups(records: Iterable[ScanRecord], label: Callable[[ScanRecord], str]) -> dict[str, list[ScanRecord]]:

@@ -8,8 +8,9 @@ MNI152NLin6Asym (FSL's, that of HCP and UK Biobank), then MNI152NLin2009cAsym, t
 import glob
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tablet_hf.datasets.records import Cohort, Problem, ScanRecord
 from tablet_hf.datasets.sources._cohort import Layout, beside, check_labels, files_like, gather, mixture
@@ -31,6 +32,9 @@ SESSION_COLUMNS = ("session_id", "session")
 RESOLUTIONS = ("2", "1", None)
 SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
 """The order in which versions of a run are preferred; what is not named here comes last."""
+
+NAMES_OF_NO_STUDY = ("fMRIPrep", "TODO", "REQUIRED")
+"""How names of datasets begin that say nothing: fMRIPrep's own, and those of heudiconv's and BIDScoin's templates."""
 
 ANY = "any"
 
@@ -103,6 +107,7 @@ def find(
     tasks: Sequence[str] | None = None,
     sessions: Sequence[str] | None = None,
     space: str | None = None,
+    dataset: str | None = None,
 ) -> Cohort:
     """Find the runs of fMRIPrep derivatives in MNI152 space.
 
@@ -115,6 +120,9 @@ def find(
         tasks, sessions: labels of those that are wanted, with or without `task-` and `ses-`; None for all.
         space: `MNI152NLin2009cAsym` or, as in fMRIPrep's own option, `MNI152NLin2009cAsym:res-2`; None takes any
             MNI152 space in the order above.
+        dataset: what the study is called, for stores that hold several; None takes `Name` of the
+            `dataset_description.json` of the derivatives, or of the raw dataset where the first is none or says only
+            which pipeline wrote them ("fMRIPrep - fMRI PREProcessing workflow").
 
     Returns:
         Records with the labels of BIDS. `run` also holds whatever else tells runs apart: "1+acqAP" for
@@ -140,7 +148,8 @@ def find(
             table = folder / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
             if table.is_file():
                 people.add(table, (), bids_label("sub"), SESSION_COLUMNS, subject=subject)
-    records, unlabelled = join(runs.records, people)
+    dataset = dataset or _study(root)
+    records, unlabelled = join([replace(record, dataset=dataset) for record in runs.records], people)
     return gather(records, [*problems, *people.problems, *unlabelled])
 
 
@@ -229,21 +238,47 @@ def _misplaced(version: _Version, root: Path) -> str | None:
     return None
 
 
-def _raw_folder(root: Path) -> Path | None:
-    """The raw dataset that the derivatives were made from: where another participants.tsv lies.
+def _study(root: Path) -> str | None:
+    """What the study is called; None where nobody named it."""
+    names = (_name_of_study(_description(folder)) for folder in (root, *_folders_of_raw_data(root)))
+    return next(filter(None, names), None)
 
-    In this order: what `dataset_description.json` links to as "raw", the two folders above, and `rawdata` or
-    `sourcedata/raw` in those.
-    """
-    linked = []
+
+def _name_of_study(description: Mapping[str, Any]) -> str | None:
+    """`Name`, unless it says which pipeline wrote the files, which is the same for all studies, or is a template's."""
+    name = description.get("Name")
+    if not isinstance(name, str) or not name.strip():
+        return None
+    made_by = description.get("GeneratedBy") or description.get("PipelineDescription") or []  # the latter before 1.4
+    tools = [made_by] if isinstance(made_by, Mapping) else made_by if isinstance(made_by, list) else []
+    pipelines = [str(tool["Name"]) for tool in tools if isinstance(tool, Mapping) and tool.get("Name")]
+    no_names = tuple(word.casefold() for word in (*pipelines, *NAMES_OF_NO_STUDY))
+    return None if name.strip().casefold().startswith(no_names) else name.strip()
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """Its `dataset_description.json`, empty where there is none that can be read."""
     try:
-        description = json.loads((root / "dataset_description.json").read_text(encoding="utf-8"))
-        linked = [root / description["DatasetLinks"]["raw"].removeprefix("file://")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # most derivatives have no such link, and many a link leads into a container that is gone
+        description = json.loads((folder / "dataset_description.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    return description if isinstance(description, dict) else {}
+
+
+def _raw_folder(root: Path) -> Path | None:
+    """The raw dataset that the derivatives were made from: where another participants.tsv lies."""
+    return next((folder for folder in _folders_of_raw_data(root) if (folder / "participants.tsv").is_file()), None)
+
+
+def _folders_of_raw_data(root: Path) -> list[Path]:
+    """Where the raw dataset may lie, in this order: what `dataset_description.json` links to as "raw", the two folders
+    above, and `rawdata` or `sourcedata/raw` in those."""
+    try:
+        linked = [root / _description(root)["DatasetLinks"]["raw"].removeprefix("file://")]
+    except (KeyError, TypeError, AttributeError):
+        linked = []  # most derivatives have no such link, and many a link leads into a container that is gone
     above = root.absolute().parents[:2]
-    inside = [folder / name for folder in above for name in ("rawdata", "sourcedata/raw")]
-    return next((folder for folder in (*linked, *above, *inside) if (folder / "participants.tsv").is_file()), None)
+    return [*linked, *above, *(folder / name for folder in above for name in ("rawdata", "sourcedata/raw"))]
 
 
 def _where_else(root: Path) -> str:

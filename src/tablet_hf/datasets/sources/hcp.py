@@ -37,6 +37,7 @@ def find(
     phenotypes: Sequence[Path] | None = None,
     sessions: Sequence[str] | None = None,
     pattern: str | None = None,
+    dataset: str = "HCP-YA",
 ) -> Cohort:
     """Find the resting runs of HCP-YA.
 
@@ -46,6 +47,7 @@ def find(
         sessions: "REST1" or "REST2"; None for both.
         pattern: name of the file of a run, with `{run}` where REST1_LR stands; None takes the cleaned one (`CLEANED`),
             `UNCLEANED` the minimally preprocessed one.
+        dataset: another name, say for the retest data: its people and files are called like those of the first time.
 
     Returns:
         Records with session REST1 or REST2, run LR or RL, and the mask `brainmask_fs.2.nii.gz` beside the scan. The
@@ -78,7 +80,7 @@ def find(
             session=run[1],
             task="rest",
             run=run[2],
-            dataset="HCP-YA",
+            dataset=dataset,
         )
         records.append(record)
     if not records:

@@ -24,11 +24,12 @@ LABELS = {"subject": "sub", "session": "ses", "run": "run", "task": "task"}
 FIELDS = (*LABELS, "mask", "repetition_time", "site", "family", "dataset")
 
 
-def find(root: Path) -> Cohort:
+def find(root: Path, *, dataset: str | None = None) -> Cohort:
     """Find the scans that a table lists.
 
     Args:
         root: the table. Paths in it are absolute or start from its folder.
+        dataset: what the study is called, where the table does not say so in a column `dataset`.
 
     Returns:
         Records in which what the table does not say of subject, session, run and task is read from the BIDS name of
@@ -51,6 +52,7 @@ def find(root: Path) -> Cohort:
     records, problems = [], list(table.problems)
     for row in table.rows:
         cells = {field: row.cells.get(column, "") or None for field, column in columns.items()}
+        cells["dataset"] = cells["dataset"] or dataset
         phenotypes = {label: typed_value(row.cells[label]) for label in labels}
         try:
             records.append(_record(root.parent, row.cells[path_column], cells, phenotypes))

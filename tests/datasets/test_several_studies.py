@@ -1,0 +1,219 @@
+"""Several studies in one store: nobody takes another's place, and what is there already is known again."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tablet_hf.cli import app
+from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter, find_scans
+from tablet_hf.datasets.records import earlier_keys, store_key
+from tablet_hf.datasets.store import file_of_key, read_sidecar, sidecar_of
+from tablet_hf.errors import InputError
+from tablet_hf.files import scan_identity
+
+
+def tablet_hf(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A function that makes a file that stands for a scan: its folder decides the study, its content differs."""
+
+    def make(folder, content="x", name="sub-01_task-rest_bold.nii.gz"):
+        path = tmp_path / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def writer(tmp_path, preprocessing):
+    return TokenStoreWriter(tmp_path / "store", preprocessing)
+
+
+def tokens(value):
+    return torch.full((2, 27, 96), float(value))
+
+
+def put(writer, record, value):
+    """What `tokenize` does with a scan; whether it was there already."""
+    scan = scan_identity(record.scan)
+    if writer.finished(record, scan):
+        return True
+    writer.write(record, tokens(value), 2.0, scan)
+    return False
+
+
+def held(writer):
+    """First number of the tokens of each run, by key."""
+    store = writer.finish()
+    return {run.key: store.window(run.key)[0, 0, 0].item() for run in store.runs}
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """A folder with a small f32 autoencoder of random weights."""
+    from diffusers import AutoencoderDC
+
+    blocks = {"block_types": "ResBlock", "block_out_channels": (4,) * 6, "layers_per_block": (0, 1, 1, 1, 1, 1)}
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in blocks.items()}
+    model = AutoencoderDC(latent_channels=4, attention_head_dim=4, encoder_qkv_multiscales=((),) * 6,
+                          decoder_qkv_multiscales=((),) * 6, **sides)  # fmt: skip
+    folder = tmp_path_factory.mktemp("autoencoder")
+    model.save_pretrained(folder)
+    return folder
+
+
+class TestPlaces:
+    def test_studies_with_names_stand_beside_each_other(self, writer, scan):
+        for value, name in enumerate(("A", "B")):
+            assert not put(writer, ScanRecord("01", scan(name, name), task="rest", dataset=name), value)
+        assert held(writer) == {"A/sub-01_task-rest": 0, "B/sub-01_task-rest": 1}
+
+    def test_a_person_of_another_study_without_a_name_is_refused(self, writer, scan):
+        """Same label and same file name, as all fMRIPrep derivatives have them."""
+        put(writer, ScanRecord("01", scan("a", "one"), task="rest"), 1)
+        other = ScanRecord("01", scan("b", "another"), task="rest")
+        with pytest.raises(InputError, match=r"has sub-01_task-rest of subject '01'.*name that with --dataset"):
+            put(writer, other, 2)
+        assert not put(writer, replace(other, dataset="B"), 3)
+        assert held(writer) == {"sub-01_task-rest": 1, "B/sub-01_task-rest": 3}
+
+    def test_a_study_without_a_name_stands_beside_one_with_a_name(self, writer, scan):
+        put(writer, ScanRecord("01", scan("a", "one"), dataset="A"), 1)
+        assert not put(writer, ScanRecord("01", scan("b", "another")), 2)
+        assert held(writer) == {"A/sub-01": 1, "sub-01": 2}
+
+    def test_a_scan_of_one_study_that_changed_is_done_again(self, writer, scan):
+        for name in (None, "A"):
+            record = ScanRecord("01", scan("a", "one"), session=str(name), dataset=name)
+            put(writer, record, 1)
+            scan("a", "changed")
+            assert not put(writer, record, 2)
+        assert set(held(writer).values()) == {2}
+
+    def test_another_file_of_the_same_run_is_refused(self, writer, scan):
+        put(writer, ScanRecord("01", scan("a", name="sub-01_res-1_bold.nii.gz"), dataset="A"), 1)
+        other = ScanRecord("01", scan("a", name="sub-01_res-2_bold.nii.gz"), dataset="A")
+        with pytest.raises(InputError, match=r"from sub-01_res-1_bold.nii.gz already.*from sub-01_res-2_bold.nii.gz"):
+            put(writer, other, 2)
+        assert held(writer) == {"A/sub-01": 1}
+
+    def test_labels_that_only_look_alike_are_two_people(self, writer, scan):
+        labels = ["a-1", "a1", "ö", "ä", "o"]
+        for value, subject in enumerate(labels):
+            put(writer, ScanRecord(subject, scan("a", name=f"{value}.nii")), value)
+        assert sorted(held(writer).values()) == [0, 1, 2, 3, 4]
+        assert sorted(run.subject for run in writer.finish().runs) == sorted(labels)
+
+    def test_a_place_that_a_label_cut_short_had_taken_is_refused(self, writer, scan):
+        """A store from before labels had checksums: sub-a1 is a-1 there."""
+        put(writer, ScanRecord("a1", scan("a", name="a-1.nii")), 1)
+        sidecar = sidecar_of(writer.folder / file_of_key("sub-a1"))
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"subject": "a-1"}))
+        with pytest.raises(InputError, match=r"subject 'a-1'.*subject 'a1'"):
+            put(writer, ScanRecord("a1", scan("a", name="a1.nii")), 2)
+        assert held(writer) == {"sub-a1": 1}
+        before = ScanRecord("a-1", scan("a", name="a-1.nii"))
+        assert earlier_keys(before) == ["sub-a1"]
+        scan("a", "changed", name="a-1.nii")
+        assert not put(writer, before, 3)
+        assert held(writer) == {"sub-a1": 3}
+
+
+class TestStoresFromBefore:
+    """The same command again, after a study was given a name or lost it: keys stay, and nothing is done twice."""
+
+    @pytest.mark.parametrize(("before", "after"), [(None, "My study"), ("My study", None)])
+    def test_runs_keep_their_keys(self, writer, scan, before, after):
+        record = ScanRecord("01", scan("a"), task="rest", dataset=before, phenotypes={"age": 31})
+        put(writer, record, 1)
+        again = replace(record, dataset=after, phenotypes={"age": 32})
+        assert put(writer, again, 2)
+        assert held(writer) == {store_key(record): 1}
+        (run,) = writer.finish().runs
+        assert (run.dataset, run.phenotypes) == ("My study", {"age": 32})
+        assert put(writer, record, 3)
+
+    def test_a_folder_that_was_moved_is_known_again_and_so_is_what_changes_there(self, writer, scan, tmp_path):
+        put(writer, ScanRecord("01", scan("a")), 1)
+        (tmp_path / "a").rename(tmp_path / "b")
+        moved = ScanRecord("01", tmp_path / "b" / "sub-01_task-rest_bold.nii.gz")
+        assert put(writer, moved, 2)
+        scan("b", "changed")
+        assert not put(writer, moved, 3)
+        assert held(writer) == {"sub-01": 3}
+
+    def test_they_are_done_again_in_their_place(self, writer, scan):
+        record = ScanRecord("01", scan("a"), task="rest")
+        put(writer, record, 1)
+        named = replace(record, dataset="A")
+        assert put(writer, named, 2)
+        scan("a", "changed")
+        assert not put(writer, named, 3)
+        assert held(writer) == {"sub-01_task-rest": 3}
+
+    def test_where_no_folder_is_known_another_file_of_the_same_names_is_uncertain(self, writer, scan):
+        record = ScanRecord("01", scan("a"), task="rest")
+        put(writer, record, 1)
+        sidecar = sidecar_of(writer.folder / file_of_key("sub-01_task-rest"))
+        run = json.loads(sidecar.read_text())
+        assert len(run["scan"].pop("folder")) == 4
+        sidecar.write_text(json.dumps(run))
+        scan("a", "changed")
+        with pytest.raises(InputError, match="has sub-01_task-rest of subject '01' from"):
+            put(writer, replace(record, dataset="A"), 2)
+        assert not put(writer, record, 3)
+        assert read_sidecar(sidecar).scan.keys() == {"name", "bytes", "modified_ns", "folder"}
+
+
+@pytest.fixture
+def derivatives(tmp_path, make_scan):
+    """A function that makes fMRIPrep derivatives of one person; all of them have the same labels and file names."""
+
+    def make(study, frames, **description):
+        folder = tmp_path / study / "derivatives" / "fmriprep"
+        name = "sub-01/func/sub-01_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
+        make_scan(folder / name, frames=frames, seed=frames)
+        (folder / "participants.tsv").write_text(f"participant_id\tage\nsub-01\t{30 + frames}\n")
+        (folder / "dataset_description.json").write_text(json.dumps(description))
+        return folder
+
+    return make
+
+
+def test_the_command_keeps_studies_apart(autoencoder, derivatives, tmp_path):
+    first = derivatives("first", 1, Name="fMRIPrep outputs")
+    second = derivatives("second", 2, Name="fMRIPrep outputs")
+    command = ["tokenize", "--out", tmp_path / "store", "--autoencoder", autoencoder, "--device", "cpu"]
+    command += ["--source", "bids"]
+    assert tablet_hf(*command, first).exit_code == 0
+    refused = tablet_hf(*command, second)
+    assert refused.exit_code == 2
+    assert "name that with --dataset" in " ".join(refused.output.split())
+    assert tablet_hf(*command, second, "--dataset", "Second").exit_code == 0
+    for _ in range(2):
+        result = tablet_hf(*command, first)
+        assert "0 runs tokenized" in result.output
+        assert "1 were there already" in result.output
+    store = TokenDataset.load(tmp_path / "store")
+    assert {run.key: (run.num_frames, run.phenotypes["age"]) for run in store.runs} == {
+        "sub-01_task-rest": (1, 31),
+        "Second/sub-01_task-rest": (2, 32),
+    }
+
+
+def test_what_a_study_is_called_without_an_option(derivatives):
+    folder = derivatives("third", 1, Name="Sleep: a study")
+    (record,) = find_scans("bids", folder).records
+    assert record.dataset == "Sleep: a study"
+    assert re.fullmatch(r"Sleepastudy\+[0-9a-f]{8}/sub-01_task-rest", store_key(record))
+    (record,) = find_scans("bids", folder, dataset="Sleep").records
+    assert store_key(record) == "Sleep/sub-01_task-rest"
