@@ -168,9 +168,11 @@ def describe(store: Store) -> None:
 @one_sentence
 def split(
     store: Store,
-    out: Annotated[Path, typer.Option("--out", help="CSV file to write; a record of how it was made lies beside it.")],
+    out: Annotated[Path, typer.Option("--out", help="A .csv or .tsv to write; how it was made is told beside it.")],
     label: Annotated[str | None, typer.Option("--label", help="Phenotype that parts get their share of.")] = None,
-    folds: Annotated[int, typer.Option("--folds", min=1, help="Splits with disjoint test parts; the paper has 4.")] = 1,
+    folds: Annotated[
+        int | None, typer.Option("--folds", min=1, help="Splits with disjoint test parts; the paper has 4.")
+    ] = None,
     stratify: Annotated[
         str | None, typer.Option("--stratify", help="site: parts get their share of each site.")
     ] = None,
@@ -186,6 +188,8 @@ def split(
 
     if stratify not in (None, "site"):
         raise InputError(f"--stratify {stratify}: people are stratified by site, and by --label.")
+    if folds is not None and leave_one_site_out:
+        raise InputError("--folds and --leave-one-site-out are two ways to make splits; give one of them.")
     if out.exists():
         raise InputError(f"{out}: this split is there already; choose another --out, so that results stay comparable.")
     runs = TokenDataset.load(store).runs
@@ -193,11 +197,16 @@ def split(
         known = ", ".join(sorted({name for run in runs for name in run.phenotypes})) or "none"
         raise InputError(f"{store}: it has no phenotype {label!r}; there are {known}.")
     subjects, families, sites = splits.subject_ids(runs), splits.family_ids(runs), [run.site for run in runs]
+    if stratify and not any(site is not None for site in sites):
+        raise InputError(
+            f"{store}: no run has a site, so people cannot be stratified by it; leave out --stratify, or run tablet-hf "
+            "tokenize again with a table that has a column called site, which changes no token."
+        )
     labels = None if label is None else [run.phenotypes.get(label) for run in runs]
     if leave_one_site_out:
         drawn = splits.leave_one_site_out(subjects, labels, sites, families, seed=seed)
     else:
-        drawn = splits.folds(subjects, labels, sites if stratify else None, families, num_folds=folds, seed=seed)
+        drawn = splits.folds(subjects, labels, sites if stratify else None, families, num_folds=folds or 1, seed=seed)
     write_splits(drawn, out)
     for one in drawn:
         counts = "  ".join(f"{part} {count}" for part, count in one.counts.items())

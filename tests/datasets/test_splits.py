@@ -9,14 +9,19 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from tablet_hf.cli import app
+from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
 from tablet_hf.datasets.split_files import read_splits, write_splits
 from tablet_hf.datasets.splits import (
     PARTS,
     Split,
     check,
+    families_of,
     family_ids,
     folds,
     leave_one_site_out,
@@ -434,6 +439,115 @@ def test_files_that_cannot_be_used_are_refused_by_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as error:
         read_splits(path, ["01", "02"], {"01": "f", "02": "f"})
     assert str(error.value).startswith(str(path))
+
+
+def test_runs_say_who_there_is_and_who_is_kin(tmp_path):
+    runs = [run("a", family="f"), run("b", family="f"), run("c"), run("c")]
+    path = write(tmp_path / "mine.csv", "subject,mine\na,train\nb,train\nc,test\n")
+    (split,) = read_splits(path, runs=runs)
+    assert [runs_in(split, runs, part) for part in ("train", "test")] == [[0, 1], [2, 3]]
+    with pytest.raises(InputError, match="1 subjects of the data set have no row, the first is 'd'"):
+        read_splits(path, runs=[*runs, run("d")])
+    with pytest.raises(ValueError, match="either these or those"):
+        read_splits(path, ["a"], runs=runs)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [run("a", family="f"), run("b", family="f"), run("c")],
+        [run("a", family="f"), run("a"), run("b", family="f"), run("c")],
+        [run("a", family="f"), run("a", family="g"), run("b", family="g"), run("c")],
+        [run("a", family="f"), run("c", family="f"), run("c", family="g"), run("b", family="g")],
+    ],
+    ids=["plain", "known from one run only", "two families of one person", "kin over a third person"],
+)
+def test_a_family_on_both_sides_is_refused_when_read_and_when_runs_are_taken(tmp_path, runs):
+    path = write(tmp_path / "mine.csv", "subject,mine\na,train\nb,test\nc,\n")
+    with pytest.raises(InputError, match=r"column mine: the family '[fg]' stands on both sides"):
+        read_splits(path, runs=runs)
+    (split,) = read_splits(path)
+    for part in ("train", "test"):
+        with pytest.raises(InputError, match=r"mine: the family '[fg]' stands on both sides"):
+            runs_in(split, runs, part)
+
+
+def test_families_of_two_datasets_are_not_kin():
+    runs = [run("a", "A", "1"), run("b", "B", "1"), run("c", "B", None)]
+    assert families_of(runs) == {"A/a": "A/1", "B/b": "B/1", "B/c": None}
+
+
+@pytest.mark.parametrize("name", ["x.json", "x", "x.csv.gz", "x.xlsx"])
+def test_splits_are_written_as_tables_alone(tmp_path, name):
+    with pytest.raises(InputError, match=r"written as \.csv or \.tsv"):
+        write_splits([Split("a", {"01": "train"})], tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_files_never_share_a_record(tmp_path):
+    written = {name: folds(names(20), seed=seed) for seed, name in enumerate(("a.csv", "a.tsv", "a.CSV"))}
+    for name, splits in written.items():
+        write_splits(splits, tmp_path / name)
+    for name, splits in written.items():
+        assert read_splits(tmp_path / name) == splits
+    assert (tmp_path / "a.tsv").read_text().splitlines()[0] == "subject\tfold-1\tfold-2\tfold-3\tfold-4"
+
+
+def test_a_file_of_another_kind_in_the_place_of_the_record_is_left_alone(tmp_path):
+    (tmp_path / "participants.json").write_text('{"age": {"Units": "years"}}')
+    with pytest.raises(InputError, match=r"participants\.json: it is in the place of the record"):
+        write_splits([Split("a", {"01": "train"})], tmp_path / "participants.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["participants.json"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_seeds_that_are_none_are_one_sentence(seed):
+    with pytest.raises(InputError, match="give a whole number from 0 to 4294967295"):
+        folds(names(20), seed=seed)
+    with pytest.raises(InputError, match="give a whole number"):
+        leave_one_site_out(names(20), sites=["A", "B"] * 10, seed=seed)
+
+
+class TestCommand:
+    @pytest.fixture
+    def split(self, tmp_path, preprocessing):
+        """A function that runs `dataset split` on a store of twenty people and gives its exit code and output."""
+        writer = TokenStoreWriter(tmp_path / "store", preprocessing)
+        for number in range(20):
+            writer.write(ScanRecord(f"{number:02}", tmp_path / "x.nii"), torch.zeros(1, 27, 96), 2.0, {})
+        writer.finish()
+
+        def run_command(*options):
+            command = ["dataset", "split", str(tmp_path / "store"), *options]
+            result = CliRunner().invoke(app, [str(option) for option in command])
+            return result.exit_code, " ".join(result.output.split())
+
+        return run_command
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (["--seed", "-1"], "The seed -1 is not possible"),
+            (["--folds", "4", "--leave-one-site-out"], "--folds and --leave-one-site-out are two ways"),
+            (["--stratify", "site"], "no run has a site, so people cannot be stratified by it"),
+        ],
+    )
+    def test_what_is_not_possible_is_one_sentence(self, split, tmp_path, options, said):
+        code, output = split(*options, "--out", tmp_path / "x.csv")
+        assert code == 2
+        assert said in output
+        assert "Traceback" not in output
+        assert not (tmp_path / "x.csv").exists()
+
+    def test_a_record_never_takes_the_place_of_the_split(self, split, tmp_path):
+        code, output = split("--out", tmp_path / "x.json")
+        assert code == 2
+        assert "let the name end in one of them" in output
+        for name in ("x.csv", "x.tsv"):
+            assert split("--out", tmp_path / name, "--seed", len(name))[0] == 0
+            assert split("--out", tmp_path / name)[0] == 2
+            (one,) = read_splits(tmp_path / name, runs=TokenDataset.load(tmp_path / "store").runs)
+            assert one.settings["num_subjects"] == 20
 
 
 def test_files_that_are_none_are_refused(tmp_path):

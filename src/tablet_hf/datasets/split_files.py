@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tablet_hf.datasets.splits import PARTS, Split, check, without_prefix
+from tablet_hf.datasets.splits import PARTS, Split, check, families_of, subject_ids, without_prefix
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
 
 __all__ = ["read_splits", "write_splits"]
 
 FORMAT = "tablet_hf splits 1"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PART_OF_WORD = {part: part for part in PARTS} | dict.fromkeys(("val", "valid", "dev"), "validation")
 SUBJECT_COLUMNS = ("subject", "participant_id")  # ours, and that of BIDS
 
@@ -27,19 +28,28 @@ def write_splits(splits: Sequence[Split], path: str | Path) -> None:
         0010001,train,test
         0010002,,
 
-    An empty cell is a subject in no part. `sex.csv` has `sex.json` beside it; their folder is made if need be.
+    An empty cell is a subject in no part. `sex.csv` has `sex.json` beside it, and `sex.tsv`, with tabs for commas, has
+    `sex.tsv.json`; their folder is made if need be.
 
     Raises:
+        InputError: the name ends in neither .csv nor .tsv, or a file of another kind is in the place of the record.
         ValueError: no splits, or two of one name.
     """
     path = Path(path)
+    if path.suffix.lower() not in DELIMITERS:
+        raise InputError(f"{path}: splits are written as {' or '.join(DELIMITERS)}; let the name end in one of them.")
+    if record_of(path).exists() and not _read_record(record_of(path)):
+        raise InputError(
+            f"{record_of(path)}: it is in the place of the record of {path.name}, and is none; choose another name."
+        )
     names = [split.name for split in splits]
     if not names or len({*names, *SUBJECT_COLUMNS}) < len(names) + len(SUBJECT_COLUMNS):
         raise ValueError(f"Splits need names that differ, none of them {' or '.join(SUBJECT_COLUMNS)}; got {names}.")
     everybody = sorted({subject for split in splits for subject in (*split.assignment, *split.left_out)})
     rows = [[subject, *(split.assignment.get(subject, "") for split in splits)] for subject in everybody]
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([["subject", *names], *rows])
+    table = csv.writer(text, delimiter=DELIMITERS[path.suffix.lower()], lineterminator="\n")
+    table.writerows([["subject", *names], *rows])
     made = {
         split.name: {
             "seed": split.seed,
@@ -53,27 +63,43 @@ def write_splits(splits: Sequence[Split], path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as unfinished:
         unfinished.write_bytes(text.getvalue().encode())
-    with written_whole(path.with_suffix(".json")) as unfinished:
+    with written_whole(record_of(path)) as unfinished:
         unfinished.write_text(json.dumps({"format": FORMAT, "splits": made}, indent=2) + "\n", encoding="utf-8")
 
 
+def record_of(path: Path) -> Path:
+    """Where it is written how the splits of a file were made."""
+    return path.with_suffix(".json") if path.suffix == ".csv" else path.with_name(path.name + ".json")
+
+
 def read_splits(
-    path: str | Path, subjects: Iterable[str] | None = None, families: Mapping[str, str | None] | None = None
+    path: str | Path,
+    subjects: Iterable[str] | None = None,
+    families: Mapping[str, str | None] | None = None,
+    *,
+    runs: Sequence[Any] | None = None,
 ) -> list[Split]:
     """Read a CSV file of `write_splits`, or one of your own.
+
+        splits = read_splits("STORE/splits/sex.csv", runs=store.runs)
 
     The first line names the columns: `subject` (or `participant_id`), and one for each split. Its cells are train,
     validation (val, valid, dev) or test, or empty for a subject in no part. Commas, semicolons and tabs separate; a
     subject may have several rows that say the same, and a `sub-` that the data set does not have.
 
     Args:
-        subjects: all that there are, `subject_ids(store.runs)`: others are refused, and so is a file that lacks one.
-        families: for `check`.
+        subjects: all that there are: others are refused, and so is a file that lacks one.
+        families: of each subject, for `check`.
+        runs: all runs of a store, in place of both.
 
     Raises:
         InputError: see above; it names file and line.
     """
     path = Path(path)
+    if runs is not None:
+        if subjects is not None or families is not None:
+            raise ValueError("runs say who the subjects and their families are; give either these or those.")
+        subjects, families = subject_ids(runs), families_of(runs)
     (first_line, header), *rows = _read_rows(path)
     column = next((header.index(name) for name in SUBJECT_COLUMNS if name in header), None)
     names = [name for place, name in enumerate(header) if place != column]
@@ -102,7 +128,7 @@ def read_splits(
             f"{path}: {len(missing)} subjects of the data set have no row, the first is {missing[0]!r}; give each a "
             "row, with empty cells where it shall stand in no part."
         )
-    made = _read_made(path.with_suffix(".json"))
+    made = _read_record(record_of(path))
     splits = []
     for place, name in enumerate(names):
         assignment = {subject: parts[place] for subject, (_, parts) in sorted(cells.items()) if parts[place]}
@@ -172,7 +198,7 @@ def _part(cell: str, name: str, where: str) -> str | None:
     return part
 
 
-def _read_made(path: Path) -> Mapping[str, Any]:
+def _read_record(path: Path) -> Mapping[str, Any]:
     """How splits were made, by name; a CSV file of the user's own has no such record."""
     if not path.exists():
         return {}

@@ -28,7 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,8 @@ MAX_PIECES = 100
 # Numbers of more different values than this are no classes.
 MAX_CLASSES = 10
 MAX_BINS = 5
+# That numpy's generators take.
+LARGEST_SEED = 2**32 - 1
 # A part may be larger or smaller by five points before a word is said about it.
 TOLERATED_SHARE = 0.05
 
@@ -109,14 +111,26 @@ def family_ids(runs: Sequence[Any]) -> list[str | None]:
     return _within_dataset(runs, [None if run.family is None else str(run.family) for run in runs])
 
 
+def families_of(runs: Sequence[Any]) -> dict[str, str | None]:
+    """The family of each subject of a store, named like `subject_ids`; families that share a subject are one."""
+    subjects, families = subject_ids(runs), family_ids(runs)
+    numbers = dict(zip(sorted(set(subjects)), _family_numbers(subjects, families).tolist(), strict=True))
+    names: dict[int, str] = {}
+    for subject, family in sorted(zip(subjects, families, strict=True), key=lambda pair: str(pair[1])):
+        if family is not None:
+            names.setdefault(numbers[subject], family)
+    return {subject: names.get(number) for subject, number in numbers.items()}
+
+
 def runs_in(split: Split, runs: Sequence[Any], part: str) -> list[int]:
     """Places in `runs` (all runs of a store) of those whose subject stands in `part`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or members of one family stand in two parts.
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}.")
+    check(split, families_of(runs))
     places = [place for place, subject in enumerate(subject_ids(runs)) if split.assignment.get(subject) == part]
     if not places:
         raise InputError(
@@ -202,7 +216,7 @@ def folds(
     Returns:
         Splits called fold-1, fold-2, ...; a single one is called split.
     """
-    fractions = _checked_fractions(fractions)
+    fractions, seed = _checked_fractions(fractions), _checked_seed(seed)
     if num_folds < 1 or (num_folds > 1 and not 0 < fractions[2] <= 1 / num_folds + 1e-6):
         raise InputError(
             f"{num_folds} splits whose test parts hold {fractions[2]:.0%} each and are disjoint are not possible; ask "
@@ -243,7 +257,7 @@ def leave_one_site_out(
     Raises:
         InputError: less than two sites, or too few subjects at the others.
     """
-    fractions = _checked_fractions((1 - validation_fraction, validation_fraction, 0))
+    fractions, seed = _checked_fractions((1 - validation_fraction, validation_fraction, 0)), _checked_seed(seed)
     people = _gather(subjects, labels, sites, families)
     settled = people.take([place for place, own in enumerate(people.all_sites) if len(own) == 1])
     names = sorted(set(settled.sites or ()), key=_sort_key)
@@ -563,6 +577,12 @@ def _checked_fractions(fractions: Sequence[float]) -> tuple[float, float, float]
             "0 or at least 0.01, train not 0."
         )
     return fractions
+
+
+def _checked_seed(seed: int) -> int:
+    if not isinstance(seed, Integral) or not 0 <= seed <= LARGEST_SEED:
+        raise InputError(f"The seed {seed} is not possible; give a whole number from 0 to {LARGEST_SEED}.")
+    return int(seed)
 
 
 def _percent(shares: Iterable[float]) -> str:
