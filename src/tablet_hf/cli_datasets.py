@@ -220,11 +220,13 @@ def merge(
     stores: Annotated[list[Path], typer.Argument(help="Stores of one kind of tokens.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder of the store to make.")],
 ) -> None:
-    """Make one store of several. Files are linked where the disk allows it, so this takes no room."""
-    from tablet_hf.datasets.store import merge_stores
+    """Make one store of several, without their splits. Files are linked where the disk allows it: it takes no room."""
+    from tablet_hf.datasets.store import SPLITS_FOLDER, merge_stores
 
     merged = merge_stores(stores, out)
     output.print(f"{escape(str(merged.folder))}  {len(merged)} runs")
+    if any((store / SPLITS_FOLDER).is_dir() for store in stores):
+        messages.print("Splits are not merged: there are more people now; draw new ones with tablet-hf dataset split.")
 
 
 @app.command()

@@ -315,14 +315,8 @@ class TokenStoreWriter:
         wanted = {"format": FORMAT, "dtype": dtype, "preprocessing": dict(preprocessing)}
         if (self.folder / STORE_FILE).is_file():
             settings = read_settings(self.folder)
-            differing = [name for name in IDENTITY if settings["preprocessing"].get(name) != preprocessing.get(name)]
-            if settings["dtype"] != dtype or differing:
-                what = "dtype" if settings["dtype"] != dtype else differing[0]
-                found = settings["dtype"] if what == "dtype" else settings["preprocessing"].get(what)
-                asked = dtype if what == "dtype" else preprocessing.get(what)
-                raise InputError(
-                    f"{self.folder}: it holds tokens made with {what} {found}, not {asked}; choose another --out."
-                )
+            if other := other_kind(settings, preprocessing, dtype):
+                raise InputError(f"{self.folder}: it holds tokens made with {other}; choose another --out.")
             if is_restricted and not settings["is_restricted"]:
                 write_settings(self.folder, settings | {"is_restricted": True})
         else:
@@ -478,6 +472,16 @@ class TokenStoreWriter:
         return TokenDataset.load(self.folder)
 
 
+def other_kind(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], dtype: str) -> str | None:
+    """`dtype float16, not int8`: how tokens differ from those of a store; None where they are of its kind."""
+    if settings["dtype"] != dtype:
+        return f"dtype {settings['dtype']}, not {dtype}"
+    known = settings["preprocessing"]
+    names = IDENTITY
+    different = next((name for name in names if known.get(name) != preprocessing.get(name)), None)
+    return None if different is None else f"{different} {known.get(different)}, not {preprocessing.get(different)}"
+
+
 def is_of_scan(run: StoredRun, scan: Mapping[str, Any]) -> bool:
     """Whether a run was made from just this file, wherever it lies now."""
     return all(run.scan.get(name) == value for name, value in scan.items())
@@ -618,28 +622,36 @@ def software_versions() -> dict[str, str]:
 
 
 def merge_stores(sources: Sequence[str | Path], out: str | Path) -> TokenDataset:
-    """One store of several: files are copied (linked where the disk allows it).
+    """One store of several: files are copied (linked where the disk allows it). Splits stay where they are.
+
+    What is in a store at `out` stays there. Everything is looked at before anything is written.
 
     Raises:
-        InputError: tokens of different kinds, or one run in two of them.
+        InputError: tokens of different kinds, one run in two of them, or a run that another one at `out` would be lost
+            for.
     """
-    stores = [TokenDataset.load(source) for source in sources]
+    stores, out = [TokenDataset.load(source) for source in sources], Path(out)
     first = stores[0]
-    writer = TokenStoreWriter(
-        out, first.preprocessing, first.dtype, any(store.settings["is_restricted"] for store in stores)
-    )
     taken: dict[str, Path] = {}
     for store in stores:
-        TokenStoreWriter(out, store.preprocessing, store.dtype)
+        if other := other_kind(first.settings, store.preprocessing, store.dtype):
+            raise InputError(
+                f"{first.folder}: it holds tokens made with {other} as in {store.folder}; merge stores of one kind."
+            )
         for run in store.runs:
-            if run.file in taken and taken[run.file] != store.folder:
+            if taken.setdefault(run.file, store.folder) != store.folder or _is_another(run, store.folder, out):
+                holder = taken[run.file] if taken[run.file] != store.folder else out
                 raise InputError(
-                    f"{run.key}: it is in {taken[run.file]} and in {store.folder}; give the datasets different names."
+                    f"{run.key}: it is in {holder} and in {store.folder}; give the datasets different names, by "
+                    "tokenizing one of them again with --dataset."
                 )
-            taken[run.file] = store.folder
+    is_restricted = any(store.settings["is_restricted"] for store in stores)
+    writer = TokenStoreWriter(out, first.preprocessing, first.dtype, is_restricted)
     for store in stores:
         for run in store.runs:
-            source, target = store.folder / run.file, writer.folder / run.file
+            source, target = store.folder / run.file, out / run.file
+            if target.exists() and target.samefile(source):
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(target) as unfinished:
                 try:
@@ -648,3 +660,11 @@ def merge_stores(sources: Sequence[str | Path], out: str | Path) -> TokenDataset
                     shutil.copyfile(source, unfinished)
             write_sidecar(run, sidecar_of(target))
     return writer.finish()
+
+
+def _is_another(run: StoredRun, folder: Path, out: Path) -> bool:
+    """Whether the store at `out` has another run in this one's place; the same one is there after a merge cut short."""
+    sidecar = sidecar_of(out / run.file)
+    if not sidecar.is_file() or sidecar.samefile(sidecar_of(folder / run.file)):
+        return False
+    return read_sidecar(sidecar).sha256 != run.sha256
