@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,10 @@ def tokenize_source(
     if dry_run:
         _tell_cohort(cohort)
         raise typer.Exit(0 if cohort.is_all_used else 2)
+    if not cohort.records:
+        _tell_cohort(cohort)
+        _forget_withdrawn(out, options)
+        raise InputError(f"{roots[0]}: --source {source} found no scan there that can be used; nothing was tokenized.")
 
     from dataclasses import replace
 
@@ -76,6 +81,7 @@ def tokenize_source(
             writer = TokenStoreWriter(out, extractor.to_dict(), dtype, cohort.is_restricted)
             if state.is_main_process:
                 writer.clean_up()
+                _forget_withdrawn(out, options)
         resources = Resources.of_device(torch.device(chosen), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         if readers is not None:
             resources = replace(resources, readers=readers)
@@ -86,35 +92,110 @@ def tokenize_source(
         outcomes = gathered(outcome, state)
         if not state.is_main_process:
             return
-        _tell_outcome(outcomes, cohort, writer)
+        _tell_outcome(outcomes, cohort, writer, options)
+
+
+def _counted(number: int, one: str, several: str | None = None) -> str:
+    """`1 scan`, `2 scans`."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def _forget_withdrawn(store: Path, options: dict[str, Any]) -> None:
+    """Delete from a store what it has of people who withdrew, and say so."""
+    from tablet_hf.datasets.sources.ukb import withdrawn_people
+    from tablet_hf.datasets.store import STORE_FILE, forget_people
+
+    if options.get("withdrawn") is None or not (store / STORE_FILE).is_file():
+        return
+    gone = forget_people(store, withdrawn_people(Path(options["withdrawn"])))
+    if gone:
+        messages.print(
+            f"{escape(str(store))}: {_counted(len(gone), 'run')} of people who withdrew "
+            f"{'was' if len(gone) == 1 else 'were'} deleted: {escape(', '.join(run.key for run in gone))}. Copies and "
+            "exports of the store, and splits, still have them; make these anew."
+        )
+
+
+def _no_longer_found(store: Path, runs: list[Any], cohort: Any, options: dict[str, Any]) -> list[Any]:
+    """Notes on runs of a store whose scans the same source finds no more: nothing is deleted unasked."""
+    from tablet_hf.datasets.records import Problem, same_labels
+
+    found: dict[str, list[Any]] = {}
+    for record in cohort.records:
+        found.setdefault(str(record.subject), []).append(record)
+    datasets = {record.dataset for record in cohort.records}
+    asked = {name: options[f"{name}s"] for name in ("task", "session") if options.get(f"{name}s")}
+    lost = [
+        run
+        for run in runs
+        if (run.dataset in datasets or None in datasets)
+        and all(getattr(run, name) in values for name, values in asked.items())
+        and not any(same_labels(run, record) for record in found.get(run.subject, ()))
+    ]
+    notes, lost_files = [], {run.file for run in lost}
+    for folder in sorted({(store / run.file).parent for run in lost}):
+        here = [run for run in runs if (store / run.file).parent == folder]
+        is_all = all(run.file in lost_files for run in here)
+        for what in [folder] if is_all else [store / run.file for run in here if run.file in lost_files]:
+            which = "this folder" if is_all else "this file and the .json beside it"
+            why = f"the store has it, but its scan is found no more; if it shall go, delete {which} and run this again."
+            notes.append(Problem(str(what), why, is_note=True))
+    return notes
 
 
 def _tell_cohort(cohort: Any) -> None:
     people = {(record.dataset, record.subject) for record in cohort.records}
-    messages.print(f"{len(cohort.records)} scans of {len(people)} people.")
+    messages.print(f"{_counted(len(cohort.records), 'scan')} of {_counted(len(people), 'person', 'people')}.")
     for problem in cohort.problems[:20]:
         messages.print(f"  {escape(str(problem))}")
     if len(cohort.problems) > 20:
         messages.print(f"  and {len(cohort.problems) - 20} more like these.")
 
 
-def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any) -> None:
+def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[str, Any]) -> None:
+    """Say what was done and what failed, before anything is written that a full disk may not take."""
     failed = [problem for outcome in outcomes for problem in outcome.failed]
     done, kept = (sum(len(getattr(outcome, name)) for outcome in outcomes) for name in ("done", "kept"))
     frames, seconds = sum(outcome.frames for outcome in outcomes), max(outcome.seconds for outcome in outcomes)
     rate = f", {frames / seconds:.1f} frames/s" if frames else ""
-    messages.print(f"{done} runs tokenized ({frames:,} frames in {seconds:,.0f} s{rate}), {kept} were there already.")
-    writer.write_problems([*cohort.problems, *failed])
-    if done + kept:
-        store = writer.finish()
-        output.print(
-            f"{escape(str(store.folder))}  {len(store)} runs, {sum(r.num_frames for r in store.runs):,} frames"
-        )
+    messages.print(
+        f"{_counted(done, 'run')} tokenized ({_counted(frames, 'frame')} in {seconds:,.0f} s{rate}), {kept:,} "
+        f"{'was' if kept == 1 else 'were'} there already."
+    )
     if failed:
-        messages.print(f"{len(failed)} of {len(cohort.records)} scans could not be used:")
+        messages.print(f"{len(failed):,} of {_counted(len(cohort.records), 'scan')} could not be used:")
         for problem in failed[:50]:
             messages.print(f"  {escape(str(problem))}")
-    if failed or not cohort.is_all_used:
+        if len(failed) > 50:
+            messages.print(f"  and {len(failed) - 50} more.")
+    is_whole = not failed and cohort.is_all_used
+    notes = []
+    if runs := writer.runs():
+        notes = _no_longer_found(writer.folder, runs, cohort, options)
+        for note in notes[:20]:
+            messages.print(f"  {escape(str(note))}")
+        if len(notes) > 20:
+            messages.print(f"  and {len(notes) - 20} more like these.")
+        try:
+            store = writer.finish()
+        except OSError as error:
+            is_whole = False
+            messages.print(
+                f"{escape(str(writer.folder))}: the table of runs could not be written ({error.strerror}); make room, "
+                "and run this again, which keeps the runs that are whole."
+            )
+        else:
+            held = _counted(sum(run.num_frames for run in store.runs), "frame")
+            output.print(f"{escape(str(store.folder))}  {_counted(len(store), 'run')}, {held}")
+    for problem in writer.unreadable:
+        is_whole = False
+        messages.print(f"  {escape(str(problem))}")
+    try:
+        writer.write_problems([*cohort.problems, *failed, *notes, *writer.unreadable])
+    except OSError as error:
+        messages.print(f"{escape(str(writer.problems_file))}: it could not be written ({error.strerror}).")
+        raise typer.Exit(2) from error
+    if not is_whole:
         messages.print(f"All that was left out, and why: {escape(str(writer.problems_file))}")
         raise typer.Exit(2)
 
@@ -126,14 +207,15 @@ def _progress(is_shown: bool) -> Iterator[Callable[[Any, int], None] | None]:
         yield None
         return
     columns = (TextColumn("scans"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Bars(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=messages) as bars:
-        task = bars.add_task("scans", total=None, rate="")
+    with Bars(*columns, TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=messages) as bars:
+        task = bars.add_task("scans", total=None, rate="", left="")
 
         def show(outcome: Any, total: int) -> None:
-            elapsed = bars.tasks[0].elapsed or 0
-            rate = f"{outcome.frames / elapsed:.1f} frames/s" if outcome.frames and elapsed else ""
+            rate = f"{outcome.frames / outcome.seconds:.1f} frames/s" if outcome.frames and outcome.seconds else ""
+            # Told by the work itself: a bar forgets what is longer ago than half a minute, and a scan may take longer.
+            left = "" if outcome.seconds_left is None else f"{timedelta(seconds=round(outcome.seconds_left))} left"
             finished = len(outcome.done) + len(outcome.kept) + len(outcome.failed)
-            bars.update(task, completed=finished, total=total, rate=rate)
+            bars.update(task, completed=finished, total=total, rate=rate, left=left)
 
         yield show
 
@@ -150,7 +232,7 @@ def check(store: Store) -> None:
     for fault in faults:
         messages.print(escape(fault))
     if faults:
-        messages.print(f"{len(faults)} faults.")
+        messages.print(f"{_counted(len(faults), 'fault')}.")
         raise typer.Exit(2)
     output.print("All files are as they were written.")
 
@@ -248,3 +330,8 @@ def export(
             tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)
         )
     output.print(escape(str(path)))
+    if tokens.settings["is_restricted"]:
+        messages.print(
+            "These data are restricted: their terms forbid passing on what concerns single people. Keep the export "
+            "where the scans may be kept, and do not upload it to a public place."
+        )

@@ -1,15 +1,28 @@
 """A store goes to Parquet and comes back, is read by `datasets`, and streams."""
 
+import json
+import multiprocessing
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
+from tablet_hf.datasets import (
+    Problem,
+    ScanRecord,
+    TabletCollator,
+    TokenDataset,
+    TokenStoreWriter,
+    average_by,
+)
 from tablet_hf.datasets.parquet import StreamedWindows, export_parquet, mixed
+from tablet_hf.datasets.run_files import token_column
 from tablet_hf.errors import InputError
 
 
@@ -21,6 +34,33 @@ def exported(request, write_store, tmp_path_factory):
     (store.folder / "splits").mkdir()
     (store.folder / "splits" / "sex.csv").write_text("subject,sex\n01,train\n")
     return store, export_parquet(store, folder / "export", shard_bytes=1)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes that need not import for seconds: they are copies of one that has done so."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tablet_hf.datasets.parquet", "datasets", "accelerate"])
+    return context
+
+
+def runs_as_rank(rank, port, told, source, dispatch_batches):
+    """As one of two processes that torchrun starts, read windows as accelerate prepares them; tell places of runs."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=dispatch_batches))
+    assert accelerator.num_processes == 2
+    # One window a run, all of one length, since accelerate hands out batches of one size alone.
+    windows = StreamedWindows(source, 5)
+    loader = torch.utils.data.DataLoader(windows, batch_size=1, collate_fn=TabletCollator(keep_run_index=True))
+    found = {"own": [], "gathered": []}
+    for batch in accelerator.prepare(loader):
+        found["own"] += batch["run_index"].tolist()
+        found["gathered"] += accelerator.gather_for_metrics(batch["run_index"]).tolist()
+    told.write_text(json.dumps(found))
 
 
 @pytest.fixture
@@ -35,12 +75,8 @@ def test_it_comes_back_as_it_was(exported, own_cache):
     assert back.folder.is_relative_to(own_cache)
     assert [run.key for run in back.runs] == [run.key for run in store.runs]
     for index, (run, before) in enumerate(zip(back.runs, store.runs, strict=True)):
-        assert (run.phenotypes, run.site, run.scan, run.error) == (
-            before.phenotypes,
-            before.site,
-            before.scan,
-            before.error,
-        )
+        for name in ("phenotypes", "site", "error", "made", "repetition_time"):
+            assert getattr(run, name) == getattr(before, name)
         assert torch.equal(back.window(index), store.window(index))
         means = back.mean_tokens(index), store.mean_tokens(index)
         assert means == (None, None) if means[1] is None else torch.equal(*means)
@@ -99,6 +135,110 @@ def test_a_lost_file_is_told(exported, own_cache, tmp_path):
         TokenDataset.load(tmp_path / "copy")
 
 
+class TestDamage:
+    """What is damaged is never read as numbers, nor given a checksum of its own."""
+
+    @pytest.fixture
+    def plain(self, write_store, tmp_path):
+        """A store and its export without compression, so that a changed number changes nothing else."""
+        store = write_store(tmp_path / "store")
+        return store, export_parquet(store, tmp_path / "export", shard_bytes=1)
+
+    def test_a_damaged_run_is_not_exported(self, plain, tmp_path):
+        store, _ = plain
+        path = store.folder / store.runs[1].file
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"sub-02.*content is not what was written; delete it and tokenize"):
+            export_parquet(TokenDataset.load(store.folder), tmp_path / "again")
+        assert not (tmp_path / "again").exists()
+
+    def test_pages_have_checksums_that_are_looked_at(self, plain, own_cache, monkeypatch):
+        _, export = plain
+        flip_in_column(sorted((export / "data").iterdir())[1], "tokens")
+        with pytest.raises(InputError, match=r"train-00001-of-00003.parquet: it is damaged .*; copy or download"):
+            TokenDataset.load(export)
+
+    def test_numbers_that_were_changed_with_their_page_are_found(self, plain, own_cache):
+        """As by somebody who wrote the file anew, or by a reader that does not look at the checksums of pages."""
+        _, export = plain
+        path = sorted((export / "data").iterdir())[1]
+        rows = pq.read_table(path)
+        values = rows["tokens"].combine_chunks()
+        storage = values.storage if hasattr(values, "storage") else values
+        numbers = storage.flatten().flatten().to_numpy().copy()
+        numbers[5] += 1
+        column = token_column(numbers.reshape(64, 27, 96), rows.schema.field("tokens").type)
+        place = rows.schema.names.index("tokens")
+        pq.write_table(rows.set_column(place, rows.schema.field("tokens"), column), path, write_page_checksum=True)
+        told = r"the tokens of sub-02_task-rest are not those that were exported; copy or download"
+        with pytest.raises(InputError, match=told):
+            TokenDataset.load(export)
+        with pytest.raises(InputError, match=told):
+            list(StreamedWindows(export, 20))
+
+    def test_a_flipped_bit_is_found_by_streaming_too(self, plain, own_cache):
+        _, export = plain
+        flip_in_column(sorted((export / "data").iterdir())[1], "tokens")
+        with pytest.raises(InputError, match=r"copy or download the dataset again"):
+            list(StreamedWindows(export, 20))
+
+    def test_a_file_that_was_cut(self, plain, own_cache):
+        _, export = plain
+        path = sorted((export / "data").iterdir())[1]
+        path.write_bytes(path.read_bytes()[:3000])
+        stream = StreamedWindows(export, 20)
+        for read in (lambda: list(stream), lambda: TokenDataset.load(export)):
+            with pytest.raises(InputError, match=r"it is damaged or out of reach .*; copy or download"):
+                read()
+
+    def test_exports_without_checksums_are_read(self, plain, own_cache):
+        store, export = plain
+        index = pq.read_table(export / "runs.parquet")
+        earlier = index.drop_columns(["tokens_sha256", "made", "beside"])
+        pq.write_table(earlier, export / "runs.parquet")
+        assert torch.equal(TokenDataset.load(export).window(1), store.window(1))
+        assert len(list(StreamedWindows(export, 20))) == 3
+
+
+def flip_in_column(path, name):
+    """Change one bit in the pages of a column."""
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    (chunk,) = (c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.split(".")[0] == name)
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 16
+    path.write_bytes(content)
+
+
+class TestWhatStaysBehind:
+    def test_scans_and_folders_are_not_told(self, write_store, tmp_path, preprocessing, known_tokens):
+        secret = tmp_path / "hospital-7" / "my-autoencoder"
+        made = preprocessing | {"autoencoder": str(secret)}
+        writer = TokenStoreWriter(tmp_path / "store", made, is_restricted=True)
+        scan = {"name": "MRN-4711_bold.nii.gz", "bytes": 77_123_401, "modified_ns": 1_600_000_000_123_456_789}
+        beside = {"mask": scan | {"name": "MRN-4711_mask.nii.gz"}, "repetition_time": None, "sidecars": []}
+        writer.write(ScanRecord("01", Path("x")), known_tokens["03"], 2.0, scan, beside=beside)
+        writer.write_problems([Problem(str(secret / "scan.nii.gz"), "it is damaged.")])
+        (writer.folder / "logs").mkdir()
+        (writer.folder / "logs" / "tokenize-0.tsv").write_text(str(secret))
+        export = export_parquet(writer.finish(), tmp_path / "export")
+        assert {path.name for path in export.iterdir()} == {"README.md", "store.json", "runs.parquet", "data"}
+        for path in (path for path in export.rglob("*") if path.is_file()):
+            for told in ("hospital-7", "MRN-4711", "77123401", "1600000000123456789"):
+                assert told.encode() not in path.read_bytes()
+        (row,) = pq.read_table(export / "runs.parquet").to_pylist()
+        assert not any(told in str(row) for told in ("hospital-7", "MRN-4711", "77123401", "1600000000123456789"))
+        known = json.loads((export / "store.json").read_text())["preprocessing"]
+        assert (known["autoencoder"], known["autoencoder_revision"]) == ("my-autoencoder", "sha256:0123456789ab")
+        card = (export / "README.md").read_text()
+        assert "`my-autoencoder sha256:0123456789ab`" in card
+        assert "Restricted." in card
+
+    def test_an_open_dataset_is_not_called_restricted(self, exported):
+        assert "Restricted" not in (exported[1] / "README.md").read_text()
+
+
 def test_a_name_that_nothing_has(own_cache):
     with pytest.raises(InputError, match=r"nobody/nothing: .* the Hub cannot be reached now"):
         TokenDataset.load("nobody/nothing")
@@ -152,6 +292,56 @@ class TestStreaming:
         assert {w["run"]: w["labels"] for w in StreamedWindows(export, 8, labels)} == labels
         chosen = StreamedWindows(export, 8, labels, runs=[store.runs[1].key, store.runs[2].key])
         assert [w["run"] for w in chosen] == [store.runs[1].key]
+
+    def test_people_are_known_of_windows(self, exported):
+        store, export = exported
+        for source in (store.folder, export):
+            windows = StreamedWindows(source, 50, is_training=False)
+            items = list(windows)
+            assert [store.runs[item["run_index"]].key for item in items] == [item["run"] for item in items]
+            assert windows.subjects == {run.key: run.subject for run in store.runs}
+            assert windows.window_subjects == ["01", "01", "01", "02", "03"]
+            people, means = average_by(np.array([1.0, 2, 6, 4, 5]), windows.window_subjects)
+            assert (people, means.tolist()) == (["01", "02", "03"], [3.0, 4.0, 5.0])
+        batch = TabletCollator(keep_run_index=True)(items)
+        assert batch["run_index"].tolist() == [0, 0, 0, 1, 2]
+        with pytest.raises(ValueError, match="is_training=False"):
+            _ = StreamedWindows(export, 50).window_subjects
+
+    def test_processes_of_an_own_loop_share_the_files(self, exported):
+        for source in (exported[0].folder, exported[1]):
+            for is_training in (True, False):
+                stream = StreamedWindows(source, 999, is_training=is_training)
+                shares = [[window["run"] for window in stream.shard(2, rank)] for rank in (0, 1)]
+                assert all(shares)
+                assert sorted(shares[0] + shares[1]) == [run.key for run in exported[0].runs]
+        assert len(list(stream)) == 3
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            stream.shard(2, 2)
+
+    @pytest.mark.parametrize("dispatch_batches", [None, False])
+    def test_two_processes_of_accelerate_see_every_run_once(self, write_store, tmp_path, processes, dispatch_batches):
+        store = write_store(tmp_path / "store")
+        writer = TokenStoreWriter(store.folder, store.preprocessing)
+        for number in range(4, 9):
+            writer.write(ScanRecord(f"{number:02}", Path("x"), task="rest"), torch.zeros(6, 27, 96), 2.0, {})
+        export = export_parquet(writer.finish(), tmp_path / "export", shard_bytes=1)
+        for source in (store.folder, export):
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                port = server.getsockname()[1]
+            told = [tmp_path / f"{source.name}-{rank}.json" for rank in (0, 1)]
+            both = [
+                processes.Process(target=runs_as_rank, args=(rank, port, told[rank], source, dispatch_batches))
+                for rank in (0, 1)
+            ]
+            for process in both:
+                process.start()
+            for process in both:
+                process.join()
+            first, second = (json.loads(path.read_text()) for path in told)
+            assert first["gathered"] == second["gathered"]
+            assert sorted(first["gathered"]) == sorted(first["own"] + second["own"]) == list(range(8))
+            assert len(first["own"]) == 4
 
     def test_workers_share_the_files(self, exported):
         for source in (exported[0].folder, exported[1]):

@@ -1,5 +1,6 @@
 """Tokens come back from a store as they went in, and what is damaged or does not fit is told."""
 
+import hashlib
 import json
 import multiprocessing
 import pickle
@@ -7,7 +8,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,8 +19,9 @@ from hypothesis.extra import numpy as hnp
 
 from tablet_hf import TabletConfig
 from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.run_files import quantise, widen
-from tablet_hf.datasets.store import merge_stores
+from tablet_hf.datasets.records import Problem
+from tablet_hf.datasets.run_files import KeptTokens, arrow_schema, quantise, token_column, write_arrow
+from tablet_hf.datasets.store import forget_people, merge_stores
 from tablet_hf.errors import InputError
 
 
@@ -91,11 +95,9 @@ class TestReading:
             assert pool.apply(_sum_of_first_run, (copy,)) == pytest.approx(known_tokens["01"].half().sum().item(), 1e-3)
 
     def test_datasets_reads_its_files(self, store, known_tokens):
-        import datasets
-
         rows = datasets.Dataset.from_file(str(store.folder / store.runs[1].file))
         row = rows.with_format("numpy", dtype=np.float16)[7]
-        assert (row["subject"], row["frame"], row["repetition_time"]) == ("02", 7, 2.0)
+        assert (row["subject"], row["frame"]) == ("02", 7)
         np.testing.assert_array_equal(row["tokens"], known_tokens["02"][7].half())
 
 
@@ -103,40 +105,87 @@ def _sum_of_first_run(store):
     return store.window(0).float().sum().item()
 
 
+def widened(kept):
+    return kept.widen(torch.empty(kept.values.shape, dtype=torch.float16))
+
+
 class TestInt8:
     def test_what_comes_back_is_off_by_half_a_step_at_most(self, int8_store, known_tokens):
         for index, run in enumerate(int8_store.runs):
             written = known_tokens[run.subject]
-            step = (written - written.mean(0)).abs().amax((0, 1)) / 127
+            largest = (written - written.mean(0)).abs().amax(1)
+            usual = largest.median(0).values
+            # A frame's steps are those of its features, so much larger as its own largest deviation needs.
+            step = usual * (largest / usual).amax(1, keepdim=True) / 127
             error = (int8_store.window(index).float() - written).abs()
-            # Half a step, and the rounding to float16 of the mean and of the sum.
-            assert (error <= 0.51 * step + 2.0**-10 * written.abs() + 1e-4).all()
+            # Half a step, and the rounding to float16 of the steps, the mean and the sum.
+            assert (error <= 0.51 * step[:, None] + 2.0**-10 * written.abs() + 1e-4).all()
 
-    def test_deviations_times_step_plus_mean_rounded_once(self):
+    def test_deviations_times_steps_plus_mean_rounded_once(self):
         # More frames than are widened at a time, and no multiple of that.
-        values, mean, step, _ = quantise(torch.randn(21, 27, 3072))
-        out = torch.empty(values.shape, dtype=torch.float16)
-        widen(values, mean, step, out)
-        assert torch.equal(out, (values.float() * step.float() + mean.float()).half())
+        kept, _ = quantise(torch.randn(21, 27, 3072))
+        steps = kept.token_scale.double() * kept.frame_scale.double()[:, None, None]
+        expected = kept.values.double() * steps + kept.token_mean.double()
+        off = (widened(kept).double() - expected).abs()
+        assert (off <= 2.0**-11 * 1.001 * expected.abs() + 1e-6).all()
+        assert torch.equal(widened(kept[3:14]), widened(kept)[3:14])
 
     def test_the_recorded_error_is_the_real_one(self, known_tokens):
         tokens = known_tokens["01"]
-        values, mean, step, error = quantise(tokens)
-        back = values.float() * step.float() + mean.float()
-        temporal = tokens - tokens.mean(0)
-        assert error["relative"] == pytest.approx(((back - tokens).norm() / tokens.norm()).item(), rel=1e-4)
-        expected = ((back - tokens).norm() / temporal.norm()).item()
+        kept, error = quantise(tokens)
+        residual, temporal = widened(kept).float() - tokens, tokens - tokens.mean(0)
+        assert error["relative"] == pytest.approx((residual.norm() / tokens.norm()).item(), rel=1e-4)
+        expected = (residual.norm() / temporal.norm()).item()
         assert error["of_temporal_deviation"] == pytest.approx(expected, rel=1e-4)
         assert 0.001 < expected < 0.05
+        by_frame = [(residual[n].norm() / temporal[n].norm()).item() for n in range(len(tokens))]
+        assert error["of_worst_frame"] == pytest.approx(max(by_frame), rel=1e-4)
+        assert error["of_median_frame"] == pytest.approx(sorted(by_frame)[74], rel=1e-4)
+
+    def test_a_frame_in_which_somebody_moved_does_not_make_the_others_coarse(self, known_tokens):
+        still = known_tokens["01"]
+        moved = still.clone()
+        moved[7] = still[7].roll(5, dims=0)  # fifty times the usual deviation
+        (kept, error), (_, before) = quantise(moved), quantise(still)
+        temporal = moved - moved.mean(0)
+        off = (widened(kept).float() - moved).flatten(1).norm(dim=1) / temporal.flatten(1).norm(dim=1)
+        assert temporal[7].norm() > 30 * temporal[8].norm()
+        assert off[7] < 0.05
+        assert off.median() < 1.5 * before["of_median_frame"]
+        assert off.max().item() == pytest.approx(error["of_worst_frame"], rel=1e-4)
+        assert error["of_worst_frame"] < 0.05
+
+    def test_a_feature_that_moves_in_one_frame_alone(self):
+        tokens = torch.randn(20, 27, 96)
+        tokens[:, :, 3] = 0.5
+        tokens[4, :, 3] += torch.randn(27)
+        kept, error = quantise(tokens)
+        others = torch.tensor([n for n in range(20) if n != 4])
+        off = (widened(kept).float() - tokens)[others].norm() / (tokens - tokens.mean(0))[others].norm()
+        assert off < 0.02
+        assert torch.isfinite(kept.frame_scale).all()
+        assert error["of_worst_frame"] < 1
 
     @settings(deadline=None, max_examples=30)
     @given(hnp.arrays(np.float32, (4, 3, 5), elements=st.floats(-1000, 1000, width=32)))
     def test_no_deviation_leaves_the_range(self, array):
-        values, mean, step, _ = quantise(torch.from_numpy(array))
-        assert values.dtype == torch.int8
-        back = values.float() * step.float() + mean.float()
-        bound = 0.51 * step.float() + 2.0**-10 * (mean.float().abs() + np.abs(array).max()) + 1e-6
+        kept, _ = quantise(torch.from_numpy(array))
+        assert kept.values.dtype == torch.int8
+        mean, steps = kept.token_mean.float(), kept.token_scale.float() * kept.frame_scale[:, None, None]
+        back = kept.values.float() * steps + mean
+        bound = 0.51 * steps + 2.0**-10 * (mean.abs() + np.abs(array).max()) + 1e-6
         assert ((back - torch.from_numpy(array)).abs() <= bound).all()
+
+    def test_stores_without_factors_of_frames_are_read(self, int8_store, known_tokens, tmp_path):
+        shutil.copytree(int8_store.folder, tmp_path / "store")
+        run, tokens = int8_store.runs[0], known_tokens["01"]
+        mean = tokens.mean(0).half()
+        step = ((tokens - mean.float()).abs().amax((0, 1)) / 127).half()
+        values = ((tokens - mean.float()) / step.float()).round().to(torch.int8)
+        checksum, size = write_arrow(tmp_path / "store" / run.file, KeptTokens(values, mean, step), run)
+        earlier = replace(run, sha256=checksum, num_bytes=size)
+        back = TokenDataset(tmp_path / "store", int8_store.settings, [earlier]).window(0)
+        assert torch.equal(back, (values.float() * step.float() + mean.float()).half())
 
     def test_a_frame_takes_half_the_room(self, store, int8_store):
         # Beside the numbers, Arrow's own structures weigh more in these small tokens than in real ones.
@@ -184,6 +233,62 @@ class TestWriting:
         assert not writer.finished(record, scan | {"modified_ns": 3})
         assert not writer.finished(replace(record, run="2"), scan)
 
+    def test_a_new_repetition_time_reaches_finished_runs(self, write_store, tmp_path, preprocessing, known_tokens):
+        before = write_store(tmp_path / "store")
+        writer = TokenStoreWriter(before.folder, preprocessing)
+        record = ScanRecord("01", Path("x"), task="rest")
+        scan = {"name": "01.nii.gz", "bytes": 1, "modified_ns": 2}
+        beside = {"mask": None, "repetition_time": None, "sidecars": [{"name": "x.json", "bytes": 1}]}
+        asked = []
+
+        def find_repetition_time():
+            asked.append(1)
+            return 0.72
+
+        for _ in range(2):
+            assert writer.finished(record, scan, beside, find_repetition_time)
+        assert len(asked) == 1  # read again only when what tells it has changed
+        after = writer.finish()
+        assert [run.repetition_time for run in after.runs] == [0.72, 2.0, 2.0]
+        assert after[0]["repetition_time"] == 0.72
+        assert torch.equal(after.window(0), known_tokens["01"].half())
+        assert after.check() == []
+
+    def test_rows_of_an_earlier_version_lose_the_repetition_time_that_is_wrong_now(
+        self, write_store, tmp_path, preprocessing, known_tokens
+    ):
+        store = write_store(tmp_path / "store")
+        path = store.folder / store.runs[1].file
+        sidecar = path.with_name(path.name.replace(".arrow", ".json"))
+        write_as_earlier(path, known_tokens["02"].half(), "02", 2.0)
+        known = json.loads(sidecar.read_text())
+        known |= {"num_bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for name in ("made", "beside", "tokens_sha256"):
+            del known[name]
+        sidecar.write_text(json.dumps(known))
+        writer = TokenStoreWriter(store.folder, preprocessing)
+        opened = writer.finish()
+        assert opened.check() == []
+        assert torch.equal(opened.window(1), known_tokens["02"].half())
+        scan = {"name": "02.nii.gz", "bytes": 1, "modified_ns": 2}
+        beside = {"mask": None, "repetition_time": 0.8, "sidecars": []}
+        assert writer.finished(ScanRecord("02", Path("x"), task="rest"), scan, beside, lambda: 0.8)
+        after = writer.finish()
+        assert after.runs[1].repetition_time == 0.8
+        assert b"repetition_time" not in path.read_bytes()
+        assert torch.equal(after.window(1), known_tokens["02"].half())
+        assert after.check() == []
+
+    def test_another_mask_is_another_run(self, write_store, tmp_path, preprocessing):
+        store = write_store(tmp_path / "store")
+        writer = TokenStoreWriter(store.folder, preprocessing)
+        record, scan = ScanRecord("01", Path("x"), task="rest"), {"name": "01.nii.gz", "bytes": 1, "modified_ns": 2}
+        beside = {"mask": {"name": "m.nii.gz", "bytes": 5, "modified_ns": 6}, "repetition_time": None, "sidecars": []}
+        assert writer.finished(record, scan, beside, lambda: 2.0)  # an earlier store does not know its masks
+        assert writer.finished(record, scan, beside, lambda: 2.0)
+        for mask in (None, beside["mask"] | {"bytes": 7}):
+            assert not writer.finished(record, scan, beside | {"mask": mask}, lambda: 2.0)
+
     def test_new_phenotypes_reach_finished_runs(self, write_store, tmp_path, preprocessing):
         before = write_store(tmp_path / "store")
         tokens = before.folder / before.runs[0].file
@@ -201,6 +306,57 @@ class TestWriting:
         reopened = TokenStoreWriter(store.folder, preprocessing).finish()
         assert [run.subject for run in reopened.runs] == ["02", "03"]
         assert any("no run of the store is kept there" in fault for fault in reopened.check())
+
+    @pytest.mark.parametrize("content", ["", "{", "[1]", '{"key": 3}', '{"subject": "02"}'])
+    def test_a_sidecar_that_cannot_be_read_costs_its_own_run_alone(
+        self, write_store, tmp_path, preprocessing, known_tokens, content
+    ):
+        store = write_store(tmp_path / "store")
+        sidecar = store.folder / store.runs[1].file.replace(".arrow", ".json")
+        sidecar.write_text(content)
+        writer = TokenStoreWriter(store.folder, preprocessing)
+        reopened = writer.finish()
+        assert [run.subject for run in reopened.runs] == ["01", "03"]
+        assert [problem.what for problem in writer.unreadable] == [str(sidecar)]
+        assert any(fault.startswith(f"{sidecar}: it does not describe a run") for fault in reopened.check())
+        record, scan = ScanRecord("02", Path("02.nii.gz"), task="rest"), {"name": "02.nii.gz"}
+        assert not writer.finished(record, scan)
+        writer.write(record, known_tokens["02"], 2.0, scan)
+        assert [run.subject for run in writer.finish().runs] == ["01", "02", "03"]
+        assert writer.unreadable == []
+
+    def test_how_a_run_was_made_is_recorded(self, tmp_path, preprocessing):
+        writer = TokenStoreWriter(tmp_path / "store", preprocessing)
+        made = {"space": "MNI152NLin6Asym", "mask": "bids", "is_resampled": True}
+        writer.write(ScanRecord("01", Path("x")), torch.zeros(2, 27, 96), 2.0, {}, made=made)
+        known = writer.finish().runs[0].made
+        assert {name: known[name] for name in made} == made
+        assert known["software"]["torch"] == torch.__version__
+        assert known["tokens"]["volume_size"] == 96
+
+    def test_without_a_revision_the_name_tells_autoencoders_apart(self, tmp_path, preprocessing):
+        without = preprocessing | {"autoencoder_revision": None}
+        TokenStoreWriter(tmp_path / "store", without | {"autoencoder": "one"})
+        TokenStoreWriter(tmp_path / "store", without | {"autoencoder": "one"})
+        with pytest.raises(InputError, match="made with autoencoder one, not two"):
+            TokenStoreWriter(tmp_path / "store", without | {"autoencoder": "two"})
+
+    def test_people_are_forgotten(self, write_store, tmp_path):
+        store = write_store(tmp_path / "store")
+        gone = forget_people(store.folder, {"02", "07"})
+        assert [run.key for run in gone] == ["sub-02_task-rest"]
+        assert not (store.folder / "runs" / "sub-02").exists()
+        after = TokenDataset.load(store.folder)
+        assert [run.subject for run in after.runs] == ["01", "03"]
+        assert after.check() == []
+        assert forget_people(store.folder, {"02"}) == []
+
+    def test_a_name_that_is_no_text(self, tmp_path, preprocessing):
+        writer = TokenStoreWriter(tmp_path / "store", preprocessing)
+        with pytest.raises(InputError, match=r"its site .* is no text"):
+            writer.write(ScanRecord("01", Path("x"), site="M\udcfcnchen"), torch.zeros(2, 27, 96), 2.0, {})
+        writer.write_problems([Problem("M\udcfcnchen/x.nii.gz", "it is damaged.")])
+        assert "M\\udcfcnchen" in writer.problems_file.read_text(encoding="utf-8")
 
     def test_datasets_with_the_same_people_stay_apart(self, tmp_path, preprocessing):
         writer = TokenStoreWriter(tmp_path / "store", preprocessing)
@@ -239,6 +395,55 @@ class TestChecking:
         (fault,) = TokenDataset.load(store.folder).check()
         assert str(path) in fault
         assert "tokenize the run again" in fault
+
+    @pytest.mark.parametrize("change", ["lost", "cut", "edited"])
+    def test_a_sidecar_that_is_not_as_it_was_is_found(self, write_store, tmp_path, change):
+        store = write_store(tmp_path / "store")
+        sidecar = store.folder / store.runs[1].file.replace(".arrow", ".json")
+        content = sidecar.read_text()
+        sidecar.unlink()
+        if change != "lost":
+            sidecar.write_text(content[:50] if change == "cut" else content.replace('"sex": "M"', '"sex": "F"'))
+        (fault,) = TokenDataset.load(store.folder).check()
+        assert fault.startswith(f"{sidecar}: ")
+        assert {"lost": "is missing", "cut": "does not describe a run", "edited": "phenotype sex is 'F'"}[
+            change
+        ] in fault
+
+    @pytest.mark.parametrize(
+        ("name", "value", "told"),
+        [
+            ("token_size", 48, "27 x 96 a frame"),
+            ("dtype", "int8", "float16 of 27 x 96"),
+            ("volume_size", 48, "made with"),
+        ],
+    )
+    def test_settings_that_are_not_those_of_the_runs_are_found(self, write_store, tmp_path, name, value, told):
+        store = write_store(tmp_path / "store")
+        path = store.folder / "store.json"
+        known = json.loads(path.read_text())
+        (known["preprocessing"] if name in known["preprocessing"] else known)[name] = value
+        path.write_text(json.dumps(known))
+        faults = TokenDataset.load(store.folder).check()
+        assert len(faults) == 3
+        assert all(told in fault and "store.json" in fault for fault in faults)
+
+    def test_runs_that_the_table_does_not_list_are_found(self, write_store, tmp_path, preprocessing, known_tokens):
+        store = write_store(tmp_path / "store")
+        writer = TokenStoreWriter(store.folder, preprocessing)
+        writer.write(ScanRecord("04", Path("x")), known_tokens["03"], 2.0, {})
+        (fault,) = TokenDataset.load(store.folder).check()
+        assert "sub-04_tokens.arrow: the run is whole, but runs.parquet does not list it" in fault
+
+    @pytest.mark.parametrize("name", ["dtype", "is_restricted", "preprocessing", "token_size", "autoencoder"])
+    def test_settings_with_something_missing(self, store, tmp_path, name):
+        known = json.loads((store.folder / "store.json").read_text())
+        for part in (known, known["preprocessing"]):
+            part.pop(name, None)
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "store.json").write_text(json.dumps(known))
+        with pytest.raises(InputError, match=rf"store.json: .*{name}"):
+            TokenDataset.load(tmp_path)
 
     def test_a_cut_file_is_told_when_read(self, write_store, tmp_path):
         store = write_store(tmp_path / "store")
@@ -281,6 +486,24 @@ class TestChecking:
         assert facts["phenotype sex"] == "F (1), M (1); 1 missing"
         assert "error of int8" not in facts
         assert "of the temporal deviation" in int8_store.describe()["error of int8"]
+
+
+def write_as_earlier(path, tokens, subject, repetition_time):
+    """A file as the first version wrote it: the repetition time stood in each row."""
+    features = datasets.Features.from_arrow_schema(arrow_schema(KeptTokens(tokens)))
+    tokens_last = features.pop("tokens")
+    schema = datasets.Features(
+        features | {"repetition_time": datasets.Value("float64"), "tokens": tokens_last}
+    ).arrow_schema
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for start in range(0, len(tokens), 64):
+            part = tokens[start : start + 64]
+            columns = {name: pa.array([None] * len(part), pa.string()) for name in schema.names}
+            columns["subject"] = pa.array([subject] * len(part))
+            columns["frame"] = pa.array(np.arange(start, start + len(part), dtype=np.int32))
+            columns["repetition_time"] = pa.array(np.full(len(part), repetition_time))
+            columns["tokens"] = token_column(part.numpy(), schema.field("tokens").type)
+            writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
 
 
 class TestMerging:

@@ -11,7 +11,7 @@ import torch
 from small_cohort import AFFINE, PREPROCESSING, write_atlas, write_cohort
 
 from tablet_hf import TabletFeatureExtractor
-from tablet_hf.datasets import TokenDataset
+from tablet_hf.datasets import TokenDataset, export_parquet
 from tablet_hf.errors import InputError
 from tablet_hf.grid import grid_affine
 from tablet_hf.tokens import slices_to_volumes, tokens_to_latents
@@ -101,6 +101,14 @@ class TestFindingScans:
         for run in store.runs:
             assert found.paths[run.key].name == run.scan["name"]
             assert tmp_path in found.paths[run.key].parents
+
+    def test_exports_do_not_tell_their_scans(self, cohort, store, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+        exported = TokenDataset.load(export_parquet(store, tmp_path / "export"))
+        found = find_scans(exported, cohort / "scans")
+        assert not found.paths
+        assert set(found.problems) == {run.key for run in store.runs}
+        assert "give the store" in found.problems["sub-01_run-1"]
 
     def test_of_several_the_one_of_the_same_time_is_taken(self, cohort, store, tmp_path):
         shutil.copytree(cohort / "scans", tmp_path / "copies", copy_function=shutil.copyfile)

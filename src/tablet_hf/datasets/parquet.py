@@ -9,8 +9,12 @@
 files of the cache, since Parquet cannot be mapped into memory; `StreamedWindows` reads them without keeping anything.
 """
 
+import copy
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +26,17 @@ from torch import Tensor
 from tablet_hf.datasets.run_files import (
     DTYPES,
     FRAMES_PER_BATCH,
+    ONCE,
     Geometry,
+    KeptTokens,
+    MappedRun,
+    frame_factors,
+    joined,
     kept_once,
     token_values,
-    widen,
     write_arrow,
 )
+from tablet_hf.datasets.splits import subject_ids
 from tablet_hf.datasets.store import (
     INDEX_FILE,
     RUNS_FOLDER,
@@ -36,6 +45,7 @@ from tablet_hf.datasets.store import (
     StoredRun,
     TokenDataset,
     file_checksum,
+    file_fault,
     geometry_of,
     read_index,
     read_runs,
@@ -53,9 +63,7 @@ __all__ = ["StreamedWindows", "export_parquet", "unpacked"]
 
 SHARD_BYTES = 500_000_000
 DATA_FOLDER = "data"
-
-# Columns that hold something in the first row of a run alone.
-ONCE = ("token_mean", "token_scale", "mean_tokens")
+COPY_AGAIN = "copy or download the dataset again."
 
 README = """---
 configs:
@@ -65,11 +73,17 @@ tags: [fmri, neuroimaging, nifti, tablet, dc-ae]
 ---
 Tokens of {runs:,} fMRI runs of {subjects:,} people ({frames:,} frames), a row a frame, made by tablet-hf with the
 autoencoder `{autoencoder}`.
-
+{restricted}
 ```python
 from tablet_hf.datasets import TokenDataset
 tokens = TokenDataset.load("this folder, or its Hub id")
 ```
+"""
+
+
+RESTRICTED = """
+**Restricted.** The terms of these data forbid passing on what concerns single people. Tokens are such data, since scans
+can be decoded from them: keep them where the scans may be kept, and do not upload them to a public place.
 """
 
 
@@ -81,6 +95,9 @@ def export_parquet(
 ) -> Path:
     """Write a store as Parquet files of whole runs.
 
+    Each run is compared with its checksum as it is read, and the checksum of its numbers goes along. Names and times of
+    scans, and where a local autoencoder lies, stay behind; so do problems.tsv and logs. Subjects and splits go along.
+
     Args:
         out: a folder that is not there yet or empty. It is made under another name first, so a folder of that name is
             always whole.
@@ -88,15 +105,16 @@ def export_parquet(
         on_progress: is told runs done and runs in all.
 
     Raises:
-        InputError: `out` holds something.
+        InputError: `out` holds something, or a run is damaged.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it is there already; choose another folder for the export.")
     with folder_written_whole(out) as unfinished:
-        columns = _write_shards(store, unfinished / DATA_FOLDER, shard_bytes, on_progress)
-        write_settings(unfinished, store.settings | {"phenotype_columns": columns})
-        write_index(unfinished, store.runs)
+        columns, runs = _write_shards(store, unfinished / DATA_FOLDER, shard_bytes, on_progress)
+        settings = store.settings | {"preprocessing": _without_paths(store.preprocessing)}
+        write_settings(unfinished, settings | {"phenotype_columns": columns})
+        write_index(unfinished, runs)
         if (store.folder / SPLITS_FOLDER).is_dir():
             shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
         people = {(run.dataset, run.subject) for run in store.runs}
@@ -104,7 +122,10 @@ def export_parquet(
             runs=len(store.runs),
             subjects=len(people),
             frames=sum(run.num_frames for run in store.runs),
-            autoencoder=store.preprocessing["autoencoder"],
+            autoencoder=" ".join(
+                filter(None, (settings["preprocessing"].get(name) for name in ("autoencoder", "autoencoder_revision")))
+            ),
+            restricted=RESTRICTED if settings["is_restricted"] else "",
         )
         (unfinished / "README.md").write_text(text, encoding="utf-8")
     return out
@@ -112,8 +133,8 @@ def export_parquet(
 
 def _write_shards(
     store: TokenDataset, folder: Path, shard_bytes: int, on_progress: Callable[[int, int], None] | None
-) -> dict[str, str]:
-    """Write the rows of all runs, and give the phenotype that each column of them holds."""
+) -> tuple[dict[str, str], list[StoredRun]]:
+    """Write the rows of all runs, and give the phenotype that each column of them holds, and the runs as exported."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -121,29 +142,47 @@ def _write_shards(
     kinds = store.phenotype_types()
     names = phenotype_columns(kinds)
     shards = _shards(store.runs, shard_bytes)
-    done = 0
+    exported: list[StoredRun] = []
     for number, runs in enumerate(shards):
         path = folder / f"train-{number:05d}-of-{len(shards):05d}.parquet"
         writer = None
         for run in runs:
+            file = store.folder / run.file
+            if fault := file_fault(file, run):
+                raise InputError(fault)
             for batch in _rows(store, run, kinds, names):
                 if writer is None:
                     # The numbers are noise to any general compressor; zstd's lowest level takes what little there is.
                     writer = pq.ParquetWriter(path, batch.schema, compression="zstd", compression_level=1,
-                                              use_dictionary=False, write_statistics=False)  # fmt: skip
+                                              use_dictionary=False, write_statistics=False,
+                                              write_page_checksum=True)  # fmt: skip
                 # A run without tokens of its mean has those columns last.
                 writer.write_table(pa.Table.from_batches([batch]).select(writer.schema.names))
-            done += 1
+            kept = MappedRun(file, store.geometry, store.dtype, run.num_frames).whole()
+            exported.append(_without_source(replace(run, tokens_sha256=kept.checksum())))
             if on_progress is not None:
-                on_progress(done, len(store.runs))
+                on_progress(len(exported), len(store.runs))
         writer.close()
-    return {column: name for name, column in names.items()}
+    return {column: name for name, column in names.items()}, exported
+
+
+def _without_source(run: StoredRun) -> StoredRun:
+    """The run without name and time of its scan, which may tell a hospital's numbers or a person's day of visit."""
+    scan = hashlib.sha256(json.dumps(run.scan, sort_keys=True).encode()).hexdigest()
+    return replace(run, scan=run.scan if set(run.scan) == {"sha256"} else {"sha256": scan}, beside=None)
+
+
+def _without_paths(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """What made the tokens; of an autoencoder in a folder, the folder's name alone. Its revision tells its weights."""
+    name = str(preprocessing["autoencoder"])
+    is_folder = Path(name).is_dir() or name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
+    return dict(preprocessing) | ({"autoencoder": Path(name).name} if is_folder else {})
 
 
 def phenotype_columns(kinds: dict[str, type]) -> dict[str, str]:
     """The column of each phenotype: its own name, unless a column of the tokens is called so."""
     taken = {"subject", "session", "task", "run", "dataset", "site", "family", "frame", "num_frames", "tokens"}
-    taken |= {"key", "repetition_time", "intensity_scale", "token_mean", "token_scale", "mean_tokens"}
+    taken |= {"key", "repetition_time", "intensity_scale", "frame_scale", *ONCE}
     return {name: f"phenotype_{name}" if name in taken else name for name in kinds}
 
 
@@ -168,9 +207,11 @@ def _rows(store: TokenDataset, run: StoredRun, kinds: dict[str, type], names: di
     with pa.memory_map(str(store.folder / run.file)) as source:
         for batch in pa.ipc.open_stream(source):
             count = len(batch)
-            columns = {name: batch.column(name) for name in batch.schema.names if name not in (*ONCE, "tokens")}
+            kept_elsewhere = (*ONCE, "tokens", "repetition_time", "frame_scale")
+            columns = {name: batch.column(name) for name in batch.schema.names if name not in kept_elsewhere}
             features = dict(Features.from_arrow_schema(batch.schema))
             added = {
+                "repetition_time": (run.repetition_time, float),
                 "key": (run.key, str),
                 "site": (run.site, str),
                 "family": (run.family, str),
@@ -182,6 +223,10 @@ def _rows(store: TokenDataset, run: StoredRun, kinds: dict[str, type], names: di
                 features[name] = Value(arrow[kind])
                 cell = None if value is None else kind(value)
                 columns[name] = pa.array([cell] * count, features[name].pa_type)
+            if store.dtype == "int8":
+                features["frame_scale"] = Value("float32")
+                factors = frame_factors(batch)
+                columns["frame_scale"] = pa.array(np.ones(count, np.float32) if factors is None else factors.numpy())
             for name in ONCE:
                 # Every file of one export has the same columns, whichever of them a run needs.
                 features[name] = Value("binary")
@@ -217,11 +262,11 @@ def unpacked(path_or_repo: str | Path, revision: str | None = None) -> Path:
     geometry, known = geometry_of(settings), {run.key: run for run in read_index(source)}
     runs = []
     for path in sorted((source / DATA_FOLDER).glob("*.parquet")):
-        for rows in runs_of(_tables(path), geometry, settings["dtype"]):
+        for rows in runs_of(_tables(path), geometry, settings["dtype"], known, path):
             run = known[rows.key]
             file = target / run.file
             if not sidecar_of(file).is_file():
-                checksum, size = write_arrow(file, rows.values, run, run.repetition_time, rows.once)
+                checksum, size = write_arrow(file, rows.kept, run)
                 run = replace(run, sha256=checksum, num_bytes=size)
                 write_sidecar(run, sidecar_of(file))
             runs.append(read_sidecar(sidecar_of(file)))
@@ -239,54 +284,78 @@ def unpacked(path_or_repo: str | Path, revision: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class RunRows:
-    """The rows of one run: its key, values (frames, cells, features) as kept, and what its first row alone holds."""
+    """The rows of one run: its key, and its tokens as they are kept."""
 
     key: str
-    values: Tensor
-    once: tuple[Tensor | None, Tensor | None, Tensor | None]
+    kept: KeptTokens
 
     def tokens(self, start: int, frames: int) -> Tensor:
         """(frames, cells, features) float16, a copy."""
-        part = self.values[start : start + frames]
-        mean, scale, _ = self.once
-        tokens = torch.empty(part.shape, dtype=torch.float16)
-        widen(part, mean, scale, tokens)
-        return tokens
+        part = self.kept[start : start + frames]
+        return part.widen(torch.empty(part.values.shape, dtype=torch.float16))
 
 
-def runs_of(tables: Iterable[Any], geometry: Geometry, dtype: str) -> Iterator[RunRows]:
-    """Rows put together run by run; the rows of a run stand behind one another."""
-    key, once, parts = None, None, []
-    for table in tables:
-        for batch in table.combine_chunks().to_batches():
-            keys = batch.column("key").to_pylist()
-            begin = 0
-            while begin < len(keys):
-                if keys[begin] != key:
-                    if parts:
-                        yield RunRows(key, torch.cat(parts), once)
-                    key, parts = keys[begin], []
-                    once = tuple(kept_once(batch.column(name)[begin], geometry) for name in ONCE)
-                end = begin
-                while end < len(keys) and keys[end] == key:
-                    end += 1
-                values = token_values(batch.column("tokens").slice(begin, end - begin), geometry, DTYPES[dtype])
-                parts.append(values)
-                begin = end
-    if parts:
-        yield RunRows(key, torch.cat(parts), once)
+def runs_of(
+    tables: Iterable[Any], geometry: Geometry, dtype: str, known: Mapping[str, StoredRun], file: Any
+) -> Iterator[RunRows]:
+    """Rows of a file put together run by run; the rows of a run stand behind one another.
+
+    Raises:
+        InputError: the file is damaged, or the tokens of a run are not those whose checksum `known` has for its key.
+    """
+    key, parts = None, []
+    with _damage_told(file):
+        for table in tables:
+            for batch in table.combine_chunks().to_batches():
+                keys = batch.column("key").to_pylist()
+                begin = 0
+                while begin < len(keys):
+                    if keys[begin] != key:
+                        if parts:
+                            yield _whole_run(key, parts, known, file)
+                        key, parts = keys[begin], []
+                    end = begin
+                    while end < len(keys) and keys[end] == key:
+                        end += 1
+                    rows = batch.slice(begin, end - begin)
+                    values = token_values(rows.column("tokens"), geometry, DTYPES[dtype])
+                    once = {} if parts else {name: kept_once(rows, name, geometry) for name in ONCE}
+                    parts.append(KeptTokens(values, **once, frame_scale=frame_factors(rows)))
+                    begin = end
+        if parts:
+            yield _whole_run(key, parts, known, file)
+
+
+def _whole_run(key: str, parts: Sequence[KeptTokens], known: Mapping[str, StoredRun], file: Any) -> RunRows:
+    run, kept = known.get(key), joined(parts)
+    if run is None:
+        raise InputError(f"{file}: it holds a run {key} that {INDEX_FILE} does not know; {COPY_AGAIN}")
+    if len(kept.values) != run.num_frames or run.tokens_sha256 not in (None, kept.checksum()):
+        raise InputError(f"{file}: the tokens of {key} are not those that were exported; {COPY_AGAIN}")
+    return RunRows(key, kept)
+
+
+@contextmanager
+def _damage_told(file: Any) -> Iterator[None]:
+    """What pyarrow says of a damaged file as one sentence."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"{file}: it is damaged or out of reach ({reason}); {COPY_AGAIN}") from error
 
 
 def _tables(path: Path) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=FRAMES_PER_BATCH):
-                yield pa.Table.from_batches([batch])
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: it cannot be read ({error}); copy or download it again.") from error
+    with _damage_told(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(batch_size=FRAMES_PER_BATCH):
+            yield pa.Table.from_batches([batch])
 
 
 def _downloaded(repo: str, revision: str | None, with_data: bool = True) -> Path:
@@ -324,8 +393,14 @@ def _cache_folder(source: Path, origin: str) -> Path:
 class StreamedWindows(torch.utils.data.IterableDataset):
     """Windows of runs read from Parquet or a store as they come, from a folder or the Hub; nothing is kept on disk.
 
-    Files are shared out among the processes of `torch.distributed` and the workers of a `DataLoader`, so have at least
-    as many of them; their order is drawn anew in every epoch, and windows pass through a buffer that mixes them.
+    The workers of a `DataLoader` share out the files among themselves, so have at least as many files; their order is
+    drawn anew in every epoch, and windows pass through a buffer that mixes them.
+
+    Processes do not share by themselves, since whoever prepares the loader does: under `Trainer` and accelerate the
+    first process reads and hands out batches, or each reads everything and keeps its part. In a loop of your own on
+    several processes, take `windows.shard(world_size, rank)`.
+
+    Of an export, the tokens of each run are compared with the checksum that was written beside them.
 
     Args:
         path_or_repo: folder of an export or of a store, or the Hub id of an export.
@@ -338,7 +413,16 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         revision: on the Hub.
 
     Yields:
-        `input_values (frames, cells, features)` float16, `repetition_time` in seconds, `run` (its key), and `labels`.
+        `input_values (frames, cells, features)` float16, `repetition_time` in seconds, `run` (its key), `run_index`
+        (place in `all_runs`), and `labels`.
+
+    Attributes:
+        runs: by key, those that are read.
+        all_runs: of the dataset, sorted by key.
+        subjects: subject of each run by its key, see `subject_ids`.
+
+    Raises:
+        InputError: no dataset is there; as it is read, a file that is damaged, or fewer files than readers.
     """
 
     def __init__(
@@ -357,13 +441,17 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         self.num_frames, self.labels = num_frames, labels
         self.is_training, self.keep_remainder = is_training, keep_remainder
         self.shuffle_buffer, self.seed, self.epoch = shuffle_buffer, seed, 0
+        self._share, self._shares = 0, 1
         folder = self._descriptions()
         self.settings = read_settings(folder)
         self.geometry = geometry_of(self.settings)
+        self.all_runs = read_runs(folder)
+        self.subjects = dict(zip((run.key for run in self.all_runs), subject_ids(self.all_runs), strict=True))
+        self._places = {run.key: place for place, run in enumerate(self.all_runs)}
         wanted = None if runs is None else set(runs)
         self.runs = {
             run.key: run
-            for run in read_runs(folder)
+            for run in self.all_runs
             if (wanted is None or run.key in wanted) and (labels is None or labels.get(run.key) is not None)
         }
 
@@ -371,12 +459,30 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         """Other windows, in another order."""
         self.epoch = epoch
 
+    def shard(self, num_shards: int, index: int) -> "StreamedWindows":
+        """The same windows, but only those of every `num_shards`-th file, from the `index`-th on."""
+        if not 0 <= index < num_shards:
+            raise ValueError(f"index must be from 0 to {num_shards - 1}, not {index}.")
+        part = copy.copy(self)
+        part._share, part._shares = self._share + self._shares * index, self._shares * num_shards
+        return part
+
+    @property
+    def window_subjects(self) -> list[str]:
+        """The subject of each window in the order in which one reader gives them, for `average_by`.
+
+        Raises:
+            ValueError: windows to train on, whose order is drawn.
+        """
+        if self.is_training or self._shares > 1:
+            raise ValueError("Only the order of all windows to evaluate on (is_training=False) is known beforehand.")
+        keys = [key for key in sorted(self.runs) for _ in self._starts(self.runs[key].num_frames)]
+        return [self.subjects[key] for key in keys]
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
-        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if is_distributed else (0, 1)
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        share, shares = rank * workers + number, world * workers
+        share, shares = self._share * workers + number, self._shares * workers
         generator = np.random.default_rng((self.seed, self.epoch, share))
         windows = (window for rows in self._rows(share, shares) for window in self._windows(rows, generator))
         return mixed(windows, self.shuffle_buffer, generator) if self.is_training else windows
@@ -395,14 +501,17 @@ class StreamedWindows(torch.utils.data.IterableDataset):
                 order.shuffle(keys)
             store = TokenDataset.load(folder)
             for key in keys[share::shares]:
-                yield RunRows(key, store.window(key), (None, None, None))
+                yield RunRows(key, KeptTokens(store.window(key)))
             return
         from datasets import load_dataset
 
         # In the cache that all share, `datasets` takes folders of one name for one dataset, and reads one of them with
         # the types of the other.
         cache = _cache_folder(self._descriptions(), self.source) / "streamed"
-        rows = load_dataset(self.source, split="train", streaming=True, revision=self.revision, cache_dir=str(cache))
+        with _damage_told(self.source):
+            rows = load_dataset(
+                self.source, split="train", streaming=True, revision=self.revision, cache_dir=str(cache)
+            )
         if rows.num_shards < shares:
             raise InputError(
                 f"{self.source}: its {rows.num_shards} files cannot be shared out among {shares} readers; use fewer "
@@ -411,23 +520,29 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         files = np.arange(rows.num_shards)
         if self.is_training:
             order.shuffle(files)
+        known = {run.key: run for run in self.all_runs}
         for file in files[share::shares]:
             tables = rows.shard(num_shards=rows.num_shards, index=int(file)).with_format("arrow").iter(FRAMES_PER_BATCH)
-            for run in runs_of(tables, self.geometry, self.settings["dtype"]):
-                if run.key in self.runs:
-                    yield run
+            runs = runs_of(tables, self.geometry, self.settings["dtype"], known, f"{self.source}, file {file + 1}")
+            yield from (run for run in runs if run.key in self.runs)
+
+    def _starts(self, total: int) -> range:
+        """First frames of the windows of a run of `total` frames, to evaluate on."""
+        if total <= self.num_frames:
+            return range(1)
+        return range(0, total if self.keep_remainder else total - self.num_frames + 1, self.num_frames)
 
     def _windows(self, rows: RunRows, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
-        total = len(rows.values)
-        if self.is_training or total <= self.num_frames:
-            starts = [int(generator.integers(max(1, total - self.num_frames + 1))) if self.is_training else 0]
-        else:
-            starts = list(range(0, total if self.keep_remainder else total - self.num_frames + 1, self.num_frames))
+        total = len(rows.kept.values)
+        starts = self._starts(total)
+        if self.is_training:
+            starts = [int(generator.integers(max(1, total - self.num_frames + 1)))]
         for start in starts:
             item = {
                 "input_values": rows.tokens(start, min(self.num_frames, total - start)),
                 "repetition_time": self.runs[rows.key].repetition_time,
                 "run": rows.key,
+                "run_index": self._places[rows.key],
             }
             yield item if self.labels is None else item | {"labels": self.labels[rows.key]}
 

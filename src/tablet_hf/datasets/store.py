@@ -19,10 +19,11 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,16 @@ from tablet_hf.datasets.records import (
     store_key,
     typed_columns,
 )
-from tablet_hf.datasets.run_files import DTYPES, Geometry, MappedRun, quantise, write_arrow
+from tablet_hf.datasets.run_files import (
+    DTYPES,
+    Geometry,
+    KeptTokens,
+    MappedRun,
+    kept_in,
+    quantise,
+    without_repetition_time,
+    write_arrow,
+)
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
 
@@ -47,6 +57,7 @@ __all__ = ["StoredRun", "TokenDataset", "TokenStoreWriter", "merge_stores"]
 FORMAT = "tablet_hf token dataset 1"
 STORE_FILE, INDEX_FILE, RUNS_FOLDER, SPLITS_FOLDER = "store.json", "runs.parquet", "runs", "splits"
 LOGS_FOLDER, PROBLEMS_FILE = "logs", "problems.tsv"
+JSON_COLUMNS = ("error", "scan", "made", "beside")
 TOKENS_ENDING, SIDECAR_ENDING = "_tokens.arrow", "_tokens.json"
 # Memory-mapped files that are kept open; a file descriptor each, of which a process commonly has 1,024.
 OPEN_RUNS = 256
@@ -72,10 +83,16 @@ class StoredRun:
         intensity_scale: intensity of the scan that stands for 1, for decoding.
         clipped_share: of the brain's values, those beyond the range.
         has_mean_tokens: whether the run's mean volume is kept as tokens (percent change), for decoding.
-        error: of what is kept against what was encoded, for int8: `relative`, and `of_temporal_deviation`.
-        scan: name, size and time of the file it was made from, and a mark of its folder (`mark_of_folder`).
+        error: of what is read against what was encoded, for int8: see `tablet_hf.datasets.run_files.quantise`.
+        scan: name, size and time of the file it was made from, and a mark of its folder (`mark_of_folder`); of an
+            export, a checksum of these.
         file: of the tokens, relative to the store; `num_bytes` and `sha256` are its.
         phenotypes: typed.
+        made: how, in the call that wrote it: what decides the tokens, the space and grid of the scan, where its mask
+            came from, the encoder's precision, versions. None in earlier stores.
+        beside: what stood beside the scan and speaks for it: identity of its mask file and of its BIDS sidecars, and
+            the repetition time that the source gave. None in earlier stores and in exports.
+        tokens_sha256: of an export, the checksum of the numbers, see `KeptTokens.checksum`.
     """
 
     key: str
@@ -97,6 +114,9 @@ class StoredRun:
     num_bytes: int
     sha256: str
     phenotypes: Mapping[str, Phenotype] = field(default_factory=dict)
+    made: Mapping[str, Any] | None = None
+    beside: Mapping[str, Any] | None = None
+    tokens_sha256: str | None = None
 
 
 class TokenDataset(torch.utils.data.Dataset):
@@ -256,6 +276,9 @@ class TokenDataset(torch.utils.data.Dataset):
         if errors := [run.error for run in self.runs if run.error]:
             worst = max(error["of_temporal_deviation"] for error in errors)
             facts["error of int8"] = f"at most {worst:.2%} of the temporal deviation of a run"
+            if by_frame := [error for error in errors if "of_worst_frame" in error]:
+                usual, most = (max(error[name] for error in by_frame) for name in ("of_median_frame", "of_worst_frame"))
+                facts["error of int8"] += f"; of a run's median frame {usual:.2%}, of a single frame {most:.2%}"
         for name, kind in self.phenotype_types().items():
             cells = [run.phenotypes.get(name) for run in self.runs]
             known = [cell for cell in cells if cell is not None]
@@ -270,17 +293,53 @@ class TokenDataset(torch.utils.data.Dataset):
     def check(self) -> list[str]:
         """Read every file again and compare it with what is recorded; one sentence for each fault."""
         faults = []
+        written, unreadable = read_sidecars(self.folder)
+        by_file = {run.file: run for run in written}
+        broken = {problem.what for problem in unreadable}
+        kinds = typed_columns([run.phenotypes for run in written])
         for run in self.runs:
             path = self.folder / run.file
-            if not path.is_file():
-                faults.append(f"{path}: the file is missing; tokenize the run again.")
-            elif path.stat().st_size != run.num_bytes or file_checksum(path) != run.sha256:
-                faults.append(f"{path}: its content is not what was written; delete it and tokenize the run again.")
+            sidecar = sidecar_of(path)
+            if fault := file_fault(path, run) or self._fault_of_kind(run):
+                faults.append(fault)
+            if run.file in by_file:
+                found, known = (_comparable(each, kinds) for each in (by_file[run.file], run))
+                if differing := [name for name in known if found[name] != known[name]]:
+                    faults.append(
+                        f"{sidecar}: its {differing[0]} is {found[differing[0]]!r}, but {INDEX_FILE} says "
+                        f"{known[differing[0]]!r}; run tablet-hf tokenize again, which makes the table anew."
+                    )
+            elif str(sidecar) not in broken:
+                faults.append(f"{sidecar}: the file is missing; tokenize the run again.")
+        faults += map(str, unreadable)
         listed = {self.folder / run.file for run in self.runs}
         for path in sorted((self.folder / RUNS_FOLDER).rglob(f"*{TOKENS_ENDING}")):
-            if path not in listed:
+            if path in listed or str(sidecar_of(path)) in broken:
+                continue
+            if path.relative_to(self.folder).as_posix() in by_file:
+                faults.append(
+                    f"{path}: the run is whole, but {INDEX_FILE} does not list it, so nothing reads it; run tablet-hf "
+                    f"tokenize again, or delete {INDEX_FILE}."
+                )
+            else:
                 faults.append(f"{path}: no run of the store is kept there; run tablet-hf tokenize to its end.")
         return faults
+
+    def _fault_of_kind(self, run: StoredRun) -> str | None:
+        """Whether the tokens of a run are of the kind that store.json says."""
+        path = self.folder / run.file
+        found, wanted = kept_in(path), (self.dtype, self.geometry.shape)
+        if found != wanted:
+            kinds = [f"{dtype} of {shape[0]} x {shape[1]} a frame" for dtype, shape in (found, wanted)]
+            return f"{path}: it holds {kinds[0]}, but {STORE_FILE} says {kinds[1]}; restore {STORE_FILE}."
+        for name, value in (run.made or {}).get("tokens", {}).items():
+            said = self.dtype if name == "dtype" else self.preprocessing.get(name)
+            if value != said:
+                return (
+                    f"{path}: it was made with {name} {value}, but {STORE_FILE} says {said}; restore {STORE_FILE}, or "
+                    "delete the run and tokenize it again."
+                )
+        return None
 
     def _open_run(self, index: int) -> MappedRun:
         run = self.runs[index]
@@ -327,14 +386,28 @@ class TokenStoreWriter:
             write_settings(self.folder, settings)
         self.settings = read_settings(self.folder)
         self.geometry = geometry_of(self.settings)
+        self.unreadable: list[Problem] = []
         # Where runs lie whose key is an earlier one than `store_key` gives.
         self._keys: dict[str, str] = {}
 
-    def finished(self, record: ScanRecord, scan: Mapping[str, Any]) -> bool:
+    def finished(
+        self,
+        record: ScanRecord,
+        scan: Mapping[str, Any],
+        beside: Mapping[str, Any] | None = None,
+        find_repetition_time: Callable[[], float] | None = None,
+    ) -> bool:
         """Whether the run is there already, made from the same file; what else is known of it is brought up to date.
 
         New or corrected phenotypes, sites or families are written without touching the tokens. A run keeps the key
-        that it has, also where its dataset had no name when it was written, or has none now.
+        that it has, also where its dataset had no name when it was written, or has none now. So is a new repetition
+        time; with another mask the run is not there, and has to be made again.
+
+        Args:
+            record: who and when.
+            scan: see `write`.
+            beside: see `write`; None where only the scan counts.
+            find_repetition_time: reads it, in seconds; is called where something that may tell it has changed.
 
         Raises:
             InputError: a run of another person, dataset or file would be lost, or it cannot be told whether it is one.
@@ -346,6 +419,8 @@ class TokenStoreWriter:
         path = self.folder / known.file
         if not is_of_scan(known, scan) or not path.is_file() or path.stat().st_size != known.num_bytes:
             return False
+        if beside is not None and known.beside is not None and known.beside["mask"] != beside["mask"]:
+            return False
         updated = replace(
             known,
             site=record.site,
@@ -354,6 +429,13 @@ class TokenStoreWriter:
             scan=dict(known.scan) | {"folder": mark_of_folder(record)},
             phenotypes=dict(record.phenotypes),
         )
+        if beside is not None and known.beside != beside:
+            updated = replace(updated, beside=dict(beside))
+            seconds = known.repetition_time if find_repetition_time is None else float(find_repetition_time())
+            if seconds != known.repetition_time:
+                updated = replace(updated, repetition_time=seconds)
+                if (rewritten := without_repetition_time(path)) is not None:
+                    updated = replace(updated, sha256=rewritten[0], num_bytes=rewritten[1])
         if updated != known:
             write_sidecar(updated, sidecar_of(path))
         return True
@@ -367,7 +449,10 @@ class TokenStoreWriter:
             sidecar = sidecar_of(self.folder / file_of_key(key))
             if not sidecar.is_file():
                 continue
-            run, name = read_sidecar(sidecar), scan.get("name")
+            try:
+                run, name = read_sidecar(sidecar), scan.get("name")
+            except InputError:
+                continue  # as if it were not finished: it is written anew
             is_alike = same_labels(run, record) and run.scan.get("name", name) == name
             is_named = None not in (run.dataset, record.dataset)
             # Files of two studies can have the same names, and changed files of one can: names of studies decide, or
@@ -398,6 +483,8 @@ class TokenStoreWriter:
         intensity_scale: float = 1.0,
         clipped_share: float = 0.0,
         mean_tokens: Tensor | None = None,
+        made: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> StoredRun:
         """Write one run.
 
@@ -407,9 +494,11 @@ class TokenStoreWriter:
             repetition_time: seconds between frames.
             scan: what tells the file it was made from: see `tablet_hf.files.scan_identity`.
             intensity_scale, clipped_share, mean_tokens: as in `TokenizedRun`.
+            made: how they were made; what is the same for the whole store is added.
+            beside: what stood beside the scan, see `StoredRun`; its "mask" is that file's identity, or None.
 
         Raises:
-            InputError: tokens of another geometry, or none.
+            InputError: tokens of another geometry, or none, or a name that is no text.
             OSError: the disk is full, say; nothing of the run is left behind then.
         """
         if tuple(tokens.shape[1:]) != self.geometry.shape or tokens.ndim != 3 or not len(tokens):
@@ -423,12 +512,21 @@ class TokenStoreWriter:
             )
         key = self._keys.get(store_key(record), store_key(record))
         path = self.folder / file_of_key(key)
-        mean = scale = error = None
+        for name in ("subject", "session", "task", "run", "dataset", "site", "family"):
+            if not is_text(getattr(record, name) or ""):
+                raise InputError(
+                    f"its {name} {getattr(record, name)!r} is no text in UTF-8; rename the file or folder."
+                )
+        error = None
         if self.settings["dtype"] == "int8":
-            values, mean, scale, error = quantise(tokens.float())
+            kept, error = quantise(tokens.float())
         else:
-            values = tokens.half()
-        checksum, size = write_arrow(path, values, record, repetition_time, (mean, scale, mean_tokens))
+            kept = KeptTokens(tokens.half())
+        checksum, size = write_arrow(path, replace(kept, mean_tokens=mean_tokens), record)
+        identity = {name: self.settings["preprocessing"].get(name) for name in IDENTITY}
+        made = {"tokens": identity | {"dtype": self.settings["dtype"]}, "software": software_versions()} | dict(
+            made or {}
+        )
         run = StoredRun(
             key=key,
             **{name: getattr(record, name) for name in ("subject", "session", "task", "run", "dataset", "site")},
@@ -444,9 +542,15 @@ class TokenStoreWriter:
             num_bytes=size,
             sha256=checksum,
             phenotypes=dict(record.phenotypes),
+            made=made,
+            beside=None if beside is None else dict(beside),
         )
         write_sidecar(run, sidecar_of(path))
         return run
+
+    def runs(self) -> list[StoredRun]:
+        """Those that are finished now, sorted by key."""
+        return read_sidecars(self.folder)[0]
 
     @property
     def problems_file(self) -> Path:
@@ -455,7 +559,11 @@ class TokenStoreWriter:
 
     def write_problems(self, problems: Sequence[Problem]) -> None:
         path = self.problems_file
-        with written_whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        # Names of files need not be text; what is not is written as its number.
+        with (
+            written_whole(path) as unfinished,
+            unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             table = csv.writer(file, delimiter="\t")
             table.writerow(("what", "why"))
             table.writerows((problem.what, " ".join(problem.why.split())) for problem in problems)
@@ -467,9 +575,30 @@ class TokenStoreWriter:
                 path.unlink(missing_ok=True)
 
     def finish(self) -> TokenDataset:
-        """Gather what all processes wrote into one typed table, and open the store."""
-        write_index(self.folder, read_sidecars(self.folder))
+        """Gather what all processes wrote into one typed table, and open the store.
+
+        A run whose sidecar cannot be read is left out; `unreadable` says of which ones this is so.
+        """
+        runs, self.unreadable = read_sidecars(self.folder)
+        write_index(self.folder, runs)
         return TokenDataset.load(self.folder)
+
+
+def forget_people(folder: Path, subjects: Collection[str]) -> list[StoredRun]:
+    """Delete all runs of these people from a store, and from its table; the runs that it had of them."""
+    runs, _ = read_sidecars(folder)
+    gone = [run for run in runs if run.subject in subjects]
+    for run in gone:
+        path = folder / run.file
+        sidecar_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    if (folder / INDEX_FILE).is_file():
+        known = read_index(folder)
+        if any(run.subject in subjects for run in known):
+            write_index(folder, [run for run in known if run.subject not in subjects])
+    return gone
 
 
 def other_kind(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], dtype: str) -> str | None:
@@ -477,7 +606,8 @@ def other_kind(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], dt
     if settings["dtype"] != dtype:
         return f"dtype {settings['dtype']}, not {dtype}"
     known = settings["preprocessing"]
-    names = IDENTITY
+    # A revision tells the weights, wherever they lie; without one there is only the name.
+    names = IDENTITY if known.get("autoencoder_revision") else ("autoencoder", *IDENTITY)
     different = next((name for name in names if known.get(name) != preprocessing.get(name)), None)
     return None if different is None else f"{different} {known.get(different)}, not {preprocessing.get(different)}"
 
@@ -521,6 +651,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or settings.get("format") != FORMAT:
         found = settings.get("format") if isinstance(settings, dict) else type(settings).__name__
         raise InputError(f"{path}: its format is {found!r}, but this version of tablet-hf reads {FORMAT!r}.")
+    preprocessing = settings.get("preprocessing")
+    if not isinstance(preprocessing, dict):
+        raise InputError(f"{path}: it says nothing of the preprocessing; restore it from where it was copied.")
+    wanted: dict[str, Any] = {"dtype": lambda value: value in DTYPES, "is_restricted": lambda value: value in (0, 1)}
+    wanted |= dict.fromkeys(("token_size", "grid_size", "volume_size"), lambda value: type(value) is int and value > 0)
+    wanted |= {"autoencoder": lambda value: isinstance(value, str)}
+    for name, is_right in wanted.items():
+        value = (preprocessing if name in preprocessing else settings).get(name)
+        if not is_right(value):
+            raise InputError(f"{path}: its {name} is {value!r}; restore the file from where it was copied.")
     return settings
 
 
@@ -546,21 +686,68 @@ def write_sidecar(run: StoredRun, path: Path) -> None:
 
 def read_sidecar(path: Path) -> StoredRun:
     try:
-        return StoredRun(**json.loads(path.read_text(encoding="utf-8")))
+        run = StoredRun(**json.loads(path.read_text(encoding="utf-8")))
+        if wrong := [name for name, kinds in _FIELDS.items() if not isinstance(getattr(run, name), kinds)]:
+            raise ValueError(f"its {wrong[0]} is {getattr(run, wrong[0])!r}")
+        return run
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: it does not describe a run ({error}); delete it and tokenize the run again."
         ) from error
 
 
-def read_sidecars(folder: Path) -> list[StoredRun]:
-    runs = [read_sidecar(path) for path in (folder / RUNS_FOLDER).rglob(f"*{SIDECAR_ENDING}")]
-    return sorted(runs, key=lambda run: run.key)
+_FIELDS: dict[str, Any] = dict.fromkeys(("key", "subject", "file", "sha256"), str)
+_FIELDS |= dict.fromkeys(("session", "task", "run", "dataset", "site", "family", "tokens_sha256"), str | None)
+_FIELDS |= dict.fromkeys(("num_frames", "num_bytes"), int)
+_FIELDS |= dict.fromkeys(("repetition_time", "intensity_scale", "clipped_share"), int | float)
+_FIELDS |= {"scan": Mapping, "phenotypes": Mapping} | dict.fromkeys(("error", "made", "beside"), Mapping | None)
+
+
+def read_sidecars(folder: Path) -> tuple[list[StoredRun], list[Problem]]:
+    """All finished runs, sorted by key, and the sidecars that cannot be read."""
+    runs, problems = [], []
+    for path in sorted((folder / RUNS_FOLDER).rglob(f"*{SIDECAR_ENDING}")):
+        try:
+            runs.append(read_sidecar(path))
+        except InputError as error:
+            problems.append(Problem(str(path), str(error).removeprefix(f"{path}: ")))
+    return sorted(runs, key=lambda run: run.key), problems
 
 
 def read_runs(folder: Path) -> list[StoredRun]:
     """All finished runs of a store, sorted by key; of an export too."""
-    return read_index(folder) if (folder / INDEX_FILE).is_file() else read_sidecars(folder)
+    if (folder / INDEX_FILE).is_file():
+        return read_index(folder)
+    runs, problems = read_sidecars(folder)
+    for problem in problems:
+        warnings.warn(str(problem), stacklevel=2)
+    return runs
+
+
+def _comparable(run: StoredRun, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """What a run says, as the table of all runs would have it."""
+    said = asdict(run)
+    known = {name: value for name, value in said.pop("phenotypes").items() if value is not None}
+    said |= {f"phenotype {name}": kinds[name](known[name]) if name in known else None for name in kinds}
+    # Bytes and checksum are compared with the file.
+    return {name: value for name, value in said.items() if name != "file"}
+
+
+def file_fault(path: Path, run: StoredRun) -> str | None:
+    """What is wrong with a run's file as a sentence, None where it is as it was written."""
+    if not path.is_file():
+        return f"{path}: the file is missing; tokenize the run again."
+    if path.stat().st_size != run.num_bytes or file_checksum(path) != run.sha256:
+        return f"{path}: its content is not what was written; delete it and tokenize the run again."
+    return None
+
+
+def is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_index(folder: Path, runs: Sequence[StoredRun]) -> None:
@@ -572,14 +759,14 @@ def write_index(folder: Path, runs: Sequence[StoredRun]) -> None:
     arrow = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
     rows, types, columns = [asdict(run) for run in runs], _index_types(), {}
     for name in (name for name in StoredRun.__dataclass_fields__ if name != "phenotypes"):
-        values = [json.dumps(row[name]) if name in ("error", "scan") else row[name] for row in rows]
+        values = [json.dumps(row[name]) if name in JSON_COLUMNS else row[name] for row in rows]
         columns[name] = pa.array(values, types.get(name, pa.string()))
     for name, kind in kinds.items():
         cells = [run.phenotypes.get(name) for run in runs]
         cells = [None if cell is None else kind(cell) for cell in cells]
         columns[f"phenotype.{name}"] = pa.array(cells, arrow[kind])
     with written_whole(folder / INDEX_FILE) as unfinished:
-        pq.write_table(pa.table(columns), unfinished)
+        pq.write_table(pa.table(columns), unfinished, write_page_checksum=True)
 
 
 def read_index(folder: Path) -> list[StoredRun]:
@@ -588,13 +775,13 @@ def read_index(folder: Path) -> list[StoredRun]:
 
     path = folder / INDEX_FILE
     try:
-        rows = pq.read_table(path).to_pylist()
+        rows = pq.read_table(path, page_checksum_verification=True).to_pylist()
         runs = []
         for row in rows:
             phenotypes = {
                 name.removeprefix("phenotype."): row.pop(name) for name in list(row) if name.startswith("phenotype.")
             }
-            row |= {name: json.loads(row[name]) for name in ("error", "scan")}
+            row |= {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row}
             runs.append(StoredRun(**row, phenotypes=phenotypes))
         return runs
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
@@ -615,6 +802,7 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
 def software_versions() -> dict[str, str]:
     from importlib.metadata import version
 

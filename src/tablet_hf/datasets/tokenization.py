@@ -32,12 +32,24 @@ from tablet_hf.datasets.store import LOGS_FOLDER, TokenStoreWriter, store_key
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import BACKGROUND, FRAMES_PER_BLOCK, TabletFeatureExtractor
 from tablet_hf.files import scan_identity
+from tablet_hf.scans import (
+    declared_space,
+    find_brain_mask_file,
+    find_companion_files,
+    find_repetition_time,
+    open_source,
+)
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
 from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run, scale_intensity
 
-__all__ = ["Outcome", "Resources", "tokenize_scans"]
+__all__ = ["Outcome", "Resources", "beside", "tokenize_scans"]
 
 logger = logging.getLogger(__name__)
+
+# A disk that is full, and one that is broken, read-only or not ours: there another run may fare better, not several.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
+MOST_FAILED_WRITES = 3
 
 
 @dataclass(frozen=True)
@@ -71,13 +83,31 @@ class Resources:
 
 @dataclass
 class Outcome:
-    """What became of the scans: runs written now, runs that were there, and what could not be used and why."""
+    """What became of the scans: runs written now, runs that were there, and what could not be used and why.
+
+    Attributes:
+        done, kept: keys of runs.
+        failed: scans.
+        frames: encoded now.
+        seconds: that the work has taken so far, without the looking for runs that were there.
+        bytes_done, bytes_to_do: of scans to tokenize, with the part of each scan whose frames are encoded counted as
+            done. Neither those that were there nor those that failed are among them.
+    """
 
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: list[Problem] = field(default_factory=list)
     frames: int = 0
     seconds: float = 0.0
+    bytes_done: float = 0.0
+    bytes_to_do: float = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """As long as what is left takes at the rate so far; None before there is one."""
+        if not self.bytes_done:
+            return None
+        return self.seconds * max(0.0, self.bytes_to_do / self.bytes_done - 1)
 
 
 def tokenize_scans(
@@ -101,8 +131,8 @@ def tokenize_scans(
         log_name: of the table in the store's logs folder, a line for each scan.
 
     Returns:
-        What was done. A scan that cannot be used is in `failed`, and the others go on; a full disk ends the work, with
-        what was not begun in `failed` too.
+        What was done. A scan that cannot be used is in `failed`, and the others go on; a full disk ends the work, and
+        so do several runs in a row that cannot be written, with what was not begun in `failed` too.
     """
     resources = resources or Resources.of_device(extractor.device)
     if resources.is_compiled:
@@ -113,9 +143,16 @@ def tokenize_scans(
 class _Run:
     """A run under way: its tokens fill up block by block."""
 
-    def __init__(self, record: ScanRecord, run: BoldRun, extractor: TabletFeatureExtractor):
+    def __init__(
+        self,
+        record: ScanRecord,
+        run: BoldRun,
+        extractor: TabletFeatureExtractor,
+        identity: dict[str, Any],
+        beside: dict[str, Any],
+    ):
         self.record, self.run = record, run
-        self.identity = scan_identity(record.scan)
+        self.identity, self.beside = identity, beside
         shape = (extractor.grid_size**3, extractor.token_size)
         pinned = extractor.device.type == "cuda"
         self.tokens = torch.empty(run.num_frames, *shape, dtype=torch.float16, pin_memory=pinned)
@@ -161,22 +198,32 @@ class _Tokenization:
         self.waiting: list[tuple[_Block, Tensor, Tensor]] = []
         self.num_waiting = 0
         self.num_scans = 0
+        self.started = time.perf_counter()
+        # Of scans to tokenize that have not failed, and what is encoded of them.
+        self.bytes_of: dict[str, int] = {}
+        self.bytes_done_of: dict[str, float] = {}
+        self.failed_writes = 0
 
     def run(self, records: list[ScanRecord]) -> Outcome:
-        started = time.perf_counter()
         self.num_scans = len(records)
         with self.log:
             for record in records:
                 self._keep_or_queue(record)
+            self.started = time.perf_counter()
             self._tell()
             self._tokenize()
             self._tell()
-        self.outcome.seconds = time.perf_counter() - started
         return self.outcome
 
     def _keep_or_queue(self, record: ScanRecord) -> None:
         try:
-            is_there = self.writer.finished(record, scan_identity(record.scan))
+            scan = scan_identity(record.scan)
+            is_there = self.writer.finished(
+                record,
+                scan,
+                beside(record),
+                lambda: find_repetition_time(open_source(record.scan, self.check_space), record.repetition_time),
+            )
         except (InputError, OSError) as error:
             self._failed(record, error)
             return
@@ -184,6 +231,8 @@ class _Tokenization:
             self.outcome.kept.append(store_key(record))
             self.log.add(record, "kept")
         else:
+            self.bytes_of[store_key(record)] = scan["bytes"]
+            self.outcome.bytes_to_do += scan["bytes"]
             self.todo.put(record)
 
     def _tokenize(self) -> None:
@@ -235,6 +284,8 @@ class _Tokenization:
 
     def _read_run(self, record: ScanRecord) -> None:
         extractor = self.extractor
+        # Before anything is read: what changes meanwhile is found to be another file the next time.
+        identities = scan_identity(record.scan), beside(record)
         bold = open_run(
             record.scan,
             record.mask,
@@ -244,7 +295,7 @@ class _Tokenization:
             cache_bytes=self.resources.cache_bytes,
         )
         bold.survey()
-        run = _Run(record, bold, extractor)
+        run = _Run(record, bold, extractor, *identities)
         occupied = occupied_slices(bold.mask)
         for frames, volumes in bold.scaled_blocks(extractor.signal, extractor.scaling, None, FRAMES_PER_BLOCK):
             self._put(self._block(run, int(frames[0]), volumes, occupied, BACKGROUND[extractor.signal]))
@@ -310,6 +361,10 @@ class _Tokenization:
             run.frames_left -= len(tokens)
             with self.lock:
                 self.outcome.frames += len(tokens)
+                if (key := store_key(run.record)) in self.bytes_of:  # else it has failed meanwhile
+                    done = self.bytes_of[key] * len(tokens) / len(run.tokens)
+                    self.bytes_done_of[key] = self.bytes_done_of.get(key, 0.0) + done
+                    self.outcome.bytes_done += done
         if run.is_encoded:
             if extractor.device.type == "cuda":
                 run.is_copied = torch.cuda.Event()
@@ -331,18 +386,28 @@ class _Tokenization:
                 run.run.intensity_scale(self.extractor.scaling),
                 run.run.clipped_share,
                 run.mean_tokens,
+                how_made(run.run, run.record, self.extractor),
+                run.beside,
             )
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self.stop.set()
+            self._stop_if_unwritable(error)
             self._failed(run.record, error)
         else:
             with self.lock:
+                self.failed_writes = 0
                 self.outcome.done.append(store_key(run.record))
             frames, clipped = run.run.num_frames, run.run.clipped_share
             self.log.add(run.record, "done", frames, time.perf_counter() - run.started, clipped)
         finally:
             self.places.release()
+
+    def _stop_if_unwritable(self, error: Exception) -> None:
+        if not isinstance(error, OSError):
+            return
+        with self.lock:
+            self.failed_writes += error.errno in UNWRITABLE
+            if error.errno in FULL or self.failed_writes >= MOST_FAILED_WRITES:
+                self.stop.set()
 
     def _failed(self, record: ScanRecord, error: Exception) -> None:
         reason = str(error).strip() or type(error).__name__
@@ -355,9 +420,12 @@ class _Tokenization:
         reason = reason.removeprefix(f"{record.scan}: ")
         with self.lock:
             self.outcome.failed.append(Problem(str(record.scan), reason))
+            self.outcome.bytes_to_do -= self.bytes_of.pop(store_key(record), 0)
+            self.outcome.bytes_done -= self.bytes_done_of.pop(store_key(record), 0)
         self.log.add(record, "failed", message=reason)
 
     def _tell(self) -> None:
+        self.outcome.seconds = time.perf_counter() - self.started
         if self.on_progress is not None:
             self.on_progress(self.outcome, self.num_scans)
 
@@ -371,6 +439,31 @@ def occupied_slices(mask: np.ndarray) -> Tensor:
     return torch.from_numpy(np.flatnonzero(has_brain))
 
 
+def beside(record: ScanRecord) -> dict[str, Any]:
+    """What stands beside a scan and speaks for it: its mask, and what tells its repetition time. JSON-able."""
+    mask = find_brain_mask_file(record.scan) if record.mask is None else record.mask
+    is_given = record.repetition_time is not None
+    sidecars = [] if is_given else find_companion_files(record.scan, with_mask=False)
+    return {
+        "mask": None if mask is None else scan_identity(mask),
+        "repetition_time": record.repetition_time,
+        "sidecars": [scan_identity(path) for path in sidecars],
+    }
+
+
+def how_made(run: BoldRun, record: ScanRecord, extractor: TabletFeatureExtractor) -> dict[str, Any]:
+    """What a store records of the making of one run, beside what all of its runs share. JSON-able."""
+    voxel_size = np.linalg.norm(run.source_affine[:3, :3], axis=0)
+    return {
+        "space": declared_space(record.scan),
+        "voxel_size": [round(float(size), 4) for size in voxel_size],
+        "shape": [int(size) for size in run.source_shape],
+        "is_resampled": run.is_resampled,
+        "mask": run.mask_source,
+        "encoder": f"{str(extractor.dtype).removeprefix('torch.')} on {extractor.device.type}",
+    }
+
+
 class _Log:
     """A table of what became of each scan, a line as soon as it is known."""
 
@@ -382,7 +475,7 @@ class _Log:
         self.lock = threading.Lock()
 
     def __enter__(self) -> "_Log":
-        self.file = self.path.open("a", newline="", encoding="utf-8")
+        self.file = self.path.open("a", newline="", encoding="utf-8", errors="backslashreplace")
         self.table = csv.writer(self.file, delimiter="\t")
         if not self.path.stat().st_size:
             self.table.writerow(self.COLUMNS)
@@ -390,7 +483,8 @@ class _Log:
         return self
 
     def __exit__(self, *_) -> None:
-        self.file.close()
+        with contextlib.suppress(OSError):  # lines that a full disk did not take
+            self.file.close()
 
     def add(
         self,

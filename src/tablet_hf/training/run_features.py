@@ -127,7 +127,7 @@ def find_scans(store: Any, folders: str | Path | Iterable[str | Path]) -> FoundS
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: there is no such folder; give the folder that the scans lie in.")
-    sharing = Counter(run.scan["name"] for run in store.runs)
+    sharing = Counter(run.scan["name"] for run in store.runs if "name" in run.scan)
     files: dict[str, set[Path]] = defaultdict(set)
     for folder in folders:
         for path in _files_below(folder):
@@ -135,6 +135,9 @@ def find_scans(store: Any, folders: str | Path | Iterable[str | Path]) -> FoundS
                 files[path.name].add(path)
     paths, problems = {}, {}
     for run in store.runs:
+        if "name" not in run.scan:
+            problems[run.key] = "exports do not tell what scans they were made from; give the store."
+            continue
         found = _candidates(run, files[run.scan["name"]], sharing[run.scan["name"]] > 1)
         if isinstance(found, str):
             problems[run.key] = found

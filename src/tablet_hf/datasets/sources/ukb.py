@@ -84,7 +84,7 @@ def find(
         is_zipped = files_like(root, "*_20227_*_0.zip")
         hint = problems[0].why if problems else "Unpack the zip archives there, and warp." if is_zipped else ""
         raise LAYOUT.nothing(root, hint)
-    gone = _withdrawn(Path(withdrawn)) if withdrawn else frozenset()
+    gone = withdrawn_people(Path(withdrawn)) if withdrawn else frozenset()
     for eid in sorted({record.subject for record in scans} & gone):
         problems.append(Problem(f"subject {eid}", "withdrawn from UK Biobank, so left out; delete these scans."))
     there = {record.session for record in scans}
@@ -169,7 +169,7 @@ def _with_labels(record: ScanRecord) -> ScanRecord:
     return replace(record, site=record.site if centre is None else str(centre), phenotypes=labels | others)
 
 
-def _withdrawn(path: Path) -> frozenset[str]:
+def withdrawn_people(path: Path) -> frozenset[str]:
     """The eids of a list without a header, or with one."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
