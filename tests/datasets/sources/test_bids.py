@@ -92,6 +92,10 @@ def test_one_version_of_a_run_is_taken_in_the_order_that_is_documented(plant, sp
         ("MNI152NLin6Asym", "MNI152NLin6Asym_res-2"),
         ("MNI152NLin2009cAsym", "MNI152NLin2009cAsym_res-1"),
         ("MNI152NLin6Asym:res-1", "MNI152NLin6Asym_res-1"),
+        ("MNI152NLin6Asym:res-01", "MNI152NLin6Asym_res-1"),
+        ("MNI152NLin6Asym:res-2mm", "MNI152NLin6Asym_res-2"),
+        ("MNI152NLin6Asym_res-1", "MNI152NLin6Asym_res-1"),
+        ("space-MNI152NLin6Asym_res-02", "MNI152NLin6Asym_res-2"),
         ("MNI152NLin2009cAsym:res-native", "MNI152NLin2009cAsym"),
         ("space-MNIColin27", "MNIColin27"),
     ],
@@ -101,6 +105,19 @@ def test_the_space_can_be_chosen_as_in_fmriprep(plant, option, taken):
     root = plant(*(bold("sub-01_task-rest", f"space-{space}") for space in [*spaces, "MNIColin27"]))
     (record,) = find_scans("bids", root, space=option).records
     assert record.scan == root / bold("sub-01_task-rest", f"space-{taken}")
+
+
+@pytest.mark.parametrize("written", ["res-2", "res-02", "res-2mm"])
+@pytest.mark.parametrize("asked", ["res-2", "res-02", "res-2mm", "2"])
+def test_a_resolution_is_the_same_however_it_is_written(plant, written, asked):
+    root = plant(bold("sub-01_task-rest", f"space-MNI152NLin6Asym_{written}"))
+    assert keys(find_scans("bids", root, space=f"MNI152NLin6Asym:{asked}")) == ["sub-01_task-rest"]
+
+
+@pytest.mark.parametrize("space", ["MNI152NLin6Asym:", "MNI152NLin6Asym_den-2", "MNIPediatricAsym:cohort-1"])
+def test_a_space_with_parts_that_are_not_known_is_told(plant, space):
+    with pytest.raises(InputError, match=r"has a part .*; write it as in MNI152NLin2009cAsym or"):
+        find_scans("bids", plant(bold("sub-01_task-rest")), space=space)
 
 
 def test_a_native_space_cannot_be_chosen(plant):

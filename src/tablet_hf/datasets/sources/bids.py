@@ -7,6 +7,7 @@ MNI152NLin6Asym (FSL's, that of HCP and UK Biobank), then MNI152NLin2009cAsym, t
 
 import glob
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,8 +67,7 @@ class _Version:
 
     @property
     def resolution(self) -> str | None:
-        """ "2" for `res-2`, `res-02` and `res-2mm` alike."""
-        return self.entities["res"].lstrip("0").removesuffix("mm") if "res" in self.entities else None
+        return _resolution(self.entities["res"]) if "res" in self.entities else None
 
     @property
     def kind(self) -> str:
@@ -118,8 +118,8 @@ def find(
             links to, or from a raw dataset around or beside them, whichever is found first. `sub-*_sessions.tsv` of
             the derivatives and of the raw dataset are read in any case.
         tasks, sessions: labels of those that are wanted, with or without `task-` and `ses-`; None for all.
-        space: `MNI152NLin2009cAsym` or, as in fMRIPrep's own option, `MNI152NLin2009cAsym:res-2`; None takes any
-            MNI152 space in the order above.
+        space: `MNI152NLin2009cAsym` or, as in fMRIPrep's own option, `MNI152NLin2009cAsym:res-2`, or as a file name has
+            it, `MNI152NLin2009cAsym_res-02`; None takes any MNI152 space in the order above.
         dataset: what the study is called, for stores that hold several; None takes `Name` of the
             `dataset_description.json` of the derivatives, or of the raw dataset where the first is none or says only
             which pipeline wrote them ("fMRIPrep - fMRI PREProcessing workflow").
@@ -213,14 +213,27 @@ def read_entities(path: Path) -> dict[str, str]:
 
 
 def _split_space(space: str | None) -> tuple[str | None, str | None]:
-    """The space and the resolution that are wanted: `ANY` where none was named, None for that of the scan itself."""
+    """The space and the resolution that are wanted: `ANY` where none was named, None for that of the scan itself.
+
+    Written as in fMRIPrep's option, `MNI152NLin6Asym:res-2`, or as in names of files, `space-MNI152NLin6Asym_res-02`.
+    """
     if space is None:
         return None, ANY
-    name, _, resolution = space.removeprefix("space-").partition(":")
+    name, *others = re.split("[:_]", space.strip().removeprefix("space-"))
     if is_native_space(name):
         raise InputError(f"The space {name} is not an MNI152 space, and no other can be tokenized; choose one that is.")
-    resolution = resolution.removeprefix("res-") or ANY
+    if unknown := [part for part in others if not re.fullmatch(r"res-.+|\d+(mm)?|native", part)]:
+        raise InputError(
+            f"The space {space!r} has a part {unknown[0]!r}; write it as in MNI152NLin2009cAsym or "
+            "MNI152NLin2009cAsym:res-2."
+        )
+    resolution = _resolution(others[-1].removeprefix("res-")) if others else ANY
     return name, None if resolution == "native" else resolution
+
+
+def _resolution(label: str) -> str:
+    """ "2" for `res-2`, `res-02` and `res-2mm` alike."""
+    return label.lstrip("0").removesuffix("mm")
 
 
 def _place(item: str | None, order: Sequence[str | None]) -> int:
