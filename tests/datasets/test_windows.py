@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter
-from tablet_hf.datasets.collator import TabletCollator
+from tablet_hf.datasets.collator import TabletCollator, WindowBatch
 from tablet_hf.datasets.split_files import read_splits, write_splits
 from tablet_hf.datasets.splits import runs_in, split_subjects, subject_ids
 from tablet_hf.datasets.windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
@@ -457,3 +457,43 @@ def test_windows_of_a_store_can_be_sent_to_another_process(stored):
     windows.set_epoch(3)
     sent = pickle.loads(pickle.dumps(windows))
     assert all(torch.equal(a["input_values"], b["input_values"]) for a, b in zip(sent, windows, strict=True))
+
+
+class TestBatches:
+    """A loader asks for all items of a batch at once."""
+
+    def test_windows_of_one_length_lie_in_one_tensor(self, store):
+        windows = EvaluationWindows(store, 50)
+        batch = windows.__getitems__([2, 0])
+        assert isinstance(batch, WindowBatch)
+        for item, index in zip(batch, (2, 0), strict=True):
+            alone = windows[index]
+            assert item.keys() == alone.keys()
+            torch.testing.assert_close(item["input_values"], alone["input_values"], rtol=0, atol=0)
+            assert item["run_index"] == alone["run_index"]
+            assert item["input_values"].untyped_storage().data_ptr() == batch.input_values.untyped_storage().data_ptr()
+        assert TabletCollator()(batch)["input_values"] is batch.input_values
+
+    @pytest.mark.parametrize("settings", [{"stride": 2}, {"dtype": torch.float32}, {"num_frames": 200}])
+    def test_others_come_one_by_one_and_are_the_same(self, store, settings):
+        windows = EvaluationWindows(store, **({"num_frames": 50} | settings))
+        loaded = next(iter(DataLoader(windows, batch_size=len(windows), collate_fn=TabletCollator())))
+        expected = TabletCollator()([windows[index] for index in range(len(windows))])
+        assert loaded.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(loaded[name], value, rtol=0, atol=0)
+
+    def test_a_random_window_is_the_same_in_a_batch(self, store):
+        windows = TrainingWindows(store, 4, seed=3)
+        windows.set_epoch(5)
+        batch = windows.__getitems__([1, 0])
+        for item, index in zip(batch, (1, 0), strict=True):
+            torch.testing.assert_close(item["input_values"], windows[index]["input_values"], rtol=0, atol=0)
+
+    def test_workers_that_were_forked_read_as_well(self, store):
+        windows = EvaluationWindows(store, 4)
+        here = [batch["input_values"] for batch in DataLoader(windows, 8, collate_fn=TabletCollator())]
+        there = [batch["input_values"] for batch in DataLoader(windows, 8, collate_fn=TabletCollator(), num_workers=2)]
+        assert len(here) == len(there)
+        for first, second in zip(here, there, strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=0)

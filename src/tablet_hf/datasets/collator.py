@@ -17,6 +17,14 @@ LABEL_DTYPES = {
 }
 
 
+class WindowBatch(list):
+    """Items of windows of one length, whose tokens lie in one tensor already: `input_values (windows, frames, ...)`."""
+
+    def __init__(self, items: Sequence[dict[str, Any]], input_values: Tensor):
+        super().__init__(items)
+        self.input_values = input_values
+
+
 @dataclass(frozen=True)
 class TabletCollator:
     """Stacks windows into a batch.
@@ -47,7 +55,10 @@ class TabletCollator:
             raise ValueError(f"problem_type is {self.problem_type!r}, which is none of {', '.join(LABEL_DTYPES)}.")
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = self._stacked([item["input_values"] for item in items])
+        if isinstance(items, WindowBatch) and self.pad_to in (None, items.input_values.shape[1]):
+            batch = {"input_values": items.input_values}
+        else:
+            batch = self._stacked([item["input_values"] for item in items])
         if "bool_masked_pos" in items[0]:
             batch["bool_masked_pos"] = self._stacked([item["bool_masked_pos"] for item in items])["input_values"]
         batch["repetition_time"] = torch.tensor([item["repetition_time"] for item in items], dtype=torch.float32)

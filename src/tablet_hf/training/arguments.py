@@ -1,6 +1,5 @@
 """How a model is trained, in the words of this package, and as the `TrainingArguments` of transformers."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +30,8 @@ class Settings:
         precision: "auto" is bfloat16 on a GPU that has it, else float16 on a GPU, and float32 on a CPU.
         gradient_checkpointing: layers are computed again in the backward pass, for runs that do not fit otherwise.
         compile: whether the model is compiled, which makes steps on a GPU about 15% faster and takes half a minute.
-        workers: processes that read windows; None for a number that fits the machine.
+        workers: processes that read windows. A store needs none: threads read from it into memory that a GPU copies
+            from, and processes were slower. Streamed data may need a few.
         seed: of weights, windows and masks.
         save_steps: steps between checkpoints; None for one an epoch.
         log_steps: steps between lines of the log.
@@ -50,7 +50,7 @@ class Settings:
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
-    workers: int | None = None
+    workers: int = 0
     seed: int = 0
     save_steps: int | None = None
     log_steps: int = 10
@@ -105,13 +105,15 @@ def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> A
         _checkpointing_field(TrainingArguments): settings.gradient_checkpointing,
         "torch_compile": settings.compile,
         "optim": "adamw_torch_fused" if settings.on_gpu else "adamw_torch",
-        "dataloader_num_workers": _workers(settings),
-        "dataloader_persistent_workers": _workers(settings) > 0,
+        "dataloader_num_workers": settings.workers,
+        "dataloader_persistent_workers": settings.workers > 0,
         "dataloader_pin_memory": settings.on_gpu,
         "seed": settings.seed,
         "logging_strategy": "steps",
         "logging_steps": settings.log_steps,
         "logging_first_step": True,
+        # It looks at the loss of every step, and waits for the GPU to have it.
+        "logging_nan_inf_filter": False,
         "save_total_limit": 1,
         "report_to": _report_to(),
         "remove_unused_columns": False,
@@ -185,15 +187,6 @@ def _half_precision(settings: Settings) -> str:
     if not settings.on_gpu:
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def _workers(settings: Settings) -> int:
-    if settings.workers is not None:
-        return settings.workers
-    if not settings.on_gpu:
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(6, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 def _report_to() -> list[str]:

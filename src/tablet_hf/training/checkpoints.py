@@ -10,6 +10,7 @@ from transformers.trainer_callback import TrainerCallback
 
 from tablet_hf.errors import InputError, not_on_hub
 from tablet_hf.files import folder_written_whole, written_whole
+from tablet_hf.hub_files import check_model_name
 
 __all__ = [
     "LogWithCheckpoints",
@@ -140,6 +141,7 @@ def initial_model(
     made = {name: value for name, value in made.items() if value is not None}
     if init is None:
         return model_class(TabletConfig(**made | dict(fields))), []
+    check_model_name(init)
     try:
         config = TabletConfig.from_pretrained(str(init))
         if config.model_type != TabletConfig.model_type:

@@ -77,11 +77,11 @@ class MaskedWindows(EvaluationWindows):
             places = torch.linspace(0, len(self.windows) - 1, most).round().long().tolist()
             self.windows = [self.windows[place] for place in places]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = super().__getitem__(index)
+    def _fields(self, index: int, run: int, frames: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        frames = torch.ones(1, len(item["input_values"]), dtype=torch.bool)
-        return item | {"bool_masked_pos": draw_token_mask(self.config, frames, generator)[0]}
+        are_there = torch.ones(1, frames, dtype=torch.bool)
+        mask = draw_token_mask(self.config, are_there, generator)[0]
+        return super()._fields(index, run, frames) | {"bool_masked_pos": mask}
 
 
 def pretrain(
