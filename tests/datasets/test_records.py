@@ -1,15 +1,19 @@
 """What a record is called, and what a cell of a table means."""
 
+import json
 import math
 import re
 import unicodedata
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tablet_hf.datasets.records import ScanRecord, same_labels, store_key, typed_columns, typed_value
+from tablet_hf.datasets.records import ScanRecord, same_labels, store_key, typed_columns, typed_rows, typed_value
+from tablet_hf.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -94,6 +98,30 @@ def test_whole_numbers_come_back(number):
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_fractions_come_back(number):
     assert typed_value(repr(number)) == (None if number in (-999, -9999, -888, -777) else number)
+
+
+def test_numbers_of_numpy_and_pandas_can_be_written():
+    said = {
+        "a": np.float32(1.5),
+        "b": np.int64(3),
+        "c": np.nan,
+        "d": pd.NA,
+        "e": pd.NaT,
+        "f": math.inf,
+        "g": np.bool_(1),
+    }
+    record = ScanRecord("1", Path("x"), phenotypes=said | {"sex": "F"})
+    assert record.phenotypes == {"a": 1.5, "b": 3, "c": None, "d": None, "e": None, "f": None, "g": True, "sex": "F"}
+    assert json.loads(json.dumps(record.phenotypes, allow_nan=False)) == record.phenotypes
+    for value in (pd.Timestamp("2020-01-01"), [1], np.zeros(2)):
+        with pytest.raises(InputError, match=r"the phenotype 'age' is a \w+; give a text, a number"):
+            ScanRecord("1", Path("x"), phenotypes={"age": value})
+
+
+def test_rows_have_all_columns_each_of_one_type():
+    rows = [{"code": 1, "age": 1}, {"code": "x", "age": 1.5, "ok": True}]
+    assert typed_rows(rows) == [{"code": "1", "age": 1.0, "ok": None}, {"code": "x", "age": 1.5, "ok": True}]
+    assert typed_rows(typed_rows(rows)) == typed_rows(rows)
 
 
 def test_columns_have_one_type():

@@ -228,6 +228,19 @@ def test_what_a_study_is_called_without_an_option(derivatives):
     assert store_key(record) == "Sleep/sub-01_task-rest"
 
 
+def test_phenotypes_are_the_same_whatever_load_reads(writer, scan):
+    """Mixed columns, and one that a run lacks: from the table of all runs, or from sidecars where it is not there."""
+    said = [{"code": 1, "age": 31}, {"code": "x", "age": 30.5, "ok": True}, {"code": None, "ok": None}]
+    for number, phenotypes in enumerate(said):
+        put(writer, ScanRecord(f"{number}", scan(f"{number}"), phenotypes=phenotypes), number)
+    from_table = writer.finish()
+    (writer.folder / "runs.parquet").unlink()
+    from_sidecars = TokenDataset.load(writer.folder)
+    assert from_sidecars.runs == from_table.runs
+    assert from_sidecars.runs[0].phenotypes == {"code": "1", "age": 31.0, "ok": None}
+    assert from_sidecars.phenotype_types() == from_table.phenotype_types()
+
+
 class TestMerging:
     def test_a_refused_merge_leaves_nothing(self, write_store, tmp_path):
         write_store(tmp_path / "a")

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tablet_hf.errors import InputError
+
 __all__ = [
     "Cohort",
     "Phenotype",
@@ -21,6 +23,7 @@ __all__ = [
     "same_labels",
     "store_key",
     "typed_columns",
+    "typed_rows",
     "typed_value",
 ]
 
@@ -47,7 +50,11 @@ class ScanRecord:
         dataset: name of the dataset, e.g. "HCP-YA".
         site: where it was scanned.
         family: people of one family share it; splits keep them on one side.
-        phenotypes: typed, see `typed_value`; the same names for all records of a cohort.
+        phenotypes: typed, see `typed_value`; the same names for all records of a cohort. Numbers of numpy become those
+            of Python, and what is no number (NaN, infinity, the NA of pandas) None.
+
+    Raises:
+        InputError: a phenotype that is no text, number, bool or None.
     """
 
     subject: str
@@ -61,6 +68,11 @@ class ScanRecord:
     site: str | None = None
     family: str | None = None
     phenotypes: Mapping[str, Phenotype] = field(default_factory=dict)
+
+    def __post_init__(self):
+        # Tables of pandas give numbers of numpy and NaN, and neither can be written as JSON.
+        own = {name: _plain(name, value) for name, value in self.phenotypes.items()}
+        object.__setattr__(self, "phenotypes", own)
 
     @property
     def key(self) -> str:
@@ -129,6 +141,21 @@ def typed_value(cell: Any) -> Phenotype:
     if not math.isfinite(number) or number in MISSING_NUMBERS:
         return None
     return int(number) if number.is_integer() and abs(number) < 2**53 and "e" not in text.lower() else number
+
+
+def _plain(name: str, value: Any) -> Phenotype:
+    value = value.item() if getattr(value, "shape", None) == () else value
+    if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"the phenotype {name!r} is a {type(value).__name__}; give a text, a number, True, False or None.")
+
+
+def typed_rows(rows: Sequence[Mapping[str, Phenotype]]) -> list[dict[str, Phenotype]]:
+    """The rows with all columns, each of the one type that `typed_columns` says."""
+    kinds = typed_columns(rows)
+    return [{name: None if row.get(name) is None else kind(row[name]) for name, kind in kinds.items()} for row in rows]
 
 
 def typed_columns(rows: Sequence[Mapping[str, Phenotype]]) -> dict[str, type]:

@@ -38,6 +38,7 @@ from tablet_hf.datasets.records import (
     same_labels,
     store_key,
     typed_columns,
+    typed_rows,
 )
 from tablet_hf.datasets.run_files import (
     DTYPES,
@@ -715,13 +716,15 @@ def read_sidecars(folder: Path) -> tuple[list[StoredRun], list[Problem]]:
 
 
 def read_runs(folder: Path) -> list[StoredRun]:
-    """All finished runs of a store, sorted by key; of an export too."""
+    """All finished runs of a store, sorted by key; of an export too. Phenotypes are those of the table of all runs,
+    each of one type, also where that table is not there."""
     if (folder / INDEX_FILE).is_file():
         return read_index(folder)
     runs, problems = read_sidecars(folder)
     for problem in problems:
         warnings.warn(str(problem), stacklevel=2)
-    return runs
+    rows = typed_rows([run.phenotypes for run in runs])
+    return [replace(run, phenotypes=row) for run, row in zip(runs, rows, strict=True)]
 
 
 def _comparable(run: StoredRun, kinds: Mapping[str, type]) -> dict[str, Any]:
@@ -765,8 +768,9 @@ def write_index(folder: Path, runs: Sequence[StoredRun]) -> None:
         cells = [run.phenotypes.get(name) for run in runs]
         cells = [None if cell is None else kind(cell) for cell in cells]
         columns[f"phenotype.{name}"] = pa.array(cells, arrow[kind])
-    with written_whole(folder / INDEX_FILE) as unfinished:
-        pq.write_table(pa.table(columns), unfinished, write_page_checksum=True)
+    # Opened by Python, which takes any name and says what a disk did not take.
+    with written_whole(folder / INDEX_FILE) as unfinished, unfinished.open("wb") as file:
+        pq.write_table(pa.table(columns), file, write_page_checksum=True)
 
 
 def read_index(folder: Path) -> list[StoredRun]:
@@ -775,7 +779,8 @@ def read_index(folder: Path) -> list[StoredRun]:
 
     path = folder / INDEX_FILE
     try:
-        rows = pq.read_table(path, page_checksum_verification=True).to_pylist()
+        with path.open("rb") as file:
+            rows = pq.read_table(file, page_checksum_verification=True).to_pylist()
         runs = []
         for row in rows:
             phenotypes = {

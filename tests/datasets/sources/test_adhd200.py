@@ -35,7 +35,7 @@ def test_athena_with_the_table_of_a_site(plant, write, reasons):
     assert {name: one.phenotypes[name] for name in expected} == expected
     assert one.phenotypes["Secondary Dx"] == "Simple phobias"
     assert (two.phenotypes["adhd"], two.phenotypes["sex"], two.phenotypes["DX"]) == (0, "F", 0)
-    assert not cohort.problems
+    assert len(cohort.problems) == len(reasons(cohort, "taken for missing values")) == 1
     assert not cohort.is_restricted
 
 
@@ -48,7 +48,7 @@ def test_runs_that_failed_quality_control_are_left_out_unless_asked_for(plant, w
     assert reasons(cohort, "1127915_session_1_rest_1.nii.gz: QC_Rest_1 is 0")
     cohort = find_scans("adhd200", root, keep_failed_quality=True)
     assert len(cohort.records) == 4
-    assert not cohort.problems
+    assert cohort.is_all_used
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_bids_derivatives_and_their_words(plant, write, reasons):
         ("0010129", "NYU", None, None),
         ("1127915", "NYU", 0, "F"),
     ]
-    assert not cohort.problems
+    assert cohort.is_all_used
 
 
 def test_the_folder_that_nilearn_makes(plant, write):

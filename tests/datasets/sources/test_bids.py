@@ -36,7 +36,9 @@ def test_runs_masks_and_people(plant, write, reasons):
     assert (one.scan, one.mask) == (root / bold("sub-01_task-rest"), root / mask("sub-01_task-rest"))
     assert (one.site, one.family, one.phenotypes) == ("A", "7", {"age": 31, "sex": "F"})
     assert (two.mask, two.site, two.phenotypes) == (None, "B", {"age": None, "sex": "M"})
-    assert not cohort.problems
+    (note,) = cohort.problems
+    assert note.is_note
+    assert note.why == "cells that were taken for missing values, by column: age 1 (n/a)."
     assert not cohort.is_restricted
 
 
@@ -299,7 +301,7 @@ def test_tables_of_sessions_are_joined(plant, write, reasons):
         {"age": None, "sex": "F", "weight": 33.5},
         {"age": 12, "sex": "M", "weight": None},
     ]
-    assert not cohort.problems
+    assert cohort.is_all_used
 
 
 def test_a_table_with_a_row_for_each_session(plant, write, reasons):

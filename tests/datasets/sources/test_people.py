@@ -61,7 +61,7 @@ def test_tables_fill_what_is_missing_in_each_other(read):
     for tables in (["id,dx", "01,pending"], ["id,dx,iq", "01,1,100"]), (["id,dx,iq", "01,1,100"], ["id,dx", "01,n/a"]):
         people = read(*tables)
         assert people.phenotypes("01") == {"dx": 1, "iq": 100}
-        assert not people.problems
+        assert all(problem.is_note for problem in people.problems)
 
 
 def test_tables_that_contradict_each_other_give_nothing_however_many_follow(read):

@@ -23,7 +23,7 @@ def test_every_column(plant, write):
     assert (two.subject, two.scan, two.mask, two.repetition_time) == ("b", root / "b.nii.gz", None, None)
     assert (two.session, two.run, two.task, two.site) == (None, None, None, None)
     assert two.phenotypes == {"age": None, "code": "x"}
-    assert not cohort.problems
+    assert cohort.is_all_used
     assert not cohort.is_restricted
 
 
@@ -76,7 +76,8 @@ def test_rows_that_cannot_be_used_are_told_by_line(plant, write, reasons):
     assert reasons(cohort, "datalad get")
     assert reasons(cohort, f"{table}, line 10: 4 cells")
     assert reasons(cohort, f"{table}, line 11: its repetition_time '7_20'")
-    assert len(cohort.problems) == 8
+    assert reasons(cohort, "taken for missing values, by column: repetition_time 1 (-999)")
+    assert len(cohort.problems) == 9
 
 
 def test_one_scan_twice_and_two_scans_of_one_name(plant, write, reasons):

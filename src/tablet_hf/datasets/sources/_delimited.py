@@ -1,7 +1,7 @@
 """Tables of text as spreadsheets, R and the exports of studies write them. Every cell stays text.
 
-Subject labels such as 0010042 must never pass through a float, so nothing is converted here; `typed_value` does that
-for the columns that are phenotypes.
+Subject labels such as 0010042 must never pass through a float, so nothing is converted here; `_columns` does that for
+the columns that are phenotypes.
 """
 
 import codecs
@@ -35,12 +35,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table and the rows of it that could not be read."""
+    """A table, the rows of it that could not be read, and what stood between its cells."""
 
     path: Path
     columns: tuple[str, ...]
     rows: Sequence[Row]
     problems: Sequence[Problem]
+    delimiter: str
 
 
 def read_table(
@@ -107,7 +108,7 @@ def _parse(path: Path, lines: Iterable[str], rename: Callable, keep: Callable) -
         raise InputError(
             f"{path}: line {reader.line_num} is not a row of a table ({error}); check its quotation marks."
         ) from error
-    return Table(path, columns, rows, problems)
+    return Table(path, columns, rows, problems, delimiter)
 
 
 def _delimiter(header: str, suffix: str) -> str:

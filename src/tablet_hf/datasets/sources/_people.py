@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tablet_hf.datasets.records import Phenotype, Problem, ScanRecord, typed_value
+from tablet_hf.datasets.records import Phenotype, Problem, ScanRecord
+from tablet_hf.datasets.sources._columns import typed_cells
 from tablet_hf.datasets.sources._delimited import column_among, read_table
 from tablet_hf.errors import InputError
 
@@ -100,11 +101,12 @@ class People:
             raise InputError(f"{path}: no column names the people; one must be called {' or '.join(subject_columns)}.")
         names = [name for name in table.columns if name not in (subject_column, session_column)]
         self._columns.update(dict.fromkeys(names))
-        self.problems += table.problems
+        typed, notes = typed_cells(table, names)
+        self.problems += [*table.problems, *notes]
 
         lines: dict[tuple[str, str | None], list[int]] = {}
         rows: dict[tuple[str, str | None], list[dict[str, Phenotype]]] = {}
-        for row in table.rows:
+        for row, values in zip(table.rows, typed, strict=True):
             label = person(row.cells)
             if label is None:
                 cell = row.cells[subject_column]
@@ -113,7 +115,7 @@ class People:
                 continue
             session = bids_label("ses")(row.cells[session_column]) if session_column else None
             lines.setdefault((label, session), []).append(row.line)
-            rows.setdefault((label, session), []).append({name: typed_value(row.cells[name]) for name in names})
+            rows.setdefault((label, session), []).append(values)
         for who, said in rows.items():
             self._add_row(path, who, lines[who], said)
 

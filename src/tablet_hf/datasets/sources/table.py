@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from tablet_hf.datasets.records import Cohort, Problem, ScanRecord, typed_value
+from tablet_hf.datasets.records import Cohort, Phenotype, Problem, ScanRecord, typed_value
 from tablet_hf.datasets.sources._cohort import gather
+from tablet_hf.datasets.sources._columns import typed_cells
 from tablet_hf.datasets.sources._delimited import column_among, read_table
 from tablet_hf.datasets.sources._people import bids_label
 from tablet_hf.datasets.sources.bids import read_entities
@@ -49,13 +50,17 @@ def find(root: Path, *, dataset: str | None = None) -> Cohort:
         raise InputError(f"{root}: the table lists no scan; expected are rows such as sub-01_bold.nii.gz,01,F.")
     columns = {field: column_among(table.columns, (field,)) for field in FIELDS}
     labels = [column for column in table.columns if column not in (path_column, *columns.values())]
-    records, problems = [], list(table.problems)
-    for row in table.rows:
+    time_column = columns["repetition_time"]
+    typed, notes = typed_cells(table, labels if time_column is None else [*labels, time_column])
+    records, problems = [], [*table.problems, *notes]
+    for row, phenotypes in zip(table.rows, typed, strict=True):
         cells = {field: row.cells.get(column, "") or None for field, column in columns.items()}
+        for field in ("mask", "site", "family", "dataset"):
+            cells[field] = None if typed_value(cells[field]) is None else cells[field]
         cells["dataset"] = cells["dataset"] or dataset
-        phenotypes = {label: typed_value(row.cells[label]) for label in labels}
+        seconds = phenotypes.pop(time_column, None)
         try:
-            records.append(_record(root.parent, row.cells[path_column], cells, phenotypes))
+            records.append(_record(root.parent, row.cells[path_column], cells, seconds, phenotypes))
         except _UnusableRow as error:
             problems.append(Problem(f"{root}, line {row.line}", str(error)))
     return gather(records, problems)
@@ -65,7 +70,9 @@ class _UnusableRow(Exception):
     """Why a row is left out."""
 
 
-def _record(folder: Path, path: str, cells: Mapping[str, str | None], phenotypes: Mapping) -> ScanRecord:
+def _record(
+    folder: Path, path: str, cells: Mapping[str, str | None], seconds: Phenotype, phenotypes: Mapping[str, Phenotype]
+) -> ScanRecord:
     if not path:
         raise _UnusableRow("it gives no path; fill it in or remove the row.")
     scan = folder / path
@@ -76,7 +83,7 @@ def _record(folder: Path, path: str, cells: Mapping[str, str | None], phenotypes
     return ScanRecord(
         scan=scan,
         mask=folder / cells["mask"] if cells["mask"] else None,
-        repetition_time=_seconds(cells["repetition_time"]),
+        repetition_time=_seconds(seconds),
         dataset=cells["dataset"],
         site=cells["site"],
         family=cells["family"],
@@ -92,10 +99,9 @@ def _entities(scan: Path) -> dict[str, str]:
     return ({"sub": folders[0]} if folders else {}) | named
 
 
-def _seconds(cell: str | None) -> float | None:
-    value = typed_value(cell)
+def _seconds(value: Phenotype) -> float | None:
     if value is None:
         return None
     if isinstance(value, str) or not 0 < value < math.inf:
-        raise _UnusableRow(f"its repetition_time {cell!r} is not a number of seconds; write one such as 0.72.")
+        raise _UnusableRow(f"its repetition_time {str(value)!r} is not a number of seconds; write one such as 0.72.")
     return float(value)
