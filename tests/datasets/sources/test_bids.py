@@ -304,6 +304,14 @@ def test_tables_of_sessions_are_joined(plant, write, reasons):
     assert cohort.is_all_used
 
 
+def test_sex_and_age_have_the_names_that_all_sources_use(plant, write):
+    root = plant(bold("sub-01_task-rest"))
+    write("participants.tsv", "participant_id\tGender\tAge", "sub-01\tfemale\t31")
+    assert find_scans("bids", root).records[0].phenotypes == {"sex": "F", "age": 31, "Gender": "female", "Age": 31}
+    table = write("t.csv", f"path,Gender,Age\n{bold('sub-01_task-rest')},female,31")
+    assert find_scans("table", table).records[0].phenotypes == {"sex": "F", "age": 31, "Gender": "female", "Age": 31}
+
+
 def test_a_table_with_a_row_for_each_session(plant, write, reasons):
     root = plant(*(bold(f"sub-01_ses-{session}_task-rest") for session in "abc"))
     write("participants.tsv", "participant_id\tsession_id\tage", "sub-01\tses-a\t10", "sub-01\tses-b\t12")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tablet_hf.datasets.records import ScanRecord
-from tablet_hf.datasets.sources._people import People, bids_label, join, number_label
+from tablet_hf.datasets.sources._people import People, bids_label, join, number_label, with_common_names
 from tablet_hf.errors import InputError
 
 
@@ -106,6 +106,25 @@ def test_a_number_is_the_same_label_however_a_spreadsheet_wrote_it(number, zeros
 def test_what_is_no_whole_number_is_no_label(cell):
     label = number_label()(cell)
     assert label is None or float(cell) == int(label)
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "common"),
+    [
+        ("Gender,AGE", "Female,31;male,28.5;n/a,n/a", [("F", 31), ("M", 28.5), (None, None)]),
+        ("SEX,Gender", "f,woman;M,man;m,man", [("F", None), ("M", None), ("M", None)]),
+        ("gender,Age", "1,26-30;2,31-35;1,31-35", [(None, None)] * 3),
+        ("Gender,x", "F,1;divers,2;M,3", [(None, None)] * 3),
+        ("sex,Gender,age,Age", "1,F,a,31;2,M,b,28;1,F,c,30", [(1, "a"), (2, "b"), (1, "c")]),
+    ],
+)
+def test_sex_and_age_are_found_by_other_names_where_nothing_else_can_be_meant(read, header, cells, common):
+    people = read([f"id,{header}", *(f"{number},{row}" for number, row in enumerate(cells.split(";")))])
+    records, _ = join([ScanRecord(str(number), Path("x")) for number in range(3)], people)
+    named = with_common_names(records)
+    assert [(record.phenotypes.get("sex"), record.phenotypes.get("age")) for record in named] == common
+    for before, after in zip(records, named, strict=True):
+        assert after.phenotypes | before.phenotypes == after.phenotypes
 
 
 def test_site_and_family_become_fields_and_scans_without_a_row_stay(read):

@@ -10,11 +10,16 @@ from tablet_hf.datasets.sources._columns import typed_cells
 from tablet_hf.datasets.sources._delimited import column_among, read_table
 from tablet_hf.errors import InputError
 
-__all__ = ["People", "bids_label", "join", "number_label"]
+__all__ = ["People", "bids_label", "join", "number_label", "with_common_names"]
 
 SITE_COLUMNS = ("site", "site_id")
 FAMILY_COLUMNS = ("family", "family_id")
 """Columns that become the fields `site` and `family` of a record, not phenotypes, whatever their case."""
+
+
+SEX_COLUMNS = ("sex", "gender")
+SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
+"""Words that say nothing else, lower case. Codes are not among them: which sex is 1 differs between studies."""
 
 
 def bids_label(entity: str) -> Callable[[str], str | None]:
@@ -165,6 +170,29 @@ def join(records: Iterable[ScanRecord], people: People) -> tuple[list[ScanRecord
         )
         joined.append(record)
     return joined, list(unlabelled.values())
+
+
+def with_common_names(records: Sequence[ScanRecord]) -> list[ScanRecord]:
+    """`sex` ("F", "M") and `age` besides the columns that plainly say so by other names, such as Gender and AGE.
+
+    Only where no column has that very name, and where all of a column's known cells are words for a sex, or numbers.
+    """
+
+    def known(column: str | None) -> list[Phenotype]:
+        return [value for record in records if (value := record.phenotypes.get(column)) is not None]
+
+    columns = list(dict.fromkeys(name for record in records for name in record.phenotypes))
+    found: dict[str, tuple[str, Callable[[Phenotype], Phenotype]]] = {}
+    sex, age = column_among(columns, SEX_COLUMNS), column_among(columns, ("age",))
+    if "sex" not in columns and (said := known(sex)) and all(str(value).casefold() in SEX for value in said):
+        found["sex"] = sex, lambda value: None if value is None else SEX[str(value).casefold()]
+    if "age" not in columns and (said := known(age)) and all(type(value) in (int, float) for value in said):
+        found["age"] = age, lambda value: value
+
+    def common(record: ScanRecord) -> dict[str, Phenotype]:
+        return {name: convert(record.phenotypes.get(column)) for name, (column, convert) in found.items()}
+
+    return [replace(record, phenotypes={**common(record), **record.phenotypes}) for record in records]
 
 
 def _said(subject: str, session: str | None) -> str:

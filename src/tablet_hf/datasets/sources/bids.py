@@ -15,7 +15,7 @@ from typing import Any
 
 from tablet_hf.datasets.records import Cohort, Problem, ScanRecord
 from tablet_hf.datasets.sources._cohort import Layout, beside, check_labels, files_like, gather, mixture
-from tablet_hf.datasets.sources._people import People, bids_label, join
+from tablet_hf.datasets.sources._people import People, bids_label, join, with_common_names
 from tablet_hf.errors import InputError
 from tablet_hf.scans import is_native_space
 
@@ -126,7 +126,8 @@ def find(
 
     Returns:
         Records with the labels of BIDS. `run` also holds whatever else tells runs apart: "1+acqAP" for
-        `acq-AP_run-1`. The brain mask is that of the same entities; the repetition time is left to the sidecar.
+        `acq-AP_run-1`. The brain mask is that of the same entities; the repetition time is left to the sidecar. The
+        columns of the tables are the phenotypes; `sex` and `age` stand for columns that plainly say the same.
 
     Raises:
         InputError: no such folder, nothing in it that was asked for, or a table that cannot be read.
@@ -150,7 +151,7 @@ def find(
                 people.add(table, (), bids_label("sub"), SESSION_COLUMNS, subject=subject)
     dataset = dataset or _study(root)
     records, unlabelled = join([replace(record, dataset=dataset) for record in runs.records], people)
-    return gather(records, [*problems, *people.problems, *unlabelled])
+    return gather(with_common_names(records), [*problems, *people.problems, *unlabelled])
 
 
 def find_runs(

@@ -12,7 +12,7 @@ from tablet_hf.datasets.records import Cohort, Phenotype, Problem, ScanRecord, t
 from tablet_hf.datasets.sources._cohort import gather
 from tablet_hf.datasets.sources._columns import typed_cells
 from tablet_hf.datasets.sources._delimited import column_among, read_table
-from tablet_hf.datasets.sources._people import bids_label
+from tablet_hf.datasets.sources._people import bids_label, with_common_names
 from tablet_hf.datasets.sources.bids import read_entities
 from tablet_hf.errors import InputError
 
@@ -63,7 +63,7 @@ def find(root: Path, *, dataset: str | None = None) -> Cohort:
             records.append(_record(root.parent, row.cells[path_column], cells, seconds, phenotypes))
         except _UnusableRow as error:
             problems.append(Problem(f"{root}, line {row.line}", str(error)))
-    return gather(records, problems)
+    return gather(with_common_names(records), problems)
 
 
 class _UnusableRow(Exception):
