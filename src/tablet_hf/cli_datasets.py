@@ -95,6 +95,11 @@ def tokenize_source(
         _tell_outcome(outcomes, cohort, writer, options)
 
 
+def _said(what: Any) -> str:
+    """As text to print: names of files need not be text, and what is not is told as its number."""
+    return escape(str(what).encode("utf-8", "backslashreplace").decode())
+
+
 def _counted(number: int, one: str, several: str | None = None) -> str:
     """`1 scan`, `2 scans`."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"
@@ -110,8 +115,8 @@ def _forget_withdrawn(store: Path, options: dict[str, Any]) -> None:
     gone = forget_people(store, withdrawn_people(Path(options["withdrawn"])))
     if gone:
         messages.print(
-            f"{escape(str(store))}: {_counted(len(gone), 'run')} of people who withdrew "
-            f"{'was' if len(gone) == 1 else 'were'} deleted: {escape(', '.join(run.key for run in gone))}. Copies and "
+            f"{_said(store)}: {_counted(len(gone), 'run')} of people who withdrew "
+            f"{'was' if len(gone) == 1 else 'were'} deleted: {_said(', '.join(run.key for run in gone))}. Copies and "
             "exports of the store, and splits, still have them; make these anew."
         )
 
@@ -147,7 +152,7 @@ def _tell_cohort(cohort: Any) -> None:
     people = {(record.dataset, record.subject) for record in cohort.records}
     messages.print(f"{_counted(len(cohort.records), 'scan')} of {_counted(len(people), 'person', 'people')}.")
     for problem in cohort.problems[:20]:
-        messages.print(f"  {escape(str(problem))}")
+        messages.print(f"  {_said(problem)}")
     if len(cohort.problems) > 20:
         messages.print(f"  and {len(cohort.problems) - 20} more like these.")
 
@@ -165,7 +170,7 @@ def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[s
     if failed:
         messages.print(f"{len(failed):,} of {_counted(len(cohort.records), 'scan')} could not be used:")
         for problem in failed[:50]:
-            messages.print(f"  {escape(str(problem))}")
+            messages.print(f"  {_said(problem)}")
         if len(failed) > 50:
             messages.print(f"  and {len(failed) - 50} more.")
     is_whole = not failed and cohort.is_all_used
@@ -173,7 +178,7 @@ def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[s
     if runs := writer.runs():
         notes = _no_longer_found(writer.folder, runs, cohort, options)
         for note in notes[:20]:
-            messages.print(f"  {escape(str(note))}")
+            messages.print(f"  {_said(note)}")
         if len(notes) > 20:
             messages.print(f"  and {len(notes) - 20} more like these.")
         try:
@@ -181,22 +186,22 @@ def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[s
         except OSError as error:
             is_whole = False
             messages.print(
-                f"{escape(str(writer.folder))}: the table of runs could not be written ({error.strerror}); make room, "
+                f"{_said(writer.folder)}: the table of runs could not be written ({error.strerror}); make room, "
                 "and run this again, which keeps the runs that are whole."
             )
         else:
             held = _counted(sum(run.num_frames for run in store.runs), "frame")
-            output.print(f"{escape(str(store.folder))}  {_counted(len(store), 'run')}, {held}")
+            output.print(f"{_said(store.folder)}  {_counted(len(store), 'run')}, {held}")
     for problem in writer.unreadable:
         is_whole = False
-        messages.print(f"  {escape(str(problem))}")
+        messages.print(f"  {_said(problem)}")
     try:
         writer.write_problems([*cohort.problems, *failed, *notes, *writer.unreadable])
     except OSError as error:
-        messages.print(f"{escape(str(writer.problems_file))}: it could not be written ({error.strerror}).")
+        messages.print(f"{_said(writer.problems_file)}: it could not be written ({error.strerror}).")
         raise typer.Exit(2) from error
     if not is_whole:
-        messages.print(f"All that was left out, and why: {escape(str(writer.problems_file))}")
+        messages.print(f"All that was left out, and why: {_said(writer.problems_file)}")
         raise typer.Exit(2)
 
 
@@ -230,7 +235,7 @@ def check(store: Store) -> None:
     show_facts(tokens.describe())
     faults = tokens.check()
     for fault in faults:
-        messages.print(escape(fault))
+        messages.print(_said(fault))
     if faults:
         messages.print(f"{_counted(len(faults), 'fault')}.")
         raise typer.Exit(2)
@@ -292,8 +297,8 @@ def split(
     write_splits(drawn, out)
     for one in drawn:
         counts = "  ".join(f"{part} {count}" for part, count in one.counts.items())
-        output.print(f"{escape(one.name):12}  {counts}")
-    output.print(escape(str(out)))
+        output.print(f"{_said(one.name):12}  {counts}")
+    output.print(_said(out))
 
 
 @app.command()
@@ -306,7 +311,7 @@ def merge(
     from tablet_hf.datasets.store import SPLITS_FOLDER, merge_stores
 
     merged = merge_stores(stores, out)
-    output.print(f"{escape(str(merged.folder))}  {len(merged)} runs")
+    output.print(f"{_said(merged.folder)}  {len(merged)} runs")
     if any((store / SPLITS_FOLDER).is_dir() for store in stores):
         messages.print("Splits are not merged: there are more people now; draw new ones with tablet-hf dataset split.")
 
@@ -329,7 +334,7 @@ def export(
         path = export_parquet(
             tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)
         )
-    output.print(escape(str(path)))
+    output.print(_said(path))
     if tokens.settings["is_restricted"]:
         messages.print(
             "These data are restricted: their terms forbid passing on what concerns single people. Keep the export "

@@ -12,6 +12,7 @@ files of the cache, since Parquet cannot be mapped into memory; `StreamedWindows
 import copy
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -204,7 +205,7 @@ def _rows(store: TokenDataset, run: StoredRun, kinds: dict[str, type], names: di
     from datasets import Features, Value
 
     arrow = {bool: "bool", int: "int64", float: "float64", str: "string"}
-    with pa.memory_map(str(store.folder / run.file)) as source:
+    with pa.memory_map(os.fsencode(store.folder / run.file)) as source:
         for batch in pa.ipc.open_stream(source):
             count = len(batch)
             kept_elsewhere = (*ONCE, "tokens", "repetition_time", "frame_scale")

@@ -6,6 +6,7 @@ do the tokens of the run's mean volume where it has any; the factor stands in th
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,7 +223,7 @@ def without_repetition_time(path: Path) -> tuple[str, int] | None:
     """
     import pyarrow as pa
 
-    with pa.memory_map(str(path)) as source:
+    with pa.memory_map(os.fsencode(path)) as source:
         stream = pa.ipc.open_stream(source)
         if "repetition_time" not in stream.schema.names:
             return None
@@ -270,7 +271,7 @@ def kept_in(path: Path) -> tuple[str, tuple[int, int]]:
     import pyarrow as pa
     from datasets import Features
 
-    with pa.memory_map(str(path)) as source:
+    with pa.memory_map(os.fsencode(path)) as source:
         kind = Features.from_arrow_schema(pa.ipc.open_stream(source).schema)["tokens"]
     return kind.dtype, tuple(kind.shape)
 
@@ -282,7 +283,7 @@ class MappedRun:
         import pyarrow as pa
 
         try:
-            with pa.memory_map(str(path)) as source:
+            with pa.memory_map(os.fsencode(path)) as source:
                 batches = list(pa.ipc.open_stream(source))
             values = [token_values(batch.column("tokens"), geometry, DTYPES[dtype]) for batch in batches]
             once = {name: kept_once(batches[0], name, geometry) for name in ONCE} if batches else {}
