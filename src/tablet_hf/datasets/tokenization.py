@@ -16,7 +16,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -521,6 +522,7 @@ def shared_out(records: Sequence[ScanRecord], cpu: bool = False) -> Iterator[tup
     """This process's share of the records, under `accelerate launch` or alone, and accelerate's state.
 
     Shares are of about the same number of bytes. Processes wait for each other at the end for as long as it takes.
+    Where a launcher was asked for several and started one, a warning says so.
     """
     from accelerate import PartialState
 
@@ -528,6 +530,13 @@ def shared_out(records: Sequence[ScanRecord], cpu: bool = False) -> Iterator[tup
     state = PartialState(
         cpu=cpu, **({"timeout": timedelta(days=30)} if int(os.environ.get("WORLD_SIZE", 1)) > 1 else {})
     )
+
+    if state.num_processes == 1 and launched_for_several(os.environ):
+        warnings.warn(
+            "accelerate launch was asked for several processes and started this one alone, as it does with --cpu; "
+            "start them with `torchrun --nproc-per-node 2 -m tablet_hf.cli ...`.",
+            stacklevel=3,
+        )
 
     def size(record: ScanRecord) -> int:
         try:
@@ -539,3 +548,14 @@ def shared_out(records: Sequence[ScanRecord], cpu: bool = False) -> Iterator[tup
     dealt = [record for turn in range(state.num_processes) for record in largest_first[turn :: state.num_processes]]
     with state.split_between_processes(dealt) as share:
         yield list(share), state
+
+
+def launched_for_several(environment: Mapping[str, str]) -> bool:
+    """Whether accelerate launch was asked for several processes and set up none but this one.
+
+    It gives them an address to meet at in any case, but a number only to those that it starts itself or through MPI
+    (`prepare_simple_launcher_cmd_env` of accelerate 1.15).
+    """
+    numbers = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    is_by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
+    return is_by_accelerate and "MASTER_ADDR" in environment and not any(name in environment for name in numbers)
