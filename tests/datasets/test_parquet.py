@@ -61,6 +61,7 @@ def runs_as_rank(rank, port, told, source, dispatch_batches):
         found["own"] += batch["run_index"].tolist()
         found["gathered"] += accelerator.gather_for_metrics(batch["run_index"]).tolist()
     told.write_text(json.dumps(found))
+    accelerator.end_training()
 
 
 @pytest.fixture
