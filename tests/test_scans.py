@@ -3,7 +3,9 @@
 import bz2
 import gzip
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +15,14 @@ from nibabel import openers
 
 from tablet_hf import scans
 from tablet_hf.errors import InputError
-from tablet_hf.scans import declared_space, find_brain_mask_file, find_repetition_time, load_volume, open_source
+from tablet_hf.scans import (
+    declared_space,
+    find_brain_mask_file,
+    find_companion_files,
+    find_repetition_time,
+    load_volume,
+    open_source,
+)
 
 AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 
@@ -510,3 +519,19 @@ def test_real_scans(real_data):
     frame = next(source.frames([27]))
     np.testing.assert_array_equal(frame, nib.load(scan).get_fdata(dtype=np.float32)[..., 27])
     assert open_source(real_data("bold/native_space_bold.nii.gz")).has_scanner_axes
+
+
+def test_a_sidecar_that_comes_later_is_found_though_listings_are_kept(tmp_path):
+    folder = tmp_path / "study"
+    (folder / "sub-01").mkdir(parents=True)
+    scan = folder / "sub-01" / "sub-01_task-rest_bold.nii.gz"
+    long_ago = time.time() - 60
+    (folder / "task-rest_bold.json").write_text("{}")
+    for path in (folder, folder / "sub-01"):
+        os.utime(path, (long_ago, long_ago))
+    for _ in range(2):
+        assert find_companion_files(scan) == [folder / "task-rest_bold.json"]
+    (folder / "sub-01" / "sub-01_bold.json").write_text("{}")
+    assert find_companion_files(scan) == [folder / "sub-01" / "sub-01_bold.json", folder / "task-rest_bold.json"]
+    (folder / "task-rest_bold.json").unlink()
+    assert find_companion_files(scan) == [folder / "sub-01" / "sub-01_bold.json"]

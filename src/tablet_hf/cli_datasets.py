@@ -175,12 +175,7 @@ def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[s
             messages.print(f"  and {len(failed) - 50} more.")
     is_whole = not failed and cohort.is_all_used
     notes = []
-    if runs := writer.runs():
-        notes = _no_longer_found(writer.folder, runs, cohort, options)
-        for note in notes[:20]:
-            messages.print(f"  {_said(note)}")
-        if len(notes) > 20:
-            messages.print(f"  and {len(notes) - 20} more like these.")
+    if writer.has_runs():
         try:
             store = writer.finish()
         except OSError as error:
@@ -190,6 +185,11 @@ def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[s
                 "and run this again, which keeps the runs that are whole."
             )
         else:
+            notes = _no_longer_found(writer.folder, store.runs, cohort, options)
+            for note in notes[:20]:
+                messages.print(f"  {_said(note)}")
+            if len(notes) > 20:
+                messages.print(f"  and {len(notes) - 20} more like these.")
             held = _counted(sum(run.num_frames for run in store.runs), "frame")
             output.print(f"{_said(store.folder)}  {_counted(len(store), 'run')}, {held}")
     for problem in writer.unreadable:

@@ -10,11 +10,14 @@ The brain, the grid of the model and the intensities are the business of `volume
 import gzip
 import json
 import math
+import os
 import struct
+import time
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -496,6 +499,24 @@ def _bids_name(filename: str) -> tuple[list[str], str]:
     return entities, suffix
 
 
+def _json_files(folder: Path) -> list[Path]:
+    """The JSON files of a folder, sorted. A large dataset's root takes long to list, for each scan."""
+    try:
+        changed = folder.stat().st_mtime_ns
+        # What changes again before the clock ticks cannot be told by its time.
+        is_settled = time.time_ns() - changed > 2_000_000_000
+        names = _json_names(folder, changed) if is_settled else _json_names.__wrapped__(folder, changed)
+    except OSError:
+        return []  # as `glob` of what may not be listed
+    return [folder / name for name in names]
+
+
+@lru_cache(maxsize=256)
+def _json_names(folder: Path, changed: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name.endswith(".json"))
+
+
 def _sidecars(path: Path) -> Iterator[Path]:
     """JSON files that speak for a scan, the most specific first."""
     stem = path.name.removesuffix(".gz").rsplit(".", maxsplit=1)[0]
@@ -508,7 +529,7 @@ def _sidecars(path: Path) -> Iterator[Path]:
     for folder in path.absolute().parents:
         speaks = [
             (len(_bids_name(other.name)[0]), other)
-            for other in sorted(folder.glob(f"*{suffix}.json"))
+            for other in _json_files(folder)
             if other.name != own.name
             and _bids_name(other.name)[1] == suffix
             and set(_bids_name(other.name)[0]) <= set(entities)

@@ -72,7 +72,7 @@ configs:
   data_files: data/*.parquet
 tags: [fmri, neuroimaging, nifti, tablet, dc-ae]
 ---
-Tokens of {runs:,} fMRI runs of {subjects:,} people ({frames:,} frames), a row a frame, made by tablet-hf with the
+Tokens of fMRI (runs: {runs:,}, people: {subjects:,}, frames: {frames:,}), a row a frame, made by tablet-hf with the
 autoencoder `{autoencoder}`.
 {restricted}
 ```python

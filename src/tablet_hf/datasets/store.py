@@ -549,9 +549,10 @@ class TokenStoreWriter:
         write_sidecar(run, sidecar_of(path))
         return run
 
-    def runs(self) -> list[StoredRun]:
-        """Those that are finished now, sorted by key."""
-        return read_sidecars(self.folder)[0]
+    def has_runs(self) -> bool:
+        """Whether any run is finished."""
+        written = (self.folder / RUNS_FOLDER).rglob(f"*{SIDECAR_ENDING}")
+        return any(is_whole_sidecar(path) for path in written)
 
     @property
     def problems_file(self) -> Path:
@@ -695,6 +696,14 @@ def read_sidecar(path: Path) -> StoredRun:
         raise InputError(
             f"{path}: it does not describe a run ({error}); delete it and tokenize the run again."
         ) from error
+
+
+def is_whole_sidecar(path: Path) -> bool:
+    try:
+        read_sidecar(path)
+    except InputError:
+        return False
+    return True
 
 
 _FIELDS: dict[str, Any] = dict.fromkeys(("key", "subject", "file", "sha256"), str)
