@@ -23,8 +23,8 @@ SIZES: dict[str, dict[str, int]] = {
     "tiny": {
         "hidden_size": 64,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
         "intermediate_size": 256,
     },
 }
@@ -35,7 +35,7 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder; run it again, an
 InitOption = Annotated[str | None, typer.Option("--init", help="Folder or Hub id of a model to start from.")]
 SizeOption = Annotated[str, typer.Option("--size", help="Of a model from scratch: published, small or tiny.")]
 SetOption = Annotated[
-    list[str], typer.Option("--set", help="A field of TabletConfig, such as center_tokens=true; may be repeated.")
+    list[str], typer.Option("--set", help="A field of TabletConfig, such as pooling_type=mean; may be repeated.")
 ]
 SplitsOption = Annotated[Path | None, typer.Option("--splits", help="CSV of tablet-hf dataset split.")]
 WindowOption = Annotated[int, typer.Option("--window", min=0, help="Frames of a window; 0 for whole runs.")]

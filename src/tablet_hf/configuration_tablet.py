@@ -45,9 +45,11 @@ class TabletConfig(PreTrainedConfig):
         use_feature_norm, use_input_norm, use_output_norm (`bool`):
             A norm over the numbers of a token before they are projected, over the sequence with its CLS state before
             the first layer, and after the last layer.
-        center_tokens (`bool`, defaults to `False`):
-            Whether the mean over the frames of a window is taken from the tokens of each cell first. Of tokens of the
-            signal `"intensity"` 98% of the variance is the still anatomy, which is gone then.
+        standardize_tokens (`bool`, defaults to `False`):
+            Whether a window is standardised over time first: from the tokens of each cell their mean over the frames is
+            taken, and the rest is divided by its standard deviation over the window. Of tokens of the signal
+            `"intensity"` 98% of the variance is the still anatomy, which is gone then. Goes with
+            `use_feature_norm=False`, since that norm makes all tokens equally large, whether they swing or not.
         pooling_type (`"cls"` or `"mean"`, defaults to `"cls"`):
             What a head reads: the CLS state, as in the paper, or the mean of all token states, which masked token
             modeling teaches something where it teaches the CLS state nothing.
@@ -57,7 +59,8 @@ class TabletConfig(PreTrainedConfig):
         position_embedding_type (`"none"`, `"rope"` or `"spatiotemporal_rope"`, defaults to the last):
             `"none"` sees a run as a set of tokens (what the released weights need), `"rope"` turns queries and keys
             by one angle a sequence position, `"spatiotemporal_rope"` shares the head dimension among time in seconds
-            and the three coordinates of a cell.
+            and the three coordinates of a cell. Heads of 32 numbers or more can tell moments apart: of 8 only two are
+            left for the time, and a small model with such heads learnt nothing of its neighbours in masked modeling.
         rope_theta (`float`, defaults to 10000):
             Base of the angles of `"rope"`.
         rope_shortest_period, rope_longest_period (`float`, default to 6 and 3600, seconds):
@@ -141,7 +144,7 @@ class TabletConfig(PreTrainedConfig):
     use_feature_norm: bool = True
     use_input_norm: bool = True
     use_output_norm: bool = False
-    center_tokens: bool = False
+    standardize_tokens: bool = False
     pooling_type: Literal["cls", "mean"] = "cls"
     feature_dropout_prob: float | int = 0.0
     hidden_dropout_prob: float | int = 0.0

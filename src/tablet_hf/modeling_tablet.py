@@ -36,8 +36,8 @@ class TabletMaskedTokenModelingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Mean squared error over the masked, valid tokens, in float32.
         reconstruction (`torch.FloatTensor` of shape `(batch_size, num_frames, num_cells, token_size)`):
-            A prediction of every token: of its deviation from the window's mean with `config.center_tokens`,
-            standardised with `config.norm_target`.
+            A prediction of every token: as [`standardize_over_frames`] gives it with `config.standardize_tokens`, and
+            standardised by itself with `config.norm_target`.
         mask (`torch.FloatTensor` of shape `(batch_size, num_frames, num_cells)`):
             1 where a token was masked, 0 elsewhere.
         hidden_states, attentions (*optional*):
@@ -58,16 +58,19 @@ def build_norm(norm_type: str, size: int, config: TabletConfig) -> nn.LayerNorm 
     return nn.LayerNorm(size, eps=config.layer_norm_eps)
 
 
-def center_over_frames(
+def standardize_over_frames(
     input_values: torch.Tensor, frame_mask: torch.Tensor | None, bool_masked_pos: torch.Tensor | None = None
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Take from the tokens of each cell their mean over the frames of the window, in float32. Counted are frames that are
-    there and tokens that are not hidden: a mean would tell of what is to be predicted.
+    Take from the tokens of each cell their mean over the frames of the window, and divide by the standard deviation of
+    what is left over the whole window, so that how far a token swings is kept. Counted are frames that are there and
+    tokens that are not hidden: a mean would tell of what is to be predicted.
+
+    Returns:
+        Standardised tokens, shaped as `input_values`; the means, `(batch_size, 1, num_cells, token_size)`; the standard
+        deviations, `(batch_size, 1, 1, 1)`. All in float32.
     """
     input_values = input_values.float()
-    if frame_mask is None and bool_masked_pos is None:
-        return input_values - input_values.mean(dim=1, keepdim=True)
     counts = torch.ones(input_values.shape[:3], dtype=torch.bool, device=input_values.device)
     if frame_mask is not None:
         counts = counts & frame_mask.unsqueeze(-1)
@@ -75,7 +78,12 @@ def center_over_frames(
         counts = counts & ~bool_masked_pos.bool()
     counts = counts.unsqueeze(-1)
     total = input_values.masked_fill(~counts, 0).sum(dim=1, keepdim=True)
-    return input_values - total / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = total / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    centered = input_values - mean
+    squares = centered.square().mean(dim=-1, keepdim=True).masked_fill(~counts, 0).sum(dim=(1, 2), keepdim=True)
+    std = (squares / counts.sum(dim=(1, 2), keepdim=True).clamp(min=1)).sqrt()
+    # A run in which nothing moves stays zeros.
+    return centered / std.clamp(min=1e-6), mean, std
 
 
 class TabletEmbeddings(nn.Module):
@@ -93,7 +101,7 @@ class TabletEmbeddings(nn.Module):
         super().__init__()
         self.num_cells = config.num_cells
         self.token_size = config.token_size
-        self.center_tokens = config.center_tokens
+        self.standardize_tokens = config.standardize_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
         self.feature_norm = (
@@ -166,8 +174,8 @@ class TabletEmbeddings(nn.Module):
         bool_masked_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states of all tokens, `(batch_size, num_frames * num_cells, hidden_size)`."""
-        if self.center_tokens:
-            input_values = center_over_frames(input_values, frame_mask, bool_masked_pos)
+        if self.standardize_tokens:
+            input_values, _, _ = standardize_over_frames(input_values, frame_mask, bool_masked_pos)
         # Token stores hold float16; whatever dtype the tokens come in, the weights decide.
         input_values = input_values.to(self.projection.weight.dtype)
         if frame_mask is not None:
@@ -684,8 +692,8 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
         loss = None
         if return_loss:
             target = input_values
-            if self.config.center_tokens:
-                target = center_over_frames(input_values, frame_mask, bool_masked_pos)
+            if self.config.standardize_tokens:
+                target, _, _ = standardize_over_frames(input_values, frame_mask, bool_masked_pos)
             loss = self.masked_loss(reconstruction, target, mask, frame_mask)
 
         return TabletMaskedTokenModelingOutput(

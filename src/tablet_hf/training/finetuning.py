@@ -115,7 +115,8 @@ def finetune_fold(
             "head" fits a linear model on what the network says as it is, which is computed once.
         learning_rates: to choose from; None for that of the settings alone.
         metric: of people of the validation part, by which is chosen: "loss", or a name of
-            `tablet_hf.training.metrics`; by default "auroc", or "mae" of a regression.
+            `tablet_hf.training.metrics`. The default is the loss: of few people AUROC and accuracy have few values, and
+            the first epoch of several alike would be taken, in which the model has hardly begun.
         patience: epochs without a better metric after which training stops; None never stops early.
         kind, positive: see `find_task`.
         lora_rank: of the adapters.
@@ -399,7 +400,7 @@ def _checked_metric(metric: str | None, task: Task) -> str:
     from tablet_hf.training.metrics import classification_metrics, regression_metrics
 
     if metric is None:
-        return "mae" if task.is_regression else "auroc"
+        return "loss"
     if task.is_regression:
         known = regression_metrics(np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 3.0]))
     else:

@@ -8,7 +8,7 @@ What was begun in a folder goes on from its last checkpoint, to the same loss cu
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tablet_hf.datasets.splits import Split, runs_in, subject_ids
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
-from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask
+from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import agreed_checkpoint, initial_model, keep_to_one_training, save_model
 
@@ -177,17 +177,18 @@ def read_result(out: str | Path) -> PretrainingResult | None:
 
 
 def mean_predictor_loss(windows: MaskedWindows, config: Any) -> float:
-    """The loss of a model that has learnt of each number its mean over the cell's visible tokens in the window.
+    """The loss of naming for each hidden token the mean of its cell's visible ones in the window.
 
     It is what masked token modeling must get below to have learnt more than the still anatomy.
     """
     total, count = 0.0, 0.0
-    for item in _items(windows):
+    for index in range(len(windows)):
+        item = windows[index]
         tokens, hidden = item["input_values"].float(), item["bool_masked_pos"]
-        visible = (~hidden).unsqueeze(-1)
-        mean = (tokens * visible).sum(0) / visible.sum(0).clamp(min=1)
-        target = tokens - mean if config.center_tokens else tokens
-        guess = torch.zeros_like(tokens) if config.center_tokens else mean.expand_as(tokens)
+        target, mean, _ = (part[0] for part in standardize_over_frames(tokens[None], None, hidden[None]))
+        guess = torch.zeros_like(tokens)
+        if not config.standardize_tokens:
+            target, guess = tokens, mean.expand_as(tokens)
         if config.norm_target:
             target = torch.nn.functional.layer_norm(target, target.shape[-1:], eps=1e-6)
             guess = torch.nn.functional.layer_norm(guess, guess.shape[-1:], eps=1e-6)
@@ -198,11 +199,6 @@ def mean_predictor_loss(windows: MaskedWindows, config: Any) -> float:
 
 
 # --- parts
-
-
-def _items(windows: MaskedWindows) -> Iterator[dict[str, Any]]:
-    for index in range(len(windows)):
-        yield windows[index]
 
 
 def _windows(store: Any, settings: Settings, split: Split | None, config: Any) -> tuple[Any, MaskedWindows | None]:

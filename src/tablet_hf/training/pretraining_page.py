@@ -11,7 +11,7 @@ from tablet_hf.datasets.splits import Split, runs_in
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.intensities import PERCENT_CHANGE_WINDOW
-from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, center_over_frames
+from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, standardize_over_frames
 from tablet_hf.report.page import Picture, Section, Table, write_page
 from tablet_hf.report.pictures import save_figure
 from tablet_hf.report.training_pictures import hidden_tokens_figure, pretraining_curve_figure
@@ -59,13 +59,14 @@ def hidden_frame(model: Any, item: dict[str, Any], frame: int | None = None) -> 
         bool_masked_pos=hidden[None].to(device),
         return_loss=False,
     )
-    mean = (tokens - center_over_frames(tokens[None], None, hidden[None])[0])[0]
+    standardised, mean, std = (part[0] for part in standardize_over_frames(tokens[None], None, hidden[None]))
+    mean = mean[0]
     predicted = output.reconstruction[0].float().cpu()
-    if model.config.norm_target:  # of the token's own mean and spread the model has not to know
-        target = tokens - mean if model.config.center_tokens else tokens
+    if model.config.norm_target:  # a token's own mean and spread are nothing that the model has to know
+        target = standardised if model.config.standardize_tokens else tokens
         predicted = predicted * target.std(-1, keepdim=True, unbiased=False) + target.mean(-1, keepdim=True)
-    if model.config.center_tokens:
-        predicted = predicted + mean
+    if model.config.standardize_tokens:
+        predicted = predicted * std + mean
     error = (predicted - tokens)[hidden].square().sum()
     deviation = (mean - tokens)[hidden].square().sum()
     place = len(tokens) // 2 if frame is None else frame

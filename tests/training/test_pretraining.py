@@ -1,0 +1,255 @@
+"""Masked token modeling with Trainer: it learns, goes on where it was killed, and shows what it learnt."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
+from tablet_hf.datasets import StreamedWindows
+from tablet_hf.errors import InputError
+from tablet_hf.training.arguments import Settings
+from tablet_hf.training.checkpoints import initial_model, last_checkpoint
+from tablet_hf.training.pretraining import MaskedWindows, mean_predictor_loss, pretrain
+from tablet_hf.training.pretraining_page import hidden_frame, write_pretraining_page
+
+SETTINGS = Settings(
+    window_frames=12, epochs=25, batch_size=8, learning_rate=3e-3, log_steps=5, seed=1, device="cpu", warmup=0.1
+)
+
+SCRIPT = """
+import sys, time
+from tablet_hf.datasets import TokenDataset, read_splits
+from tablet_hf.training.arguments import Settings
+from tablet_hf.training.pretraining import pretrain
+from transformers import TrainerCallback
+
+store, splits, out, sizes, seconds = *sys.argv[1:4], eval(sys.argv[4]), float(sys.argv[5])
+
+class Slow(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        print("step", state.global_step, flush=True)
+        time.sleep(seconds)
+
+settings = Settings(window_frames=12, epochs=6, batch_size=8, learning_rate=3e-3, log_steps=2, device="cpu")
+tokens = TokenDataset.load(store)
+pretrain(tokens, out, settings, split=read_splits(splits)[0], model=sizes, evaluations=4, callbacks=[Slow()])
+"""
+
+
+@pytest.fixture(scope="module")
+def pretrained(planted_store, planted_split, tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pretrained")
+    return out, pretrain(planted_store, out, SETTINGS, split=planted_split, model=tiny, is_quiet=True)
+
+
+class TestLearning:
+    def test_loss_falls_below_that_of_naming_the_mean(self, pretrained):
+        _, result = pretrained
+        (first_step, before), (_, after) = result.validation_loss[0], result.validation_loss[-1]
+        assert first_step == 0
+        assert after < 0.7 * before
+        assert after < 0.8 * result.mean_predictor_loss
+        assert result.loss[-1][1] < result.loss[0][1]
+
+    def test_model_is_ready_for_fine_tuning(self, pretrained, planted_store):
+        out, result = pretrained
+        fields = {"num_labels": 1, "problem_type": "multi_label_classification"}
+        model, said = initial_model(TabletForSequenceClassification, result.folder, fields, planted_store.preprocessing)
+        loaded = TabletForMaskedTokenModeling.from_pretrained(result.folder)
+        torch.testing.assert_close(model.tablet.layers[0].mlp.fc1.weight, loaded.tablet.layers[0].mlp.fc1.weight)
+        assert said == [f"{result.folder}: it has no classifier.bias, classifier.weight, which start anew."]
+        assert model.config.signal == "intensity"
+        assert sorted(path.name for path in (out / "model").iterdir()) == [
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+        ]
+
+    def test_what_is_done_is_given_back(self, pretrained, planted_store, planted_split, tiny):
+        out, result = pretrained
+        weights = (out / "model" / "model.safetensors").stat().st_mtime_ns
+        again = pretrain(planted_store, out, SETTINGS, split=planted_split, model=tiny)
+        assert again == result
+        assert (out / "model" / "model.safetensors").stat().st_mtime_ns == weights
+
+    def test_another_training_is_refused_there(self, pretrained, planted_store, planted_split, tiny):
+        out, _ = pretrained
+        with pytest.raises(InputError, match=r"a training with another config mask_ratio 0\.5 instead of 0\.25"):
+            pretrain(planted_store, out, SETTINGS, split=planted_split, model=tiny | {"mask_ratio": 0.25})
+
+    @pytest.mark.parametrize("fields", [{"norm_target": True, "mask_strategy": "tube"}, {"mask_strategy": "frame"}])
+    def test_other_objectives(self, planted_store, planted_split, tiny, tmp_path, fields):
+        settings = Settings(window_frames=8, max_steps=3, batch_size=4, device="cpu", log_steps=1)
+        result = pretrain(planted_store, tmp_path, settings, split=planted_split, model=tiny | fields, is_quiet=True)
+        assert all(math.isfinite(loss) for _, loss in result.loss)
+        if fields.get("norm_target"):
+            assert result.mean_predictor_loss == pytest.approx(1, abs=0.05)
+
+    def test_streamed_windows(self, planted_store, planted_split, tiny, tmp_path):
+        windows = StreamedWindows(planted_store.folder, 8)
+        with pytest.raises(InputError, match="max_steps"):
+            pretrain(windows, tmp_path / "no", SETTINGS, model=tiny)
+        settings = Settings(window_frames=8, max_steps=4, batch_size=8, device="cpu", log_steps=1)
+        result = pretrain(windows, tmp_path / "out", settings, split=planted_split, model=tiny, is_quiet=True)
+        assert len(windows.runs) == planted_split.counts["train"]
+        assert [step for step, _ in result.loss] == [1, 2, 3, 4]
+
+    def test_tensorboard_has_the_loss(self, pretrained):
+        out, _ = pretrained
+        pytest.importorskip("tensorboardX")
+        (events,) = (out / "checkpoints").rglob("events.out.tfevents*")
+        assert b"train/loss" in events.read_bytes()
+        assert b"eval/loss" in events.read_bytes()
+
+
+class TestMasks:
+    def test_are_the_same_in_every_pass_and_differ_between_windows(self, planted_store, planted_split, pretrained):
+        _, result = pretrained
+        config = TabletForMaskedTokenModeling.from_pretrained(result.folder).config
+        windows = MaskedWindows(planted_store, 12, None, config, seed=3)
+        first, second = windows[0]["bool_masked_pos"], windows[1]["bool_masked_pos"]
+        assert first.shape == (12, 27)
+        assert first.float().mean() == pytest.approx(0.5, abs=0.01)
+        assert torch.equal(first, windows[0]["bool_masked_pos"])
+        assert not torch.equal(first, second)
+
+    def test_mean_predictor_by_a_slow_count(self, planted_store, pretrained):
+        _, result = pretrained
+        config = TabletForMaskedTokenModeling.from_pretrained(result.folder).config
+        windows = MaskedWindows(planted_store, 12, [0, 1], config, seed=3)
+        errors = []
+        for item in (windows[index] for index in range(len(windows))):
+            tokens, hidden = item["input_values"].double(), item["bool_masked_pos"]
+            for cell in range(27):
+                mean = tokens[~hidden[:, cell], cell].mean(0)
+                errors += [float((tokens[t, cell] - mean).square().mean()) for t in range(12) if hidden[t, cell]]
+        assert mean_predictor_loss(windows, config) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+def run_script(planted_store, splits, out, tiny, seconds):
+    words = [planted_store.folder, splits, out, repr(tiny), seconds]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_on_the_same_curve(planted_store, planted_split, tiny, tmp_path):
+    from tablet_hf.datasets import write_splits
+
+    splits = tmp_path / "splits.csv"
+    write_splits([planted_split], splits)
+    undisturbed = run_script(planted_store, splits, tmp_path / "undisturbed", tiny, 0)
+    random_kill = random.Random(5)
+    kills = 0
+    for last_step in (7, 14):
+        process = run_script(planted_store, splits, tmp_path / "killed", tiny, 0.05)
+        for line in process.stdout:
+            if line.startswith("step") and int(line.split()[1]) >= last_step:
+                time.sleep(random_kill.random() * 0.3)
+                process.send_signal(signal.SIGKILL)
+                break
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2
+    # What a kill in the middle of writing a checkpoint leaves behind.
+    broken = tmp_path / "killed" / "checkpoints" / "checkpoint-9999"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"half")
+    finished = run_script(planted_store, splits, tmp_path / "killed", tiny, 0)
+    finished.communicate(timeout=300)
+    undisturbed.communicate(timeout=300)
+    assert (finished.returncode, undisturbed.returncode) == (0, 0)
+    results = [json.loads((tmp_path / name / "pretraining.json").read_text()) for name in ("undisturbed", "killed")]
+    for name in ("loss", "validation_loss"):
+        expected, found = (dict(map(tuple, result[name])) for result in results)
+        assert found == pytest.approx(expected, rel=1e-5), name
+
+
+def test_half_a_checkpoint_is_deleted_and_the_one_before_taken(tmp_path):
+    for step, state in ((10, "{}"), (20, None), (30, "{ha")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10"]
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(planted_store, planted_split, tiny, tmp_path):
+    from tablet_hf.datasets import write_splits
+
+    splits = tmp_path / "splits.csv"
+    write_splits([planted_split], splits)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    words = [planted_store.folder, splits, tmp_path / "out", repr(tiny), 0]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29651"]
+    ended = subprocess.run(
+        [*launch, str(script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    result = json.loads((tmp_path / "out" / "pretraining.json").read_text())
+    assert result["loss"][-1][0] == 12  # six epochs of 24 windows in batches of 2 x 8: a last batch of 8
+    assert result["validation_loss"][-1][1] < result["validation_loss"][0][1]
+    TabletForMaskedTokenModeling.from_pretrained(tmp_path / "out" / "model")
+
+
+class TestPage:
+    def test_hidden_tokens_are_explained_in_part(self, pretrained, planted_store):
+        _, result = pretrained
+        model = TabletForMaskedTokenModeling.from_pretrained(result.folder)
+        windows = MaskedWindows(planted_store, 12, None, model.config)
+        frame = hidden_frame(model, windows[0], frame=2)
+        hidden = windows[0]["bool_masked_pos"][2]
+        tokens = windows[0]["input_values"][2].float()
+        assert torch.equal(frame.hidden, hidden)
+        torch.testing.assert_close(frame.original, tokens)
+        torch.testing.assert_close(frame.predicted[~hidden], tokens[~hidden])
+        torch.testing.assert_close(frame.visible[hidden], frame.mean[hidden])
+        assert 0.2 < frame.explained < 1
+
+    def test_page_says_why_frames_are_missing(self, pretrained, planted_store, planted_split):
+        out, result = pretrained
+        page = write_pretraining_page(out, result, planted_store, planted_split, SETTINGS).read_text()
+        assert "They cannot be decoded to be looked at: natural-f32c32: its weights are sha256:" in page
+        assert "data:image/png;base64" in page
+        assert "give --splits" in write_pretraining_page(out, result, None, None, SETTINGS).read_text()
+
+    def test_frames_are_decoded_where_the_autoencoder_is_to_be_had(self, tmp_path, tiny):
+        from tablet_hf import TabletFeatureExtractor
+        from tablet_hf.datasets import ScanRecord, Split, TokenStoreWriter
+
+        extractor = TabletFeatureExtractor()
+        extractor.slice_autoencoder  # noqa: B018
+        writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
+        tokens = torch.randn(6, 27, 3072, generator=torch.Generator().manual_seed(0))
+        for name in ("01", "02"):
+            scan = {"name": name, "bytes": 1, "modified_ns": 1}
+            writer.write(ScanRecord(name, Path(name)), tokens, 2.0, scan)
+        store = writer.finish()
+        split = Split("split", {"01": "train", "02": "validation"})
+        settings = Settings(window_frames=6, max_steps=1, batch_size=1, device="cpu")
+        result = pretrain(store, tmp_path / "out", settings, split=split, model=tiny, is_quiet=True)
+        page = write_pretraining_page(tmp_path / "out", result, store, split, settings).read_text()
+        assert "tokens hidden" not in page  # that stands in the picture
+        assert (tmp_path / "out" / "pictures" / "hidden-1.png").stat().st_size > 20_000
+        assert "whom the model has not learnt from" in page
