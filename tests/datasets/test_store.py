@@ -428,6 +428,13 @@ class TestChecking:
         assert len(faults) == 3
         assert all(told in fault and "store.json" in fault for fault in faults)
 
+    def test_numbers_that_are_none_are_no_fault(self, tmp_path, preprocessing):
+        writer = TokenStoreWriter(tmp_path / "store", preprocessing)
+        for subject, score in (("01", float("nan")), ("02", 0.1)):
+            record = ScanRecord(subject, Path("x"), phenotypes={"score": score})
+            writer.write(record, torch.zeros(2, 27, 96), 2.0, {})
+        assert writer.finish().check() == []
+
     def test_runs_that_the_table_does_not_list_are_found(self, write_store, tmp_path, preprocessing, known_tokens):
         store = write_store(tmp_path / "store")
         writer = TokenStoreWriter(store.folder, preprocessing)

@@ -305,7 +305,9 @@ class TokenDataset(torch.utils.data.Dataset):
                 faults.append(fault)
             if run.file in by_file:
                 found, known = (_comparable(each, kinds) for each in (by_file[run.file], run))
-                if differing := [name for name in known if found[name] != known[name]]:
+                # NaN, which earlier versions let through, is not equal to itself.
+                differing = [name for name in known if found[name] != known[name]]
+                if differing := [name for name in differing if repr(found[name]) != repr(known[name])]:
                     faults.append(
                         f"{sidecar}: its {differing[0]} is {found[differing[0]]!r}, but {INDEX_FILE} says "
                         f"{known[differing[0]]!r}; run tablet-hf tokenize again, which makes the table anew."
