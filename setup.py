@@ -44,9 +44,16 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "parameterized>=0.9"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "parameterized>=0.9",
+            "tensorboardX>=2.6",
+        ],
         "report": ["jinja2>=3.1", "pillow>=10"],
-        "train": ["peft>=0.15", "pillow>=10"],
+        "train": ["peft>=0.15", "pillow>=10", "tensorboardX>=2.6"],
     },
     entry_points={"console_scripts": ["tablet-hf=tablet_hf.cli:main"]},
     classifiers=[

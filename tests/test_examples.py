@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from tablet_hf import InputError, TabletFeatureExtractor
+from tablet_hf.datasets import ScanRecord, TokenStoreWriter, split_subjects, subject_ids, write_splits
 from tablet_hf.demo.cohort import GROUPS, CohortDesign, write_cohort
 from tablet_hf.pipelines import ScanPredictor
 from tablet_hf.token_files import load_tokens, token_file_name
@@ -96,3 +98,39 @@ def test_a_scan_preprocessed_again_is_tokenized_again(example, make_scan, tmp_pa
     written = path.stat().st_mtime_ns
     example.tokenize(people, extractor, tmp_path / "tokens")
     assert path.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "label", "said"),
+    [
+        ("run_classification.py", "sex", "people held out: accuracy "),
+        ("run_regression.py", "age", "people held out: mse "),
+        ("run_masked_token_modeling.py", None, "loss on held-out people: "),
+    ],
+)
+def test_trainer_scripts_run_as_they_are_written(tmp_path, script, label, said):
+    generator = torch.Generator().manual_seed(0)
+    preprocessing = {"autoencoder": "x", "signal": "intensity", "scaling": "max"}
+    preprocessing |= {"volume_size": 96, "token_size": 96, "grid_size": 3}
+    writer = TokenStoreWriter(tmp_path / "store", preprocessing)
+    for number in range(20):
+        record = ScanRecord(f"{number:02}", Path("x"), phenotypes={"sex": "FM"[number % 2], "age": 20.5 + number})
+        scan = {"name": f"{number}", "bytes": 1, "modified_ns": 1}
+        writer.write(record, torch.randn(6, 27, 96, generator=generator), 2.0, scan)
+    store = writer.finish()
+    labels = [run.phenotypes["sex"] for run in store.runs]
+    split = split_subjects(subject_ids(store.runs), labels, fractions=(0.6, 0.2, 0.2))
+    write_splits([split], tmp_path / "splits.csv")
+    words = ["--dataset", store.folder, "--splits", tmp_path / "splits.csv", "--output_dir", tmp_path / "model"]
+    words += ["--label", label] if label else []
+    words += ["--num_frames", 4, "--num_train_epochs", 1, "--hidden_size", 32, "--num_hidden_layers", 1]
+    words += ["--num_attention_heads", 2, "--intermediate_size", 32, "--use_cpu", "True"]
+    command = [sys.executable, EXAMPLES / script, *words]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert said in ended.stdout
+    assert (tmp_path / "model" / "model.safetensors").is_file()

@@ -129,9 +129,12 @@ class TestMasks:
         errors = []
         for item in (windows[index] for index in range(len(windows))):
             tokens, hidden = item["input_values"].double(), item["bool_masked_pos"]
-            for cell in range(27):
-                mean = tokens[~hidden[:, cell], cell].mean(0)
-                errors += [float((tokens[t, cell] - mean).square().mean()) for t in range(12) if hidden[t, cell]]
+            means = [tokens[~hidden[:, cell], cell].mean(0) for cell in range(27)]
+            places = [(t, cell) for t in range(12) for cell in range(27)]
+            visible = [tokens[t, cell] - means[cell] for t, cell in places if not hidden[t, cell]]
+            std = torch.stack(visible).square().mean().sqrt()
+            left = [(tokens[t, cell] - means[cell]) / std for t, cell in places if hidden[t, cell]]
+            errors += [float(each.square().mean()) for each in left]
         assert mean_predictor_loss(windows, config) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 

@@ -1,0 +1,87 @@
+"""Fine-tune TABLeT to tell classes apart, with nothing but `Trainer`: a script to copy and change.
+
+    tablet-hf dataset split STORE --label sex --out sex.csv
+    python examples/run_classification.py --dataset STORE --splits sex.csv --label sex --output_dir my-model
+
+All of `TrainingArguments` can be given as well, such as `--num_train_epochs 20 --learning_rate 1e-4 --bf16 True`, and
+`torchrun --nproc_per_node 4 examples/run_classification.py ...` trains on four GPUs. For folds, a sweep of learning
+rates, intervals and baselines on the same people there is `tablet-hf finetune`.
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+
+from tablet_hf import TabletConfig, TabletForSequenceClassification
+from tablet_hf.datasets import (
+    EpochCallback,
+    EvaluationWindows,
+    TabletCollator,
+    TokenDataset,
+    TrainingWindows,
+    average_by,
+    read_splits,
+    runs_in,
+)
+from tablet_hf.training.metrics import class_probabilities, classification_metrics, metrics_for
+from tablet_hf.training.tasks import find_task
+
+
+@dataclass
+class Data:
+    dataset: str = field(metadata={"help": "Folder of a token dataset, or its Hub id."})
+    splits: str = field(metadata={"help": "CSV of tablet-hf dataset split."})
+    label: str = field(metadata={"help": "The phenotype to predict."})
+    init: str | None = field(default=None, metadata={"help": "A pre-trained model to start from."})
+    num_frames: int = field(default=256, metadata={"help": "Of a window."})
+    hidden_size: int = field(default=896, metadata={"help": "Of a model from scratch."})
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 14
+    num_key_value_heads: int = 2
+    intermediate_size: int = 4864
+
+
+def main() -> None:
+    parser = HfArgumentParser((Data, TrainingArguments))
+    data, arguments = parser.parse_args_into_dataclasses()
+    arguments.remove_unused_columns = False
+
+    store = TokenDataset.load(data.dataset)
+    split = read_splits(data.splits, runs=store.runs)[0]
+    runs = {part: runs_in(split, store.runs, part) for part in ("train", "validation", "test")}
+    task = find_task(store, data.label, runs["train"], kind="classification")
+
+    made = {name: store.preprocessing.get(name) for name in TabletConfig.token_geometry + TabletConfig.token_provenance}
+    fields = made | task.config_fields | {"num_frames": data.num_frames}
+    if data.init is not None:
+        model = TabletForSequenceClassification.from_pretrained(data.init, **fields)
+    else:
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+        model = TabletForSequenceClassification(TabletConfig(**fields, **{name: getattr(data, name) for name in sizes}))
+
+    training = TrainingWindows(store, data.num_frames, runs["train"], data.label, classes=task.classes)
+    validation = EvaluationWindows(store, data.num_frames, runs["validation"], data.label, classes=task.classes)
+    test = EvaluationWindows(store, data.num_frames, runs["test"], data.label, classes=task.classes)
+    trainer = Trainer(
+        model,
+        arguments,
+        TabletCollator(model.config.problem_type),
+        training,
+        validation,
+        compute_metrics=metrics_for(model.config),
+        callbacks=[EpochCallback()],
+    )
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    trainer.save_model()
+
+    # A person is the mean of his or her windows.
+    logits = trainer.predict(test).predictions
+    people, means = average_by(logits, test.subjects)
+    labels = dict(zip(test.subjects, (test.labels[run] for run in test.run_indices), strict=True))
+    metrics = classification_metrics([labels[person] for person in people], class_probabilities(means))
+    if trainer.is_world_process_zero():
+        print(f"{len(people)} people held out: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+
+
+if __name__ == "__main__":
+    main()
