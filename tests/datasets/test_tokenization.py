@@ -388,7 +388,7 @@ class TestTrouble:
         text = told.read_text()
         assert process.exitcode == 2, text
         assert "Traceback" not in text
-        assert "File too large; make room or mend the folder" in text
+        assert "its tokens could not be written (File too large); mend the store's disk and run it again." in text
         assert "not begun, since the work was stopped" in text
         assert re.search(r"^\d+ of 12 scans could not be used:", text, re.M)
         assert "the table of runs could not be written (File too large)" in text

@@ -392,6 +392,9 @@ class _Tokenization:
             )
         except Exception as error:
             self._stop_if_unwritable(error)
+            if isinstance(error, OSError):
+                why = error.strerror or str(error)
+                error = InputError(f"its tokens could not be written ({why}); mend the store's disk and run it again.")
             self._failed(run.record, error)
         else:
             with self.lock:
@@ -413,7 +416,7 @@ class _Tokenization:
     def _failed(self, record: ScanRecord, error: Exception) -> None:
         reason = str(error).strip() or type(error).__name__
         if isinstance(error, OSError):
-            reason = f"{error.strerror or reason}; make room or mend the folder, and run it again."
+            reason = f"{error.strerror or reason}; make sure that it can be read, and run it again."
         elif not isinstance(error, InputError):
             reason = f"{type(error).__name__}: {reason}"
             logger.warning("%s failed", record.scan, exc_info=error)
