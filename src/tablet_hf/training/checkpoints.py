@@ -140,14 +140,14 @@ def initial_model(
     made = {name: preprocessing.get(name) for name in (*TabletConfig.token_geometry, *TabletConfig.token_provenance)}
     made = {name: value for name, value in made.items() if value is not None}
     if init is None:
-        return model_class(TabletConfig(**made | dict(fields))), []
+        return model_class(_config(made | dict(fields))), []
     check_model_name(init)
     try:
         config = TabletConfig.from_pretrained(str(init))
         if config.model_type != TabletConfig.model_type:
             raise InputError(f"{init}: it holds no TABLeT; give the folder or Hub id of one.")
         config.check_tokens_compatible(preprocessing)
-        config = TabletConfig(**_without_task(config.to_dict()) | made | dict(fields))
+        config = _config(_without_task(config.to_dict()) | made | dict(fields))
         model, info = model_class.from_pretrained(
             str(init), config=config, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
         )
@@ -176,6 +176,18 @@ def initial_model(
     if unused := sorted(key for key in info["unexpected_keys"] if not key.startswith("tablet.")):
         said.append(f"{init}: its {', '.join(unused)} are of another task and are not used.")
     return model, said
+
+
+def _config(fields: Mapping[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+
+    from tablet_hf.configuration_tablet import TabletConfig
+
+    try:
+        return TabletConfig(**fields)
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"no model can be made so: {reason.split('Error: ')[-1]}") from error
 
 
 def _without_task(fields: Mapping[str, Any]) -> dict[str, Any]:

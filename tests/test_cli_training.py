@@ -1,0 +1,127 @@
+"""`tablet-hf pretrain`, `finetune` and `evaluate`, as typed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tablet_hf.cli import app
+from tablet_hf.datasets import ScanRecord, TokenStoreWriter
+
+PREPROCESSING = {"autoencoder": "x", "signal": "intensity", "scaling": "max"}
+PREPROCESSING |= {"volume_size": 96, "token_size": 96, "grid_size": 3}
+SHORT = ["--window", "4", "--epochs", "1", "--batch-size", "8", "--size", "tiny", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    generator = torch.Generator().manual_seed(0)
+    writer = TokenStoreWriter(tmp_path_factory.mktemp("cli") / "store", PREPROCESSING)
+    for number in range(20):
+        phenotypes = {"sex": "FM"[number % 2], "age": 20.5 + number}
+        record = ScanRecord(f"{number:02}", Path("x"), phenotypes=phenotypes)
+        scan = {"name": f"{number}", "bytes": 1, "modified_ns": 1}
+        writer.write(record, torch.randn(6, 27, 96, generator=generator), 2.0, scan)
+    return writer.finish().folder
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def tuned(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    return out, run("finetune", "--dataset", store, "--label", "sex", "--folds", 2, "--out", out, *SHORT)
+
+
+def test_finetuning_prints_all_methods_beside_each_other(tuned):
+    out, ended = tuned
+    assert ended.exit_code == 0, ended.output
+    rows = [line.split("  ")[0] for line in ended.stdout.splitlines()]
+    assert rows[2:] == ["TABLeT", "majority class", "mean token"]
+    assert "sex, 4 people, mean and 95% interval over people" in ended.stdout
+    assert "classification of sex: F, M; its values are no numbers" in ended.stderr
+    assert "functional connectivity could not be run in fold-1" in ended.stderr
+    assert json.loads((out / "results.json").read_text())["about"]["started from"] == "scratch"
+    assert {path.name for path in out.iterdir()} >= {"fold-1", "fold-2", "index.html", "predictions.csv", "splits.csv"}
+
+
+def test_the_same_words_again_do_nothing_twice(tuned, store):
+    out, _ = tuned
+    before = {path: path.stat().st_mtime_ns for path in out.glob("fold-*/model/*")}
+    again = run("finetune", "--dataset", store, "--label", "sex", "--folds", 2, "--out", out, *SHORT)
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in out.glob("fold-*/model/*")} == before
+    other = run("finetune", "--dataset", store, "--label", "age", "--out", out, *SHORT)
+    assert other.exit_code == 2
+    assert "a training with another" in other.stderr
+
+
+def test_a_model_is_evaluated(tuned, store, tmp_path):
+    out, _ = tuned
+    words = ["--dataset", store, "--splits", out / "splits.csv", "--fold", "fold-2", "--device", "cpu"]
+    ended = run("evaluate", out / "fold-2" / "model", *words, "--part", "validation", "--out", tmp_path)
+    assert ended.exit_code == 0, ended.output
+    assert [line.split("  ")[0] for line in ended.stdout.splitlines()][2:] == ["TABLeT", "majority class", "mean token"]
+    assert json.loads((tmp_path / "results.json").read_text())["about"]["part"] == "validation"
+
+
+def test_pretraining_then_a_linear_probe(tuned, store, tmp_path):
+    out, _ = tuned
+    splits = ["--dataset", store, "--splits", out / "splits.csv"]
+    masked = ["--mask-strategy", "tube", "--norm-target", "--set", "pooling_type=mean"]
+    ended = run("pretrain", *splits, "--out", tmp_path / "pretrained", *SHORT, *masked)
+    assert ended.exit_code == 0, ended.output
+    assert ended.stdout.splitlines()[0].startswith("validation loss ")
+    assert ended.stdout.splitlines()[1] == str(tmp_path / "pretrained" / "model")
+    config = json.loads((tmp_path / "pretrained" / "model" / "config.json").read_text())
+    assert (config["mask_strategy"], config["pooling_type"], config["hidden_size"]) == ("tube", "mean", 64)
+    probe = ["--mode", "head", "--init", tmp_path / "pretrained" / "model", "--fold", "fold-1"]
+    ended = run("finetune", *splits, "--label", "age", "--out", tmp_path / "probe", *SHORT, *probe)
+    assert ended.exit_code == 0, ended.output
+    assert "regression of age" in ended.stderr
+    assert [line.split("  ")[0] for line in ended.stdout.splitlines()][2:] == ["TABLeT", "training mean", "mean token"]
+
+
+def test_pretraining_from_a_stream(store, tmp_path):
+    ended = run("pretrain", "--dataset", store, "--out", tmp_path, *SHORT, "--streamed", "--max-steps", 2)
+    assert ended.exit_code == 0, ended.output
+    assert "give --splits" in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--label", "iq"], "it has no phenotype 'iq'; there are age, sex"),
+        (["--label", "sex", "--size", "huge"], "--size huge: choose published, small, tiny"),
+        (["--label", "sex", "--set", "depth=3"], "--set depth=3: give name=value"),
+        (["--label", "sex", "--set", "hidden_size=65"], "hidden_size"),
+        (["--label", "sex", "--sweep", "1e-4,fast"], "--sweep 1e-4,fast: give numbers"),
+        (["--label", "sex", "--sweep", "1e-4,-1"], "learning rates are over 0"),
+        (["--label", "sex", "--mode", "head"], "needs a trained network"),
+        (["--label", "sex", "--init", "nowhere"], "there is no such folder"),
+        (["--label", "sex", "--splits", "nowhere.csv"], "nowhere.csv: it cannot be read"),
+        (["--label", "sex", "--precision", "int4"], "precision 'int4': choose"),
+        (["--label", "sex", "--epochs", "0"], "epochs is 0"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(store, tmp_path, words, said):
+    ended = run("finetune", "--dataset", store, "--out", tmp_path / "out", "--size", "tiny", "--device", "cpu", *words)
+    assert ended.exit_code == 2, ended.output
+    assert said in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.output
+
+
+def test_help_comes_without_the_libraries():
+    code = "import sys; from tablet_hf.cli import app; app(['finetune', '--help'], standalone_mode=False); "
+    code += "print([m for m in ('datasets', 'diffusers', 'evaluate', 'nibabel') if m in sys.modules])"
+    environment = os.environ | {"COLUMNS": "200"}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "[]"
