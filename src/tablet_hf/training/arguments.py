@@ -36,7 +36,7 @@ class Settings:
         save_steps: steps between checkpoints; None for one an epoch.
         log_steps: steps between lines of the log.
         fsdp: share out weights and optimiser over GPUs (FSDP2), for models that do not fit on one.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda", or one GPU of several, such as "cuda:1".
     """
 
     window_frames: int | None = 256
@@ -86,6 +86,8 @@ def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> A
     """
     from transformers import TrainingArguments
 
+    if settings.device.startswith("cuda:"):
+        torch.cuda.set_device(settings.device)  # Trainer takes the current GPU
     half = _half_precision(settings)
     saving = {"save_strategy": "epoch"}
     if settings.save_steps is not None:
