@@ -56,6 +56,7 @@ def tokenize_source(
     cohort = find_scans(source, roots[0], **options)
     if dry_run:
         _tell_cohort(cohort)
+        _show_labels(cohort)
         raise typer.Exit(0 if cohort.is_all_used else 2)
     if not cohort.records:
         _tell_cohort(cohort)
@@ -155,6 +156,27 @@ def _tell_cohort(cohort: Any) -> None:
         messages.print(f"  {_said(problem)}")
     if len(cohort.problems) > 20:
         messages.print(f"  and {len(cohort.problems) - 20} more like these.")
+
+
+def _show_labels(cohort: Any) -> None:
+    """What was found beside the scans: an example, and how many of them have what."""
+    records = cohort.records
+    if not records:
+        return
+    facts = {"first scan": str(records[0].scan)}
+    for name in ("dataset", "site", "session", "task", "run", "family"):
+        values = [getattr(record, name) for record in records]
+        known = {value for value in values if value is not None}
+        if known:
+            facts[name] = f"{len(known)} different, of {sum(value is not None for value in values)} scans"
+    facts["mask beside it"] = f"{sum(record.mask is not None for record in records)} scans"
+    for name in sorted({name for record in records for name in record.phenotypes}):
+        values = [record.phenotypes.get(name) for record in records]
+        known = [value for value in values if value is not None]
+        some = ", ".join(str(value) for value in sorted(set(known), key=str)[:4])
+        more = ", ..." if len(set(known)) > 4 else ""
+        facts[f"phenotype {name}"] = f"{len(known)} of {len(records)} scans: {some}{more}"
+    show_facts(facts)
 
 
 def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[str, Any]) -> None:

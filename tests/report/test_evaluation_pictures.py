@@ -189,3 +189,19 @@ def test_pyplot_keeps_nothing(binary):
     before = plt.get_fignums()
     pictures.methods_figure(binary[1])
     assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
+def test_any_number_of_methods_is_drawn(count, tmp_path):
+    """Grids that are not full: functional connectivity beside three others is four methods in rows of three."""
+    for classes in (("control", "ADHD"), ("a", "b", "c"), None):
+        methods = [predictions(f"method {number}", classes, seed=number) for number in range(count)]
+        evaluations = [evaluate_predictions(each, 100, 100) for each in methods]
+        figures = [pictures.methods_figure(evaluations)]
+        if classes is None:
+            figures.append(pictures.scatter_figure(methods, evaluations))
+        else:
+            figures += [pictures.confusion_figure(evaluations), pictures.roc_figure(methods, evaluations)]
+            figures.append(pictures.reliability_figure(methods, evaluations))
+        for number, figure in enumerate(figures):
+            assert save_figure(figure, tmp_path / f"{number}.png", 40).stat().st_size > 1000

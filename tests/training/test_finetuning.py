@@ -79,7 +79,7 @@ class TestPlantedDifference:
         again = finetune_fold(planted_store, planted_split, "group", out, SETTINGS, model=tiny)
         assert again.predictions.to_json() == fold.predictions.to_json()
         assert (again.task, again.learning_rate, again.validation) == (fold.task, fold.learning_rate, fold.validation)
-        with pytest.raises(InputError, match="a training with another label 'group' instead of 'strength'"):
+        with pytest.raises(InputError, match="a training with label 'group', not 'strength', was begun there"):
             finetune_fold(planted_store, planted_split, "strength", out, SETTINGS, model=tiny)
 
     def test_checkpoints_are_gone_when_it_is_done(self, tuned):

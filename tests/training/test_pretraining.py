@@ -83,7 +83,7 @@ class TestLearning:
 
     def test_another_training_is_refused_there(self, pretrained, planted_store, planted_split, tiny):
         out, _ = pretrained
-        with pytest.raises(InputError, match=r"a training with another config mask_ratio 0\.5 instead of 0\.25"):
+        with pytest.raises(InputError, match=r"a training with mask_ratio 0\.5, not 0\.25, was begun there"):
             pretrain(planted_store, out, SETTINGS, split=planted_split, model=tiny | {"mask_ratio": 0.25})
 
     @pytest.mark.parametrize("fields", [{"norm_target": True, "mask_strategy": "tube"}, {"mask_strategy": "frame"}])

@@ -122,7 +122,7 @@ def confusion_figure(evaluations: Sequence[Evaluation]) -> "Figure":
         panel.spines[:].set_visible(False)
     for row in panels:
         row[0].set_ylabel("true")
-    figure.colorbar(image, ax=panels, label="% of the true class")
+    figure.colorbar(image, ax=list(figure.axes), label="% of the true class")  # without panels that were taken away
     return figure
 
 

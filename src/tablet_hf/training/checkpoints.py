@@ -81,16 +81,14 @@ def keep_to_one_training(folder: str | Path, described: Mapping[str, Any]) -> No
             raise InputError(f"{path}: it is no JSON; delete {folder}, or choose another --out.") from error
     for name, value in _flat(described).items():
         if found.get(name) != value:
-            what = name if isinstance(value, list) else f"{name} {found.get(name)!r} instead of {value!r}"
-            raise InputError(
-                f"{folder}: a training with another {what} was begun there; choose another --out, or delete it."
-            )
+            what = "of other people" if isinstance(value, list) else f"with {name} {found.get(name)!r}, not {value!r},"
+            raise InputError(f"{folder}: a training {what} was begun there; choose another --out, or delete it.")
 
 
 def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in described.items():
-        flat |= {f"{name} {inner}": one for inner, one in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= value if isinstance(value, dict) else {name: value}
     return flat
 
 
