@@ -35,4 +35,5 @@ def test_two_processes_of_torchrun_are_two(tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["2", "2"]
+    # Both write to one pipe, and may do so between the other's figure and its line end.
+    assert "".join(done.stdout.split()) == "22"
