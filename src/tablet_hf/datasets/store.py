@@ -402,9 +402,9 @@ class TokenStoreWriter:
     ) -> bool:
         """Whether the run is there already, made from the same file; what else is known of it is brought up to date.
 
-        New or corrected phenotypes, sites or families are written without touching the tokens. A run keeps the key
-        that it has, also where its dataset had no name when it was written, or has none now. So is a new repetition
-        time; with another mask the run is not there, and has to be made again.
+        New or corrected phenotypes, sites or families are written without touching the tokens, and so is a new
+        repetition time; with another mask the run is not there, and has to be made again. A run keeps the key that it
+        has, also where its dataset had no name when it was written, or has none now.
 
         Args:
             record: who and when.
