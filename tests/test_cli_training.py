@@ -118,6 +118,19 @@ def test_what_cannot_be_is_one_sentence(store, tmp_path, words, said):
     assert "Traceback" not in ended.output
 
 
+def test_options_become_settings(store, tmp_path):
+    words = ["--dataset", store, "--label", "sex", "--folds", 1, "--out", tmp_path, "--size", "tiny", "--device", "cpu"]
+    words += ["--window", 0, "--epochs", 1, "--batch-size", 5, "--accumulate", 2, "--learning-rate", 3e-4]
+    words += ["--warmup", 0.1, "--weight-decay", 0.2, "--precision", "fp32", "--gradient-checkpointing", "--seed", 7]
+    ended = run("finetune", *words)
+    assert ended.exit_code == 0, ended.output
+    (path,) = tmp_path.glob("*/training.json")
+    settings = json.loads(path.read_text())["settings"]
+    asked = {"window_frames": None, "epochs": 1, "batch_size": 5, "accumulate": 2, "learning_rate": 3e-4, "seed": 7}
+    asked |= {"warmup": 0.1, "weight_decay": 0.2, "precision": "fp32", "gradient_checkpointing": True, "fsdp": False}
+    assert asked.items() <= settings.items()
+
+
 def test_help_comes_without_the_libraries():
     code = "import sys; from tablet_hf.cli import app; app(['finetune', '--help'], standalone_mode=False); "
     code += "print([m for m in ('datasets', 'diffusers', 'evaluate', 'nibabel') if m in sys.modules])"

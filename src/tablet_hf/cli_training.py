@@ -62,6 +62,7 @@ AtlasOption = Annotated[
 
 @one_sentence
 def pretrain(
+    context: typer.Context,
     dataset: DatasetOption,
     out: OutOption,
     splits: SplitsOption = None,
@@ -75,7 +76,7 @@ def pretrain(
     mask_ratio: Annotated[float, typer.Option("--mask-ratio", help="Share of the tokens that are hidden.")] = 0.5,
     mask_strategy: Annotated[str, typer.Option("--mask-strategy", help="random, frame or tube.")] = "random",
     norm_target: Annotated[bool, typer.Option("--norm-target", help="Standardise each token to predict.")] = False,
-    window: WindowOption = 256,
+    window_frames: WindowOption = 256,
     epochs: EpochsOption = 40,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="In place of epochs.")] = None,
     batch_size: BatchOption = 4,
@@ -85,7 +86,7 @@ def pretrain(
     weight_decay: DecayOption = 0.01,
     precision: PrecisionOption = "auto",
     gradient_checkpointing: CheckpointingOption = False,
-    compile_model: CompileOption = False,
+    compile: CompileOption = False,
     fsdp: FsdpOption = False,
     save_steps: Annotated[
         int | None, typer.Option("--save-steps", min=1, help="Steps between checkpoints; one an epoch by default.")
@@ -97,28 +98,10 @@ def pretrain(
     """Pre-train on a token dataset by masked token modeling: hidden tokens are predicted from the others."""
     fields = _fields(size, init, set_fields)
     fields |= {"mask_ratio": mask_ratio, "mask_strategy": mask_strategy, "norm_target": norm_target}
-    from tablet_hf.training.arguments import Settings
     from tablet_hf.training.pretraining import pretrain as run
     from tablet_hf.training.pretraining_page import write_pretraining_page
 
-    settings = Settings(
-        window_frames=window or None,
-        epochs=epochs,
-        max_steps=max_steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        precision=precision,
-        gradient_checkpointing=gradient_checkpointing,
-        compile=compile_model,
-        fsdp=fsdp,
-        save_steps=save_steps,
-        workers=workers,
-        seed=seed,
-        device=choose_device(device),
-    )
+    settings = _settings(context)
     store, split = _open(dataset, streamed, settings), None
     if splits is not None:
         split = _chosen(_read_splits(splits, store, streamed), fold, splits)
@@ -148,6 +131,7 @@ def pretrain(
 
 @one_sentence
 def finetune(
+    context: typer.Context,
     dataset: DatasetOption,
     label: Annotated[str, typer.Option("--label", help="The phenotype to predict.")],
     out: OutOption,
@@ -174,7 +158,7 @@ def finetune(
     patience: Annotated[
         int | None, typer.Option("--patience", min=1, help="Epochs without a better one, after which it stops.")
     ] = None,
-    window: WindowOption = 256,
+    window_frames: WindowOption = 256,
     epochs: EpochsOption = 20,
     batch_size: BatchOption = 4,
     accumulate: AccumulateOption = 1,
@@ -183,7 +167,7 @@ def finetune(
     weight_decay: DecayOption = 0.01,
     precision: PrecisionOption = "auto",
     gradient_checkpointing: CheckpointingOption = False,
-    compile_model: CompileOption = False,
+    compile: CompileOption = False,
     fsdp: FsdpOption = False,
     scans: ScansOption = [],  # noqa: B006
     atlas: AtlasOption = None,
@@ -193,24 +177,9 @@ def finetune(
     """Fine-tune to predict a phenotype, in folds, beside functional connectivity and simpler baselines."""
     fields = _fields(size, init, set_fields)
     rates = _rates(sweep)
-    from tablet_hf.training.arguments import Settings
     from tablet_hf.training.experiments import finetune as run
 
-    settings = Settings(
-        window_frames=window or None,
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        precision=precision,
-        gradient_checkpointing=gradient_checkpointing,
-        compile=compile_model,
-        fsdp=fsdp,
-        seed=seed,
-        device=choose_device(device),
-    )
+    settings = _settings(context)
     store = _open(dataset, False, settings)
     chosen = _read_splits(splits, store) if splits is not None else _drawn(store, label, folds, seed, out)
     if fold:
@@ -242,6 +211,7 @@ def finetune(
 
 @one_sentence
 def evaluate(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned model.", show_default=False)],
     dataset: DatasetOption,
     out: Annotated[Path, typer.Option("--out", help="Folder of results.json, predictions.csv and index.html.")],
@@ -249,7 +219,7 @@ def evaluate(
     fold: Annotated[str | None, typer.Option("--fold", help="Column of the splits; the first by default.")] = None,
     part: Annotated[str, typer.Option("--part", help="train, validation or test.")] = "test",
     label: Annotated[str | None, typer.Option("--label", help="What the model predicts, if it does not say.")] = None,
-    window: Annotated[int | None, typer.Option("--window", min=1, help="By default the model's own.")] = None,
+    window_frames: Annotated[int | None, typer.Option("--window", min=1, help="By default the model's own.")] = None,
     batch_size: BatchOption = 4,
     precision: PrecisionOption = "auto",
     scans: ScansOption = [],  # noqa: B006
@@ -258,12 +228,11 @@ def evaluate(
 ) -> None:
     """Judge a fine-tuned model by person, with intervals, beside baselines that learn from the training part."""
     from tablet_hf.pipelines import load_model
-    from tablet_hf.training.arguments import Settings
     from tablet_hf.training.experiments import evaluate as run
 
     if part not in ("train", "validation", "test"):
         raise InputError(f"--part {part}: choose train, validation or test.")
-    settings = Settings(window_frames=window, batch_size=batch_size, precision=precision, device=choose_device(device))
+    settings = _settings(context)
     network = load_model(model)
     store = _open(dataset, False, settings)
     split = None if splits is None else _chosen(_read_splits(splits, store), fold, splits)
@@ -284,6 +253,15 @@ def evaluate(
 
 
 # --- parts
+
+
+def _settings(context: typer.Context) -> Any:
+    """The `Settings` that a command was called with: its parameters that are called like fields of them."""
+    from tablet_hf.training.arguments import Settings
+
+    said = {name: value for name, value in context.params.items() if name in Settings.__dataclass_fields__}
+    said |= {"window_frames": said["window_frames"] or None, "device": choose_device(said["device"])}
+    return Settings(**said)
 
 
 def _fields(size: str, init: str | None, assignments: Sequence[str]) -> dict[str, Any]:
