@@ -98,7 +98,7 @@ def test_pretraining_from_a_stream(store, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--label", "iq"], "it has no phenotype 'iq'; there are age, sex"),
+        (["--label", "iq"], "has this phenotype; there are age, sex"),
         (["--label", "sex", "--size", "huge"], "--size huge: choose published, small, tiny"),
         (["--label", "sex", "--set", "depth=3"], "--set depth=3: give name=value"),
         (["--label", "sex", "--set", "hidden_size=65"], "hidden_size"),

@@ -292,6 +292,7 @@ def split(
 ) -> None:
     """Divide the people of a store into train, validation and test, families together: 80, 10 and 10%."""
     from tablet_hf.datasets import splits
+    from tablet_hf.datasets.records import phenotype_values
     from tablet_hf.datasets.split_files import write_splits
     from tablet_hf.datasets.store import TokenDataset
 
@@ -302,16 +303,13 @@ def split(
     if out.exists():
         raise InputError(f"{out}: this split is there already; choose another --out, so that results stay comparable.")
     runs = TokenDataset.load(store).runs
-    if label is not None and all(label not in run.phenotypes for run in runs):
-        known = ", ".join(sorted({name for run in runs for name in run.phenotypes})) or "none"
-        raise InputError(f"{store}: it has no phenotype {label!r}; there are {known}.")
+    labels = None if label is None else phenotype_values(runs, label, store)
     subjects, families, sites = splits.subject_ids(runs), splits.family_ids(runs), [run.site for run in runs]
     if stratify and not any(site is not None for site in sites):
         raise InputError(
             f"{store}: no run has a site, so people cannot be stratified by it; leave out --stratify, or run tablet-hf "
             "tokenize again with a table that has a column called site, which changes no token."
         )
-    labels = None if label is None else [run.phenotypes.get(label) for run in runs]
     if leave_one_site_out:
         drawn = splits.leave_one_site_out(subjects, labels, sites, families, seed=seed)
     else:

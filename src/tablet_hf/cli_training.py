@@ -322,17 +322,14 @@ def _chosen(splits: Sequence[Any], name: str | None, path: Path) -> Any:
 def _drawn(store: Any, label: str, num_folds: int, seed: int, out: Path) -> list[Any]:
     """Folds that are drawn now, or were when this was begun, kept beside what comes of them."""
     from tablet_hf.datasets import family_ids, folds, subject_ids, write_splits
+    from tablet_hf.datasets.records import phenotype_values
 
     path = out / "splits.csv"
     if not path.is_file():
-        values = [run.phenotypes.get(label) for run in store.runs]
-        if all(value is None for value in values):
-            known = ", ".join(sorted({name for run in store.runs for name in run.phenotypes})) or "none"
-            raise InputError(f"{store.folder}: it has no phenotype {label!r}; there are {known}.")
         sites = [run.site for run in store.runs]
         drawn = folds(
             subject_ids(store.runs),
-            values,
+            phenotype_values(store.runs, label, store.folder),
             sites if any(sites) else None,
             family_ids(store.runs),
             num_folds=num_folds,

@@ -5,6 +5,7 @@ import math
 import re
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tablet_hf.datasets.records import ScanRecord, same_labels, store_key, typed_columns, typed_rows, typed_value
+from tablet_hf.datasets.records import (
+    ScanRecord,
+    phenotype_values,
+    same_labels,
+    store_key,
+    typed_columns,
+    typed_rows,
+    typed_value,
+)
 from tablet_hf.errors import InputError
 
 
@@ -127,3 +136,21 @@ def test_rows_have_all_columns_each_of_one_type():
 def test_columns_have_one_type():
     rows = [{"age": 1, "iq": 1, "sex": "F", "dx": None}, {"age": 2, "iq": 1.5, "sex": 1, "dx": None}]
     assert typed_columns(rows) == {"age": int, "iq": float, "sex": str, "dx": str}
+
+
+def test_a_phenotype_of_all_runs_or_what_there_is_instead():
+    rows = [{"age": 30.5, "sex": "F", "iq": None}, {"age": None, "sex": "M"}, {}]
+    records = [ScanRecord(str(number), Path("x"), phenotypes=row) for number, row in enumerate(rows)]
+    assert phenotype_values(records, "age") == [30.5, None, None]
+    assert phenotype_values(records, "sex") == ["F", "M", None]
+    for name in ("IQ", "iq"):  # a column without a value is no better than none
+        with pytest.raises(InputError) as told:
+            phenotype_values(records, name, Path("STORE"))
+        assert str(told.value) == f"{name}: no run of STORE has this phenotype; there are age, sex."
+    with pytest.raises(InputError, match="there are none"):
+        phenotype_values(records[2:], "age")
+
+
+def test_what_is_no_number_is_not_known():
+    stored = [SimpleNamespace(phenotypes={"age": age}) for age in (math.nan, 31)]  # as earlier stores held it
+    assert phenotype_values(stored, "age") == [None, 31]

@@ -516,7 +516,7 @@ class TestCommands:
         assert "site-A" in result.output
         for options, message in [
             (["--label", "sex", "--out", out], "there already"),
-            (["--label", "iq", "--out", tmp_path / "x.csv"], "no phenotype 'iq'; there are sex"),
+            (["--label", "iq", "--out", tmp_path / "x.csv"], "has this phenotype; there are sex"),
             (["--stratify", "age", "--out", tmp_path / "x.csv"], "stratified by site"),
         ]:
             result = tablet_hf("dataset", "split", store.folder, *options)

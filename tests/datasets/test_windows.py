@@ -355,7 +355,7 @@ def test_a_label_may_be_a_number_or_a_function_of_the_run():
 
 def test_labels_that_cannot_be_learnt_are_refused():
     store = Store([10] * 3, [{"sex": "F", "id": 1}, {"sex": "M"}, {"sex": "D"}])
-    with pytest.raises(InputError, match="age: no run of the store has this phenotype; it has id, sex"):
+    with pytest.raises(InputError, match="age: no run of the store has this phenotype; there are id, sex"):
         TrainingWindows(store, 5, label="age")
     with pytest.raises(InputError, match="sub-0_run-0: its sex is 'F', which is no number; give classes"):
         TrainingWindows(store, 5, label="sex")

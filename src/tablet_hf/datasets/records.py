@@ -20,6 +20,7 @@ __all__ = [
     "Problem",
     "ScanRecord",
     "earlier_keys",
+    "phenotype_values",
     "same_labels",
     "store_key",
     "typed_columns",
@@ -117,6 +118,30 @@ class Cohort:
     def is_all_used(self) -> bool:
         """Whether nothing was left out; there may be notes."""
         return all(problem.is_note for problem in self.problems)
+
+
+def phenotype_values(runs: Sequence[Any], name: str, where: Any = "the store") -> list[Any]:
+    """A phenotype of each run of a store, None where it is not known.
+
+    Args:
+        runs: all of them, or records.
+        name: of the phenotype.
+        where: what the error calls their store, its folder say.
+
+    Raises:
+        InputError: it is known of none of them.
+    """
+    values = [_known_or_none(run.phenotypes.get(name)) for run in runs]
+    if runs and all(value is None for value in values):
+        known = {other for run in runs for other, value in run.phenotypes.items() if _known_or_none(value) is not None}
+        raise InputError(
+            f"{name}: no run of {where} has this phenotype; there are {', '.join(sorted(known)) or 'none'}."
+        )
+    return values
+
+
+def _known_or_none(value: Any) -> Any:
+    return None if value != value else value  # NaN, which earlier stores may hold, is not equal to itself
 
 
 def typed_value(cell: Any) -> Phenotype:

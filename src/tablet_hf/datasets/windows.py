@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 from transformers.trainer_callback import TrainerCallback
 
 from tablet_hf.datasets.collator import WindowBatch
+from tablet_hf.datasets.records import phenotype_values
 from tablet_hf.datasets.splits import subject_ids
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.errors import InputError
@@ -333,14 +334,11 @@ def _places(store: Any, runs: Sequence[int | str] | None) -> list[int]:
 
 def _values(store: Any, label: Label, places: Sequence[int]) -> list[Any]:
     """The label of each run, None where it is missing."""
-    if not callable(label):
-        known = sorted({name for run in store.runs for name in run.phenotypes})
-        if label not in known:
-            raise InputError(f"{label}: no run of the store has this phenotype; it has {', '.join(known) or 'none'}.")
-    values = [
-        label(store.runs[place]) if callable(label) else store.runs[place].phenotypes.get(label) for place in places
-    ]
-    return [None if value is None or value != value else value for value in values]  # NaN is not equal to itself
+    if callable(label):
+        values = [label(store.runs[place]) for place in places]
+        return [None if value != value else value for value in values]  # NaN is not equal to itself
+    values = phenotype_values(store.runs, label, getattr(store, "folder", "the store"))
+    return [values[place] for place in places]
 
 
 def _target(run: Any, value: Any, label: Label, classes: Sequence[Any] | None) -> int | float:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tablet_hf.datasets.records import phenotype_values
 from tablet_hf.datasets.splits import MAX_CLASSES
 from tablet_hf.datasets.windows import label_classes
 from tablet_hf.errors import InputError
@@ -102,11 +103,7 @@ def find_task(
     """
     if kind not in (None, "classification", "regression"):
         raise InputError(f"a label is learnt by classification or regression, not by {kind!r}.")
-    values = [run.phenotypes.get(label) for run in store.runs]
-    known = {value for value in values if value is not None and value == value}
-    if not known:
-        names = ", ".join(sorted({name for run in store.runs for name in run.phenotypes})) or "none"
-        raise InputError(f"{label}: no run of {store.folder} has this phenotype; there are {names}.")
+    known = set(phenotype_values(store.runs, label, store.folder)) - {None}
     is_number = all(isinstance(value, Real) and not isinstance(value, bool) for value in known)
     is_few = len(known) <= MAX_CLASSES and all(not is_number or value == int(value) for value in known)
     if kind == "regression" and not is_number:
