@@ -1,35 +1,80 @@
-"""A Hub on 127.0.0.1 that serves folders: what huggingface_hub and datasets ask of it to read a repository."""
+"""A Hub on 127.0.0.1: what huggingface_hub, transformers and datasets ask of it to read and write repositories.
 
+    hub = LoopbackHub(folder, users={"hf_of_the_lab": "lab"})
+    HfApi(endpoint=hub.endpoint, token="hf_of_the_lab").create_repo("lab/model", private=True)
+
+It keeps commits, branches and tags as a Hub does, asks for the right token, and can be killed in the middle.
+"""
+
+import base64
 import hashlib
 import json
 import re
 import threading
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+LFS_ENDINGS = (".safetensors", ".parquet", ".arrow", ".bin", ".pt", ".png")
+
 
 class LoopbackHub:
-    """Serves `folder/models/OWNER/NAME` and `folder/datasets/OWNER/NAME` as repositories of one commit each.
+    """Repositories that are folders, `folder/models/OWNER/NAME` and `folder/datasets/OWNER/NAME`, or that are pushed.
 
-    Their only branch is main. A commit's name is made of the files' contents. `requests` has every request line.
+    A folder has one commit, named by the contents of its files, on the branch main; all may read it. What is pushed has
+    a history. Nobody may write but users by their tokens, each under a name of their own.
+
+    Attributes:
+        users: whose token it is.
+        readers: tokens that may read only.
+        granted: (token, repository) to whom a gate was opened.
+        repositories: by kind and name, what was pushed.
+        requests: every request line.
+        received: all that came in, request by request, without the Authorization header.
+        uploads: checksums of large files in the order in which they came in whole.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.requests = folder, []
+    def __init__(self, folder: Path, users: dict[str, str] | None = None):
+        self.folder, self.users, self.requests = folder, dict(users or {}), []
+        self.readers, self.granted = set(), set()
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.large_files: dict[str, bytes] = {}
+        self.received: list[bytes] = []
+        self.uploads: list[str] = []
+        self._break: tuple[str, int] | None = None
+        self._port = 0
+        self._connections: set = set()
+        self.start()
+
+    def start(self) -> None:
+        """Answer, after a stop on the same port as before."""
         hub = self
 
         class Handler(_Handler):
             pass
 
         Handler.hub = hub
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._port = self.server.server_port
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Hang up on everybody in the middle of whatever they say, and take no further calls."""
         self.server.shutdown()
         self.server.server_close()
+        for connection in list(self._connections):
+            try:
+                connection.shutdown(2)
+            except OSError:
+                continue
+
+    close = stop
+
+    def break_at(self, request: str, num_bytes: int = 0) -> None:
+        """Stop when a request comes in whose line matches `request`, after so many bytes of its body."""
+        self._break = (request, num_bytes)
 
     def environment(self, home: Path) -> dict[str, str]:
         """Variables for a client process whose cache is `home`."""
@@ -42,121 +87,450 @@ class LoopbackHub:
         }
 
     def commit(self, repository: Path) -> str:
+        """The name of the one commit of a repository that is a folder."""
         digest = hashlib.sha1()
         for name, path in files_of(repository).items():
             digest.update(name.encode() + path.read_bytes())
         return digest.hexdigest()
+
+    def files(self, name: str, kind: str = "models", revision: str = "main") -> dict[str, bytes]:
+        """What a repository holds."""
+        repository = self.find(kind, name)
+        return repository.files_at(repository.resolve(revision))
+
+    def find(self, kind: str, name: str) -> "Repository | None":
+        if (kind, name) in self.repositories:
+            return self.repositories[kind, name]
+        folder = self.folder / kind / name
+        if not folder.is_dir():
+            return None
+        files = {file: path.read_bytes() for file, path in files_of(folder).items()}
+        commit = self.commit(folder)
+        return Repository(name, commits={commit: Commit(commit, "folder", files)}, branches={"main": commit})
+
+
+@dataclass
+class Commit:
+    name: str
+    title: str
+    files: dict[str, bytes]
+    parent: str | None = None
+
+
+@dataclass
+class Repository:
+    """Commits, and the branches and tags that name them."""
+
+    name: str
+    is_private: bool = False
+    gated: str | bool = False
+    commits: dict[str, Commit] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def resolve(self, revision: str) -> str | None:
+        revision = revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
+        found = self.branches.get(revision) or self.tags.get(revision)
+        return found or (revision if revision in self.commits else None)
+
+    def files_at(self, commit: str) -> dict[str, bytes]:
+        return self.commits[commit].files
+
+    def history(self, commit: str) -> list[Commit]:
+        found = []
+        while commit is not None:
+            found.append(self.commits[commit])
+            commit = found[-1].parent
+        return found
+
+    def add(self, branch: str, title: str, files: dict[str, bytes]) -> str:
+        parent = self.branches.get(branch)
+        name = hashlib.sha1(f"{self.name} {branch} {title} {len(self.commits)}".encode()).hexdigest()
+        self.commits[name] = Commit(name, title, files, parent)
+        self.branches[branch] = name
+        return name
 
 
 def files_of(repository: Path) -> dict[str, Path]:
     return {path.relative_to(repository).as_posix(): path for path in sorted(repository.rglob("*")) if path.is_file()}
 
 
+class _HungUp(Exception):
+    pass
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub._connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.hub._connections.discard(self.connection)
+        try:
+            super().finish()
+        except (OSError, ValueError):
+            return
 
     def log_message(self, *_) -> None:
         pass
 
     def do_HEAD(self) -> None:
-        self.do_GET()
+        self._answer()
 
-    def do_GET(self) -> None:
-        self.hub.requests.append(self.requestline)
-        path = unquote(urlsplit(self.path).path)
-        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|refs)(?:/(.*))?)?", path):
-            kind, name, what, rest = match.groups()
-            self._api(kind, name, what, rest or "")
-        elif match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            kind, name, revision, file = match.groups()
-            self._file(self._repository("datasets" if kind else "models", name, revision), file)
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD
+
+    def _answer(self) -> None:
+        try:
+            self.hub.requests.append(self.requestline)
+            self.query = parse_qs(urlsplit(self.path).query)
+            self.body = self._read_body()
+            headers = [pair for pair in self.headers.items() if pair[0].lower() != "authorization"]
+            said = "".join(f"{name}: {value}\n" for name, value in headers)
+            self.hub.received.append(f"{self.requestline}\n{said}\n".encode() + self.body)
+            verb = "GET" if self.command == "HEAD" else self.command
+            for wanted, pattern, route in ROUTES:
+                # Branches with a slash come quoted, and stay one part of the path.
+                if wanted == verb and (match := re.fullmatch(pattern, urlsplit(self.path).path)):
+                    route(self, *(part and unquote(part) for part in match.groups()))
+                    return
+            self._missing("EntryNotFound")
+        except (_HungUp, ConnectionError, BrokenPipeError):
+            self.close_connection = True
+
+    def _read_body(self) -> bytes:
+        breaks = self.hub._break
+        limit = breaks[1] if breaks is not None and re.search(breaks[0], self.requestline) else None
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            body = b""
+            while size := int(self.rfile.readline().strip() or b"0", 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+                if limit is not None and len(body) >= limit:
+                    self._hang_up()
+            self.rfile.readline()
+            return body
+        length = int(self.headers.get("Content-Length") or 0)
+        if limit is not None:
+            self.rfile.read(min(limit, length))
+            self._hang_up()
+        return self.rfile.read(length)
+
+    def _hang_up(self) -> None:
+        self.hub._break = None
+        self.hub.stop()
+        raise _HungUp
+
+    # --- who may do what
+
+    @property
+    def _token(self) -> str | None:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ").strip() or None
+
+    def _user(self) -> str | None:
+        return self.hub.users.get(self._token)
+
+    def _repository(self, kind: str, name: str, for_content: bool = False) -> Repository | None:
+        """The repository, or None after having said that there is none for whoever asks."""
+        if self._token is not None and self._token not in self.hub.users:
+            self._refuse(401, "Invalid credentials in Authorization header", None)
+            return None
+        repository = self.hub.find(kind, name)
+        owner = name.split("/")[0]
+        if repository is None or (repository.is_private and self._user() != owner):
+            self._refuse(404 if self._token else 401, "Repository not found", "RepoNotFound")
+            return None
+        is_let_in = self._user() == owner or (self._token, name) in self.hub.granted
+        if repository.gated and for_content and not is_let_in:
+            self._refuse(403 if self._token else 401, f"Access to {name} is restricted", "GatedRepo")
+            return None
+        return repository
+
+    def _may_write(self, owner: str) -> bool:
+        if self._user() is None:
+            self._refuse(401, "Invalid username or password.", None)
+        elif self._token in self.hub.readers:
+            self._refuse(403, "you must use a write token to upload to a repository.", None)
+        elif self._user() != owner:
+            self._refuse(403, f"You don't have the rights to create or change a repository under {owner}", None)
         else:
-            self._missing("EntryNotFound")
+            return True
+        return False
 
-    def do_POST(self) -> None:
-        self.hub.requests.append(self.requestline)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        match = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/paths-info/([^/]+)", unquote(self.path))
-        if match is None:
-            self._missing("EntryNotFound")
-            return
-        repository = self._repository(*match.groups())
+    def _writable(self, kind: str, name: str) -> Repository | None:
+        repository = self._repository(kind, name)
+        if repository is None or not self._may_write(name.split("/")[0]):
+            return None
+        return self.hub.repositories.setdefault((kind, name), repository)
+
+    def _at(self, repository: Repository | None, revision: str | None) -> str | None:
         if repository is None:
-            return
-        wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-        self._json([entry for entry in self._entries(repository) if entry["path"] in wanted])
-
-    def _repository(self, kind: str, name: str, revision: str) -> Path | None:
-        repository = self.hub.folder / kind / name
-        if not repository.is_dir():
-            self._missing("RepoNotFound")
-        elif revision not in ("main", self.hub.commit(repository)):
+            return None
+        commit = repository.resolve(revision or "main")
+        if commit is None:
             self._missing("RevisionNotFound")
-        else:
-            return repository
-        return None
+        return commit
 
-    def _api(self, kind: str, name: str, what: str | None, rest: str) -> None:
-        revision, _, below = rest.partition("/")
-        repository = self._repository(kind, name, revision if what in ("revision", "tree") else "main")
-        if repository is None:
+    # --- reading
+
+    def whoami(self) -> None:
+        if self._user() is None:
+            self._refuse(401, "Invalid credentials in Authorization header", None)
             return
-        commit = self.hub.commit(repository)
-        if what == "refs":
-            self._json({"branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": commit}], "tags": []})
-        elif what == "tree":
-            is_deep = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in ("true", "1")
-            inside = f"{below}/" if below else ""
-            entries = [entry for entry in self._entries(repository) if entry["path"].startswith(inside)]
-            if inside and not entries:
-                self._missing("EntryNotFound")
-                return
-            self._json([entry for entry in entries if is_deep or "/" not in entry["path"].removeprefix(inside)])
-        else:
-            siblings = [{"rfilename": file} for file in files_of(repository)]
-            self._json({"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": [], "gated": False})
+        role = "read" if self._token in self.hub.readers else "write"
+        token = {"displayName": "tests", "role": role}
+        self._json({"type": "user", "name": self._user(), "orgs": [], "auth": {"accessToken": token}})
 
-    @staticmethod
-    def _entries(repository: Path) -> list[dict]:
-        files = files_of(repository)
-        folders = sorted({parent.as_posix() for file in files for parent in Path(file).parents} - {"."})
-        return [{"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in folders] + [
-            {
-                "type": "file",
-                "path": file,
-                "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
-                "size": path.stat().st_size,
+    def info(self, kind: str, name: str, revision: str | None = None) -> None:
+        repository = self._repository(kind, name)
+        if (commit := self._at(repository, revision)) is None:
+            return
+        siblings = [{"rfilename": file} for file in sorted(repository.files_at(commit))]
+        facts = {"id": name, "sha": commit, "private": repository.is_private, "gated": repository.gated}
+        self._json(facts | {"siblings": siblings, "tags": []})
+
+    def refs(self, kind: str, name: str) -> None:
+        if (repository := self._repository(kind, name)) is not None:
+            told = {
+                what: [{"name": ref, "ref": f"refs/{folder}/{ref}", "targetCommit": at} for ref, at in names.items()]
+                for what, folder, names in (
+                    ("branches", "heads", repository.branches),
+                    ("tags", "tags", repository.tags),
+                )
             }
-            for file, path in files.items()
-        ]
+            self._json(told)
 
-    def _file(self, repository: Path | None, file: str) -> None:
-        if repository is None:
+    def history(self, kind: str, name: str, revision: str) -> None:
+        repository = self._repository(kind, name)
+        if (commit := self._at(repository, revision)) is not None:
+            when = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "message": ""}
+            self._json([{"id": each.name, "title": each.title} | when for each in repository.history(commit)])
+
+    def tree(self, kind: str, name: str, revision: str, below: str | None = None) -> None:
+        repository = self._repository(kind, name)
+        if (commit := self._at(repository, revision)) is None:
             return
-        path = files_of(repository).get(file)
-        if path is None:
-            self._missing("EntryNotFound", {"X-Repo-Commit": self.hub.commit(repository)})
+        is_deep = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        inside = f"{below}/" if below else ""
+        entries = [entry for entry in _entries(repository.files_at(commit)) if entry["path"].startswith(inside)]
+        if inside and not entries:
+            self._missing("EntryNotFound")
             return
-        content, status, headers = path.read_bytes(), 200, {}
+        self._json([entry for entry in entries if is_deep or "/" not in entry["path"].removeprefix(inside)])
+
+    def paths_info(self, kind: str, name: str, revision: str) -> None:
+        repository = self._repository(kind, name)
+        if (commit := self._at(repository, revision)) is not None:
+            body = self.body.decode()
+            wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+            self._json([entry for entry in _entries(repository.files_at(commit)) if entry["path"] in wanted])
+
+    def file(self, is_dataset: str | None, name: str, revision: str, file: str) -> None:
+        repository = self._repository("datasets" if is_dataset else "models", name, for_content=True)
+        if (commit := self._at(repository, revision)) is None:
+            return
+        content, status, headers = repository.files_at(commit).get(file), 200, {}
+        if content is None:
+            self._missing("EntryNotFound", {"X-Repo-Commit": commit})
+            return
         etag = hashlib.sha1(content).hexdigest()
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(match[1]), int(match[2] or len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
             content, status = content[first : last + 1], 206
-        headers |= {"ETag": f'"{etag}"', "X-Repo-Commit": self.hub.commit(repository), "Accept-Ranges": "bytes"}
+        headers |= {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         self._send(status, content, "application/octet-stream", headers)
 
+    # --- writing
+
+    def create(self) -> None:
+        asked = json.loads(self.body)
+        owner = asked.get("organization") or self._user()
+        if not self._may_write(owner):
+            return
+        kind, name = f"{asked.get('type') or 'model'}s", f"{owner}/{asked['name']}"
+        url = f"{self.hub.endpoint}/{'datasets/' if kind == 'datasets' else ''}{name}"
+        if self.hub.find(kind, name) is not None:
+            self._send(409, json.dumps({"error": "You already created this repo", "url": url}).encode())
+            return
+        is_private = asked.get("private", False) or asked.get("visibility") == "private"
+        repository = Repository(name, is_private)
+        repository.add("main", "initial commit", {".gitattributes": b""})
+        self.hub.repositories[kind, name] = repository
+        self._json({"url": url, "name": name})
+
+    def settings(self, kind: str, name: str) -> None:
+        if (repository := self._writable(kind, name)) is None:
+            return
+        asked = json.loads(self.body)
+        repository.gated = asked.get("gated", repository.gated)
+        if "visibility" in asked or "private" in asked:
+            repository.is_private = asked.get("visibility") == "private" or asked.get("private", False)
+        self._json({})
+
+    def validate_yaml(self) -> None:
+        import yaml
+
+        try:
+            header = re.match(r"---\n(.*?)\n---", json.loads(self.body)["content"], re.DOTALL)
+            told = yaml.safe_load(header[1]) if header else None
+        except yaml.YAMLError as error:
+            self._send(400, json.dumps({"errors": [{"message": str(error)}]}).encode())
+            return
+        self._json({"errors": [], "warnings": [] if told else [{"message": "empty or missing yaml metadata"}]})
+
+    def preupload(self, kind: str, name: str, revision: str) -> None:
+        repository = self._writable(kind, name)
+        if (commit := self._at(repository, revision)) is None:
+            return
+        files, answers = repository.files_at(commit), []
+        for file in json.loads(self.body)["files"]:
+            mode = "lfs" if file["path"].endswith(LFS_ENDINGS) or file["size"] > 10 * 2**20 else "regular"
+            known = files.get(file["path"])
+            oid = None if known is None else _oid(known, mode == "lfs")
+            answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self._json({"files": answers})
+
+    def large_files(self, is_dataset: str | None, name: str) -> None:
+        if self._writable("datasets" if is_dataset else "models", name) is None:
+            return
+        answers = []
+        for wanted in json.loads(self.body)["objects"]:
+            answer = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.large_files:
+                answer["actions"] = {"upload": {"href": f"{self.hub.endpoint}/large-files/{wanted['oid']}"}}
+            answers.append(answer)
+        self._json({"transfer": "basic", "objects": answers})
+
+    def put_large_file(self, oid: str) -> None:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            self._refuse(400, "content and checksum differ", None)
+            return
+        self.hub.large_files[oid] = self.body
+        self.hub.uploads.append(oid)
+        self._send(200, b"")
+
+    def commit(self, kind: str, name: str, branch: str) -> None:
+        repository = self._writable(kind, name)
+        if (parent := self._at(repository, branch)) is None:
+            return
+        lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
+        files, title = dict(repository.files_at(parent)), ""
+        for line in lines:
+            value = line["value"]
+            match line["key"]:
+                case "header":
+                    title = value["summary"]
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    if value["oid"] not in self.hub.large_files:
+                        self._refuse(400, "LFS pointer pointed to a file that does not exist", None)
+                        return
+                    files[value["path"]] = self.hub.large_files[value["oid"]]
+                case "deletedFile":
+                    files.pop(value["path"])
+                case "deletedFolder":
+                    inside = value["path"].rstrip("/") + "/"
+                    files = {file: content for file, content in files.items() if not file.startswith(inside)}
+        made = repository.add(branch, title, files)
+        url = f"{self.hub.endpoint}/{'datasets/' if kind == 'datasets' else ''}{name}/commit/{made}"
+        self._json({"success": True, "commitOid": made, "commitUrl": url, "hookOutput": ""})
+
+    def branch(self, kind: str, name: str, branch: str) -> None:
+        repository = self._writable(kind, name)
+        if repository is None:
+            return
+        start = self._at(repository, json.loads(self.body or b"{}").get("startingPoint"))
+        if start is None:
+            return
+        if branch in repository.branches:
+            self._refuse(409, "Reference already exists", None)
+            return
+        repository.branches[branch] = start
+        self._json({})
+
+    def tag(self, kind: str, name: str, revision: str) -> None:
+        repository = self._writable(kind, name)
+        if (commit := self._at(repository, revision)) is None:
+            return
+        if (tag := json.loads(self.body)["tag"]) in repository.tags:
+            self._refuse(409, "Tag reference exists already", None)
+            return
+        repository.tags[tag] = commit
+        self._json({})
+
+    def delete_reference(self, kind: str, name: str, what: str, reference: str) -> None:
+        if (repository := self._writable(kind, name)) is not None:
+            (repository.tags if what == "tag" else repository.branches).pop(reference, None)
+            self._json({})
+
+    def delete(self) -> None:
+        asked = json.loads(self.body)
+        key = (f"{asked.get('type') or 'model'}s", f"{asked.get('organization') or self._user()}/{asked['name']}")
+        if self._writable(*key) is not None:
+            del self.hub.repositories[key]
+            self._json({})
+
+    # --- answers
+
     def _json(self, value) -> None:
-        self._send(200, json.dumps(value).encode(), "application/json", {})
+        self._send(200, json.dumps(value).encode())
 
     def _missing(self, code: str, headers: dict | None = None) -> None:
-        self._send(404, b"{}", "application/json", {"X-Error-Code": code, **(headers or {})})
+        self._send(404, b"{}", headers={"X-Error-Code": code, **(headers or {})})
 
-    def _send(self, status: int, content: bytes, kind: str, headers: dict) -> None:
+    def _refuse(self, status: int, message: str, code: str | None) -> None:
+        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self._send(status, json.dumps({"error": message}).encode(), headers=headers)
+
+    def _send(
+        self, status: int, content: bytes, kind: str = "application/json", headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _oid(content: bytes, is_large: bool) -> str:
+    """What git calls it, or what it is called among large files."""
+    if is_large:
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def _entries(files: dict[str, bytes]) -> list[dict]:
+    folders = sorted({parent.as_posix() for file in files for parent in Path(file).parents} - {"."})
+    return [{"type": "directory", "path": folder, "oid": "0" * 40, "size": 0} for folder in folders] + [
+        {"type": "file", "path": file, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}
+        for file, content in sorted(files.items())
+    ]
+
+
+_API = r"/api/(models|datasets)/([^/]+/[^/]+)"
+ROUTES = (
+    ("GET", r"/api/whoami-v2", _Handler.whoami),
+    ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
+    ("POST", r"/api/repos/create", _Handler.create),
+    ("DELETE", r"/api/repos/delete", _Handler.delete),
+    ("GET", rf"{_API}", _Handler.info),
+    ("GET", rf"{_API}/revision/([^/]+)", _Handler.info),
+    ("GET", rf"{_API}/refs", _Handler.refs),
+    ("GET", rf"{_API}/commits/([^/]+)", _Handler.history),
+    ("GET", rf"{_API}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
+    ("POST", rf"{_API}/paths-info/([^/]+)", _Handler.paths_info),
+    ("PUT", rf"{_API}/settings", _Handler.settings),
+    ("POST", rf"{_API}/preupload/([^/]+)", _Handler.preupload),
+    ("POST", rf"{_API}/commit/([^/]+)", _Handler.commit),
+    ("POST", rf"{_API}/branch/([^/]+)", _Handler.branch),
+    ("POST", rf"{_API}/tag/([^/]+)", _Handler.tag),
+    ("DELETE", rf"{_API}/(tag|branch)/([^/]+)", _Handler.delete_reference),
+    ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler.large_files),
+    ("PUT", r"/large-files/([0-9a-f]{64})", _Handler.put_large_file),
+    ("GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _Handler.file),
+)
