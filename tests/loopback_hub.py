@@ -300,7 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
                     ("tags", "tags", repository.tags),
                 )
             }
-            self._json(told)
+            self._json(told | {"converts": []})
 
     def history(self, kind: str, name: str, revision: str) -> None:
         repository = self._repository(kind, name)
