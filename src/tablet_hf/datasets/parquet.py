@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tablet_hf.datasets.records import typed_columns
 from tablet_hf.datasets.run_files import (
     DTYPES,
     FRAMES_PER_BATCH,
@@ -37,8 +38,9 @@ from tablet_hf.datasets.run_files import (
     token_values,
     write_arrow,
 )
-from tablet_hf.datasets.splits import subject_ids
+from tablet_hf.datasets.splits import Split, subject_ids
 from tablet_hf.datasets.store import (
+    IDENTITY,
     INDEX_FILE,
     RUNS_FOLDER,
     SPLITS_FOLDER,
@@ -64,6 +66,7 @@ __all__ = ["StreamedWindows", "export_parquet", "unpacked"]
 
 SHARD_BYTES = 500_000_000
 DATA_FOLDER = "data"
+PUBLISHED_SETTINGS = ("format", "dtype", "preprocessing", "is_restricted", "software")
 COPY_AGAIN = "copy or download the dataset again."
 
 README = """---
@@ -93,6 +96,7 @@ def export_parquet(
     out: str | Path,
     shard_bytes: int = SHARD_BYTES,
     on_progress: Callable[[int, int], None] | None = None,
+    published: Sequence[StoredRun] | None = None,
 ) -> Path:
     """Write a store as Parquet files of whole runs.
 
@@ -104,6 +108,9 @@ def export_parquet(
             always whole.
         shard_bytes: size of tokens at which a file is closed; a run is never divided.
         on_progress: is told runs done and runs in all.
+        published: what is told of each run, in the order of `store.runs`, with other names for people say (see
+            `tablet_hf.hub.governance.published_runs`); splits get these names too, and of the settings only those that
+            every store has go along. None tells what the store does.
 
     Raises:
         InputError: `out` holds something, or a run is damaged.
@@ -112,12 +119,22 @@ def export_parquet(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it is there already; choose another folder for the export.")
     with folder_written_whole(out) as unfinished:
-        columns, runs = _write_shards(store, unfinished / DATA_FOLDER, shard_bytes, on_progress)
-        settings = store.settings | {"preprocessing": _without_paths(store.preprocessing)}
+        told = list(store.runs if published is None else published)
+        columns, runs = _write_shards(store, told, unfinished / DATA_FOLDER, shard_bytes, on_progress)
+        settings = store.settings | {"preprocessing": without_paths(store.preprocessing)}
+        if published is not None:
+            settings = {name: settings[name] for name in PUBLISHED_SETTINGS if name in settings}
+            known = (*IDENTITY, "autoencoder", "autoencoder_subfolder", "feature_extractor_type")
+            settings["preprocessing"] = {
+                name: value for name, value in settings["preprocessing"].items() if name in known
+            }
         write_settings(unfinished, settings | {"phenotype_columns": columns})
         write_index(unfinished, runs)
         if (store.folder / SPLITS_FOLDER).is_dir():
-            shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
+            if published is None:
+                shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
+            else:
+                _publish_splits(store, published, unfinished / SPLITS_FOLDER)
         people = {(run.dataset, run.subject) for run in store.runs}
         text = README.format(
             runs=len(store.runs),
@@ -132,26 +149,54 @@ def export_parquet(
     return out
 
 
+def _publish_splits(store: TokenDataset, published: Sequence[StoredRun], folder: Path) -> None:
+    from tablet_hf.datasets.split_files import DELIMITERS, read_splits, write_splits
+
+    for path in sorted((store.folder / SPLITS_FOLDER).iterdir()):
+        if path.suffix.lower() in DELIMITERS:
+            splits = read_splits(path, runs=store.runs)
+            write_splits([_published_split(split, store, published) for split in splits], folder / path.name)
+
+
+def _published_split(split: Split, store: TokenDataset, published: Sequence[StoredRun]) -> Split:
+    """A split with the names that people have in the published runs, without how it was drawn but for numbers."""
+    names = dict(zip(subject_ids(store.runs), subject_ids(published), strict=True))
+    settings = {name: value for name, value in split.settings.items() if isinstance(value, int | float | bool)}
+    return Split(
+        split.name,
+        {names[subject]: part for subject, part in split.assignment.items()},
+        split.seed,
+        settings,
+        tuple(names[subject] for subject in split.left_out),
+    )
+
+
 def _write_shards(
-    store: TokenDataset, folder: Path, shard_bytes: int, on_progress: Callable[[int, int], None] | None
+    store: TokenDataset,
+    told: Sequence[StoredRun],
+    folder: Path,
+    shard_bytes: int,
+    on_progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, str], list[StoredRun]]:
     """Write the rows of all runs, and give the phenotype that each column of them holds, and the runs as exported."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir()
-    kinds = store.phenotype_types()
+    kinds = typed_columns([run.phenotypes for run in told])
     names = phenotype_columns(kinds)
-    shards = _shards(store.runs, shard_bytes)
+    # By the names that are told: the order of others would tell of these.
+    pairs = sorted(zip(store.runs, told, strict=True), key=lambda pair: pair[1].key)
+    shards = _shards(pairs, shard_bytes)
     exported: list[StoredRun] = []
     for number, runs in enumerate(shards):
         path = folder / f"train-{number:05d}-of-{len(shards):05d}.parquet"
         writer = None
-        for run in runs:
+        for run, known in runs:
             file = store.folder / run.file
             if fault := file_fault(file, run):
                 raise InputError(fault)
-            for batch in _rows(store, run, kinds, names):
+            for batch in _rows(file, store.dtype, known, kinds, names):
                 if writer is None:
                     # The numbers are noise to any general compressor; zstd's lowest level takes what little there is.
                     writer = pq.ParquetWriter(path, batch.schema, compression="zstd", compression_level=1,
@@ -160,7 +205,11 @@ def _write_shards(
                 # A run without tokens of its mean has those columns last.
                 writer.write_table(pa.Table.from_batches([batch]).select(writer.schema.names))
             kept = MappedRun(file, store.geometry, store.dtype, run.num_frames).whole()
-            exported.append(_without_source(replace(run, tokens_sha256=kept.checksum())))
+            checksum = kept.checksum()
+            if known is not run:
+                # That of a file which has the names that people have would tell them to who tries all names.
+                known = replace(known, sha256=checksum)
+            exported.append(_without_source(replace(known, tokens_sha256=checksum)))
             if on_progress is not None:
                 on_progress(len(exported), len(store.runs))
         writer.close()
@@ -173,7 +222,7 @@ def _without_source(run: StoredRun) -> StoredRun:
     return replace(run, scan=run.scan if set(run.scan) == {"sha256"} else {"sha256": scan}, beside=None)
 
 
-def _without_paths(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     """What made the tokens; of an autoencoder in a folder, the folder's name alone. Its revision tells its weights."""
     name = str(preprocessing["autoencoder"])
     is_folder = Path(name).is_dir() or name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
@@ -187,30 +236,33 @@ def phenotype_columns(kinds: dict[str, type]) -> dict[str, str]:
     return {name: f"phenotype_{name}" if name in taken else name for name in kinds}
 
 
-def _shards(runs: Sequence[StoredRun], shard_bytes: int) -> list[list[StoredRun]]:
-    shards: list[list[StoredRun]] = [[]]
+def _shards(runs: Sequence[tuple[StoredRun, StoredRun]], shard_bytes: int) -> list[list[tuple[StoredRun, StoredRun]]]:
+    shards: list[list[tuple[StoredRun, StoredRun]]] = [[]]
     size = 0
-    for run in runs:
+    for run, told in runs:
         if shards[-1] and size + run.num_bytes > shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(run)
+        shards[-1].append((run, told))
         size += run.num_bytes
     return shards
 
 
-def _rows(store: TokenDataset, run: StoredRun, kinds: dict[str, type], names: dict[str, str]) -> Iterator[Any]:
-    """A run's rows as record batches, with what the sidecar knows added to each."""
+def _rows(file: Path, dtype: str, run: StoredRun, kinds: dict[str, type], names: dict[str, str]) -> Iterator[Any]:
+    """The rows of a run's file as record batches, with what is told of the run in each."""
     import pyarrow as pa
     from datasets import Features, Value
 
     arrow = {bool: "bool", int: "int64", float: "float64", str: "string"}
-    with pa.memory_map(os.fsencode(store.folder / run.file)) as source:
+    with pa.memory_map(os.fsencode(file)) as source:
         for batch in pa.ipc.open_stream(source):
             count = len(batch)
             kept_elsewhere = (*ONCE, "tokens", "repetition_time", "frame_scale")
             columns = {name: batch.column(name) for name in batch.schema.names if name not in kept_elsewhere}
             features = dict(Features.from_arrow_schema(batch.schema))
+            for name in ("subject", "session", "task", "run", "dataset"):
+                if name in columns:
+                    columns[name] = pa.array([getattr(run, name)] * count, features[name].pa_type)
             added = {
                 "repetition_time": (run.repetition_time, float),
                 "key": (run.key, str),
@@ -224,7 +276,7 @@ def _rows(store: TokenDataset, run: StoredRun, kinds: dict[str, type], names: di
                 features[name] = Value(arrow[kind])
                 cell = None if value is None else kind(value)
                 columns[name] = pa.array([cell] * count, features[name].pa_type)
-            if store.dtype == "int8":
+            if dtype == "int8":
                 features["frame_scale"] = Value("float32")
                 factors = frame_factors(batch)
                 columns["frame_scale"] = pa.array(np.ones(count, np.float32) if factors is None else factors.numpy())

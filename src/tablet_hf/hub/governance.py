@@ -1,0 +1,551 @@
+"""What may leave a machine: who may publish what, other names for people, and a look at every file before it is sent.
+
+Terms of HCP and UK Biobank forbid passing on what concerns single people, and tokens concern them, since scans can be
+decoded from them. Nothing here can decide whether somebody has the right to share; it asks, and writes down what was
+said. What it can do is to leave behind what nobody else needs, and to look for the rest.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets as random_secrets
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tablet_hf.datasets.records import store_key
+from tablet_hf.datasets.store import StoredRun, TokenDataset, file_of_key
+from tablet_hf.errors import InputError
+
+__all__ = ["Pseudonyms", "Secrets", "check_may_be_published", "find_leaks", "published_runs"]
+
+# --- who may publish what
+
+
+def check_may_be_published(
+    what: str, kind: str, is_restricted: bool | None, is_private: bool, right: str | None
+) -> None:
+    """Refuse what the terms of the data forbid, or may forbid.
+
+    Args:
+        what: the path, for the sentence.
+        kind: "model" or "dataset".
+        is_restricted: whether the terms of the data forbid passing on what concerns single people; None where it is not
+            known.
+        is_private: whether only its owner will see the repository.
+        right: why it may be shared all the same, in words of whoever shares it.
+
+    Raises:
+        InputError: restricted tokens in public; anything restricted without a right; in public, a model of unknown
+            data.
+    """
+    if right is not None and len(right.split()) < 3:
+        raise InputError(
+            '--i-have-the-right-to-share: say in a sentence what gives you the right, such as "Our data use agreement '
+            'with the consortium names this project"; it will stand in the card.'
+        )
+    if is_restricted and right is None:
+        raise InputError(
+            f"{what}: {'its tokens' if kind == 'dataset' else 'it'} come{'' if kind == 'dataset' else 's'} of data "
+            "whose terms forbid passing on what concerns single people (such as HCP and UK Biobank); if you have the "
+            'right to share it, say what gives it to you with --i-have-the-right-to-share "...".'
+        )
+    if is_restricted and not is_private and kind == "dataset":
+        raise InputError(
+            f"{what}: tokens of restricted data are never published for everybody, since scans can be decoded from "
+            "them; leave out --public."
+        )
+    if is_restricted is None and not is_private and right is None:
+        raise InputError(
+            f"{what}: it is not recorded which data it was trained on, so whether it may be public is not known; name "
+            "them with --dataset STORE, say --source-open or --source-restricted, or leave out --public."
+        )
+
+
+# --- other names for people
+
+
+class Pseudonyms:
+    """Names for people that say nothing to those without the salt, and are the same whenever it is the same.
+
+    A checksum alone would not do: who knows that subjects are numbers of seven digits has tried them all in a minute.
+
+    Args:
+        salt: at least 16 random bytes.
+    """
+
+    def __init__(self, salt: bytes):
+        if len(salt) < 16:
+            raise ValueError(f"a salt has at least 16 bytes, not {len(salt)}.")
+        self._salt = salt
+
+    @classmethod
+    def beside(cls, store: Path) -> "Pseudonyms":
+        """Those of a store: their salt lies beside its folder as `STORE.salt`, and is made where there is none yet.
+
+        Raises:
+            InputError: a file of that name that is no salt.
+        """
+        store = store.resolve()
+        path = store.with_name(store.name + ".salt")
+        try:
+            # Only for its owner, and never over one that another process made meanwhile.
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            try:
+                return cls(bytes.fromhex(path.read_text(encoding="ascii").strip()))
+            except (ValueError, OSError) as error:
+                raise InputError(
+                    f"{path}: it is no salt of pseudonyms; restore it, or delete it to give everybody new names."
+                ) from error
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            salt = random_secrets.token_bytes(32)
+            file.write(salt.hex() + "\n")
+        return cls(salt)
+
+    def of(self, *words: str | None) -> str:
+        """`p` and 16 hexadecimal digits."""
+        message = json.dumps(words).encode()
+        return f"p{hmac.new(self._salt, message, hashlib.sha256).hexdigest()[:16]}"
+
+
+# --- what of a store goes along
+
+# As many different texts are a category, more are what somebody wrote.
+MOST_CATEGORIES, LONGEST_CATEGORY = 20, 40
+# Names of columns that hold what leads to a person, or what was written about one.
+# fmt: off
+TELLING_NAMES = frozenset((
+    "address", "birth", "birthdate", "birthday", "comment", "comments", "date", "dates", "day", "description",
+    "diary", "dob", "eid", "email", "file", "filename", "free", "guid", "id", "ids", "initials", "mrn", "name",
+    "names", "note", "notes", "participant", "path", "phone", "postcode", "remark", "remarks", "sub", "subject",
+    "text", "time", "uuid", "zip",
+))
+# fmt: on
+
+
+def published_runs(
+    store: TokenDataset,
+    pseudonyms: Pseudonyms | None,
+    phenotypes: Collection[str] | None = None,
+) -> tuple[list[StoredRun], dict[str, str]]:
+    """The runs of a store as others may see them, in the order of the store.
+
+    People, families and runs get other names; sessions, tasks and runs whose labels are no plain ones too. Of
+    phenotypes go along numbers and categories, but neither dates, nor numbers that tell a person, nor texts. Of
+    restricted data none goes along unless it is named.
+
+    Args:
+        store: the store.
+        pseudonyms: None keeps the names that people have, of data that are open.
+        phenotypes: which go along; None for all that may.
+
+    Returns:
+        The runs, and of each phenotype or label that is left out why.
+
+    Raises:
+        InputError: a phenotype that the store does not have, or that tells of single people though it was asked for;
+            names of people are to be kept, though the data are restricted.
+    """
+    is_restricted = bool(store.settings["is_restricted"])
+    if is_restricted and pseudonyms is None:
+        raise InputError(f"{store.folder}: its data are restricted; people do not keep their names; leave out "
+                         "--keep-subjects.")  # fmt: skip
+    kinds = store.phenotype_types()
+    if unknown := sorted(set(phenotypes or ()) - {*kinds, "family"}):
+        known = ", ".join(sorted(kinds)) or "none"
+        raise InputError(f"{store.folder}: it has no phenotype {unknown[0]!r}; there are {known}.")
+    left_out, kept = {}, []
+    for name in kinds:
+        why = _why_left_out(store, name, is_named=name in (phenotypes or ()))
+        if phenotypes is not None and name not in phenotypes:
+            why = why or "it was not asked for"
+        elif phenotypes is not None and why is not None:
+            raise InputError(f"{store.folder}: the phenotype {name!r} is not sent: {why}; leave it out of --phenotype.")
+        elif phenotypes is None and is_restricted:
+            why = why or "the data are restricted; --phenotype sends it along"
+        if why is None:
+            kept.append(name)
+        else:
+            left_out[name] = why
+    labels = {name: _Labels(store.runs, name) for name in ("session", "task", "run", "site")}
+    keeps_families = not is_restricted or "family" in (phenotypes or ())
+    runs = []
+    for run in store.runs:
+        told = {name: label.of(getattr(run, name), pseudonyms) for name, label in labels.items()}
+        if pseudonyms is not None:
+            told |= {"subject": pseudonyms.of(run.dataset, run.subject)}
+            family = pseudonyms.of(run.dataset, "family", run.family) if run.family is not None else None
+            told |= {"family": family if keeps_families else None}
+        made = {name: value for name, value in (run.made or {}).items() if name in _MADE}
+        scan = json.dumps(run.scan, sort_keys=True)
+        # A bare checksum of what is known elsewhere would lead back to it.
+        mark = (pseudonyms or Pseudonyms(random_secrets.token_bytes(32))).of(scan)
+        published = replace(
+            run,
+            **told,
+            scan={"sha256": mark},
+            made=made or None,
+            beside=None,
+            phenotypes={name: run.phenotypes.get(name) for name in kept},
+        )
+        key = store_key(published)
+        runs.append(replace(published, key=key, file=file_of_key(key).as_posix()))
+    if twice := len(runs) - len({run.key for run in runs}):
+        raise InputError(f"{store.folder}: {twice} of its runs would be called as others are; give runs plain labels.")
+    for name, label in labels.items():
+        if label.is_renamed:
+            left_out[f"labels of {name}"] = "some are no plain ones and get other names"
+    return runs, left_out
+
+
+_MADE = ("tokens", "software", "space", "voxel_size", "shape", "is_resampled", "mask", "encoder")
+
+
+class _Labels:
+    """The labels of one kind: plain words that many share go along, others get names of their own."""
+
+    PLAIN = r"[A-Za-z][A-Za-z_ -]{0,23}\d{0,3}[A-Za-z]{0,8}\d{0,2}|\d{1,3}"
+
+    def __init__(self, runs: Sequence[StoredRun], name: str):
+        labels = {getattr(run, name) for run in runs} - {None}
+        people = {run.subject for run in runs}
+        is_few = len(labels) <= max(MOST_CATEGORIES, len(people) // 2)
+        self._kept = {label for label in labels if is_few and self._is_plain(label, people)}
+        self.is_renamed = self._kept < labels
+
+    def _is_plain(self, label: str, people: Collection[str]) -> bool:
+        if not re.fullmatch(self.PLAIN, label) or any(_faults_of_text(label)):
+            return False
+        return not any(len(subject) > 3 and subject.lower() in label.lower() for subject in people)
+
+    def of(self, label: str | None, pseudonyms: Pseudonyms | None) -> str | None:
+        if label is None or label in self._kept or pseudonyms is None:
+            return label
+        return pseudonyms.of("label", label)[:9]
+
+
+def _why_left_out(store: TokenDataset, name: str, is_named: bool) -> str | None:
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)
+    if not is_named and (telling := {word.lower() for word in words} & TELLING_NAMES):
+        return f"columns called {min(telling)} lead to people"
+    by_person = {(run.dataset, run.subject): run.phenotypes.get(name) for run in store.runs}
+    values = [value for value in by_person.values() if value is not None]
+    different = set(values)
+    if {str(value) for value in different} & {run.subject for run in store.runs if len(run.subject) > 3}:
+        return "it holds names of people"
+    texts = [value for value in different if isinstance(value, str)]
+    if texts:
+        if any(fault for text in texts for fault in _faults_of_text(text)):
+            return "it holds dates, paths or addresses"
+        if len(different) > min(MOST_CATEGORIES, max(2, len(values) // 2)):
+            return f"it has {len(different)} different texts of {len(values)} people, and may be what somebody wrote"
+        if any(len(text) > LONGEST_CATEGORY for text in texts):
+            return "it holds sentences"
+    whole = [value for value in different if isinstance(value, int | float) and value == int(value)]
+    if whole and len(whole) == len(different):
+        if all(_is_day(int(value)) for value in whole):
+            return "it holds dates"
+        if len(values) > 2 and len(different) == len(values) and min(map(abs, whole)) >= 10_000:
+            return "it has another long number for everybody, which tells who it is"
+    return None
+
+
+def _is_day(number: int) -> bool:
+    """Whether a number is a day as 20190304, or a moment in seconds since 1970 after 1990."""
+    is_day = 1900 <= number // 10_000 <= 2100 and 1 <= number // 100 % 100 <= 12 and 1 <= number % 100 <= 31
+    return is_day or 631_152_000 <= number <= 4_102_444_800
+
+
+# --- what must not be in any file
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What no file that is sent may hold.
+
+    Attributes:
+        ids: names of people and families.
+        texts: what was written of them, names of scans, and the like; of six letters or more.
+        tokens: access tokens.
+        allowed: texts of whoever publishes, in which dates and addresses may stand.
+    """
+
+    ids: frozenset[str] = frozenset()
+    texts: frozenset[str] = frozenset()
+    tokens: frozenset[str] = frozenset()
+    allowed: tuple[str, ...] = ()
+
+    @classmethod
+    def of_store(cls, store: TokenDataset, published: Sequence[StoredRun] | None = None) -> "Secrets":
+        """What the runs of a store say, and their published forms do not."""
+        told = published if published is not None else [None] * len(store.runs)
+        ids, texts = set(), set()
+        for run, other in zip(store.runs, told, strict=True):
+            for name in ("subject", "family"):
+                value = getattr(run, name)
+                if value is not None and (other is None or getattr(other, name) != value):
+                    ids.add(value)
+            for name in ("session", "task", "run", "site"):
+                value = getattr(run, name)
+                if value is not None and other is not None and getattr(other, name) != value:
+                    texts.add(value)
+            for known in (run.scan, *_identities(run.beside)):
+                texts.add(str(known.get("name") or ""))
+            kept = {} if other is None else other.phenotypes
+            for name, value in run.phenotypes.items():
+                # A category that stays behind, such as "female", is no secret as a word.
+                if (
+                    isinstance(value, str)
+                    and kept.get(name) != value
+                    and (" " in value or re.search(r"\d|.{17}", value))
+                ):
+                    texts.add(value)
+        return cls(frozenset(ids), frozenset(text for text in texts if len(text) >= 6))
+
+    def __or__(self, other: "Secrets") -> "Secrets":
+        return Secrets(
+            self.ids | other.ids, self.texts | other.texts, self.tokens | other.tokens, self.allowed + other.allowed
+        )
+
+
+def _identities(beside: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    for value in (beside or {}).values():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping):
+                yield each
+
+
+PATTERNS = {
+    "a path of a machine": re.compile(
+        r"(?<![\w:/.<])/(?:home|Users|mnt|media|data|scratch|work|tmp|var|root|private|srv|opt|nfs|gpfs|lustre|"
+        r"project|projects|storage|export|net)/[^\s\"'`<>)]+"
+        r"|(?<![A-Za-z])[A-Za-z]:\\[^\s\"'`]+|\\\\[A-Za-z][\w-]*\\[\w$]+|(?<![\w/])~/\w+|file://\S+"
+    ),
+    "a date": re.compile(
+        r"(?<![\w.-])(?:19|20)\d\d([-/.])(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])(?!\d)"
+        r"|(?<![\w.-])(?:0?[1-9]|[12]\d|3[01])([./-])(?:0?[1-9]|1[0-2])\2(?:19|20)\d\d(?![\w.])"
+        r"|(?<![\w.-])(?:0?[1-9]|1[0-2])([./-])(?:0?[1-9]|[12]\d|3[01])\3(?:19|20)\d\d(?![\w.])"
+        r"|(?<![A-Za-z0-9.])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?![A-Za-z0-9])"
+    ),
+    "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[A-Za-z]{2,}"),
+}
+ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+TEXT_ENDINGS = frozenset({".md", ".csv", ".tsv", ".txt"})
+
+
+def _faults_of_text(text: str, allowed: Iterable[str] = ()) -> Iterator[str]:
+    if ACCESS_TOKEN.search(text):
+        yield "an access token"
+    for known in allowed:
+        text = text.replace(known, "")
+    for what, pattern in PATTERNS.items():
+        if found := pattern.search(text):
+            yield f"{what} ({_hinted(found[0])})"
+
+
+def find_leaks(folder: str | Path, secrets: Secrets, own_code: Mapping[str, str] | None = None) -> list[str]:
+    """Look into every file of a folder that is to be sent; a sentence for each thing that must not be in it.
+
+    Looked at are the names of files, JSON, text, headers and byte tensors of safetensors, schema and all columns of
+    Parquet but the numbers of tokens. Files of other kinds (pickles such as training_args.bin, logs, pictures) are
+    leaks themselves, since nobody can tell what they hold; so are Python files other than the package's own.
+
+    Args:
+        folder: what is to be sent.
+        secrets: what must not be there, besides what looks like a path, a date, an address or an access token.
+        own_code: checksums (SHA-256) of Python files that may go, by name.
+    """
+    folder, search = Path(folder), _Search(secrets)
+    found: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found.append(f"{name}: it is a link; only files are sent.")
+        elif path.is_file():
+            parts = [(f"its name {part!r}", part, False) for part in (name,)]
+            try:
+                parts += _READERS.get(path.suffix, _unknown)(path, own_code or {})
+            except _Unsent as reason:
+                found.append(f"{name}: {reason}")
+                continue
+            for where, text, is_cell in parts:
+                found += [f"{name}: {where} holds {fault}." for fault in search.faults(text, is_cell)]
+    return list(dict.fromkeys(found))
+
+
+class _Unsent(Exception):
+    """Why a file is not sent, whatever it holds."""
+
+
+@dataclass
+class _Search:
+    secrets: Secrets
+    _long: frozenset[str] = field(init=False)
+
+    def __post_init__(self):
+        self._long = frozenset(name.lower() for name in self.secrets.ids if len(name) >= 5)
+
+    def faults(self, text: str, is_cell: bool = False) -> Iterator[str]:
+        """What a text must not hold.
+
+        Args:
+            text: anything.
+            is_cell: whether it names a person if it is as short as one's name.
+        """
+        yield from _faults_of_text(text, self.secrets.allowed)
+        if any(token in text for token in self.secrets.tokens):
+            yield "an access token"
+        is_short = {name for name in self.secrets.ids if len(name) < 5}
+        if is_cell and text.strip() in is_short:
+            yield f"the name of a subject ({_hinted(text.strip())})"
+        for match in re.finditer(r"\bsub-([A-Za-z0-9+]+)", text):
+            if match[1] in self.secrets.ids:
+                yield f"the name of a subject ({_hinted(match[1])})"
+        if self._long:
+            for match in re.finditer(r"[A-Za-z0-9+]{5,}|[^\s\"',;:|/\\]{5,}", text):
+                word = match[0].lower()
+                # 03619 of arXiv 2604.03619 is nobody.
+                is_decimal = text[max(0, match.start() - 1) : match.start()] == "."
+                parts = {word, *re.split(r"[^a-z0-9+]+", word)}
+                if not is_decimal and (known := parts & self._long):
+                    yield f"the name of a subject ({_hinted(min(known))})"
+            lowered = text.lower()
+            for name in self._long:
+                if not name.isalnum() and name in lowered:
+                    yield f"the name of a subject ({_hinted(name)})"
+        for secret in self.secrets.texts:
+            if secret in text:
+                yield f"what only the source says ({_hinted(secret)})"
+
+
+def _hinted(text: str) -> str:
+    return f"{text[:3]}..., {len(text)} signs"
+
+
+def _of_json(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _Unsent("it is no JSON, so what it holds cannot be told.") from error
+
+    def walk(value: Any, where: str) -> Iterator[tuple[str, str, bool]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield f"a key in {where}", str(key), False
+                yield from walk(inner, str(key))
+        elif isinstance(value, list):
+            for inner in value:
+                yield from walk(inner, where)
+        elif isinstance(value, str):
+            yield where, value, where.lower() in _PERSON_COLUMNS
+        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 100_000:
+            yield where, str(value), False
+
+    return list(walk(content, "it"))
+
+
+_PERSON_COLUMNS = frozenset({"subject", "participant_id", "family", "key"})
+
+
+def _of_text(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _Unsent("it is no text in UTF-8, so what it holds cannot be told.") from error
+    parts = [("it", text, False)]
+    if path.suffix in (".csv", ".tsv"):
+        cells = {line.split("," if path.suffix == ".csv" else "\t")[0].strip('"') for line in text.splitlines()}
+        parts += [("its first column", cell, True) for cell in cells]
+    return parts
+
+
+def _of_safetensors(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            if not 0 < size <= min(100_000_000, path.stat().st_size):
+                raise ValueError
+            header = json.loads(file.read(size))
+        except ValueError as error:
+            raise _Unsent("it is no whole safetensors file.") from error
+        parts = []
+        for name, value in (header.pop("__metadata__", None) or {}).items():
+            if (name, value) != ("format", "pt"):
+                raise _Unsent(
+                    f"its metadata hold {name!r}, and only what save_pretrained writes goes along; save it again with "
+                    "save_pretrained."
+                )
+        for name, tensor in header.items():
+            parts.append(("a tensor's name", name, False))
+            if tensor["dtype"] in ("U8", "I8", "BOOL", "U16", "I16", "U32", "I32", "U64", "I64"):
+                begin, end = tensor["data_offsets"]
+                file.seek(8 + size + begin)
+                # Numbers of any size may be letters.
+                parts.append((f"the tensor {name}", file.read(end - begin).decode("latin-1"), False))
+        return parts
+
+
+def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tablet_hf.datasets.run_files import ONCE
+
+    try:
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+        told = dict(file.metadata.metadata or {}) | dict(schema.metadata or {})
+        told |= {name: value for each in schema for name, value in (each.metadata or {}).items()}
+    except (pa.ArrowException, OSError) as error:
+        raise _Unsent("it is no whole Parquet file.") from error
+    parts = [(f"its metadata {key.decode('latin-1')}", value.decode("latin-1"), False)
+             for key, value in told.items() if key != b"ARROW:schema"]  # fmt: skip
+    parts += [("a column's name", name, False) for name in schema.names]
+    for number, name in enumerate(schema.names):
+        kind = schema.field(number).type
+        if name == "tokens" or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            continue
+        if pa.types.is_temporal(kind):
+            raise _Unsent(f"its column {name!r} holds moments in time.")
+        column = pq.read_table(path, columns=[name]).column(0)
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            texts = [cell.decode("latin-1") for cell in column.to_pylist() if cell is not None]
+            if name in ONCE:  # numbers, in which a date is found by chance
+                parts += [(f"the column {name}", text, False) for text in texts if text.isascii()]
+                continue
+        elif pa.types.is_integer(kind):
+            values = [value for value in column.unique().to_pylist() if value is not None]
+            if values and name not in _COUNTS and all(_is_day(value) for value in values):
+                raise _Unsent(f"its column {name!r} holds dates.")
+            texts = [str(value) for value in values if abs(value) >= 100_000 and name not in _COUNTS]
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            texts = [value for value in column.unique().to_pylist() if value is not None]
+        else:
+            texts = [json.dumps(value, default=str) for value in column.to_pylist()]
+        parts += [(f"the column {name}", text, name in _PERSON_COLUMNS) for text in texts]
+    return parts
+
+
+_COUNTS = frozenset({"num_bytes", "num_frames", "frame"})
+
+
+def _of_code(path: Path, own_code: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    if own_code.get(path.name) != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise _Unsent("it is no Python file of this package, and no other code is sent.")
+    return []
+
+
+def _unknown(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    raise _Unsent("files of this kind are never sent, since what they hold cannot be told.")
+
+
+_READERS = {
+    ".json": _of_json,
+    ".safetensors": _of_safetensors,
+    ".parquet": _of_parquet,
+    ".py": _of_code,
+} | dict.fromkeys(TEXT_ENDINGS, _of_text)
