@@ -1,5 +1,5 @@
 """
-TABLeT in the Auto classes of transformers, from the moment `tablet_hf` is imported.
+TABLeT in the Auto classes and the pipelines of transformers, from the moment `tablet_hf` is imported.
 
 Registering classes means importing them, and with them torch and half of transformers: seconds, which somebody who
 asks for `tablet-hf --help` or a function of arrays should not wait for. Transformers names its own models in tables, by
@@ -8,9 +8,13 @@ strings is entered then, so it does not matter who loads them or when.
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 AUTO = "transformers.models.auto"
 MODEL_TYPE = "tablet"
@@ -26,21 +30,31 @@ TABLES = {
     f"{AUTO}.feature_extraction_auto": {"FEATURE_EXTRACTOR_MAPPING_NAMES": "TabletFeatureExtractor"},
 }
 
+# By its task, the class of a pipeline and the Auto class that loads its model.
+PIPELINES = {
+    "fmri-classification": ("FmriClassificationPipeline", "AutoModelForSequenceClassification"),
+    "fmri-feature-extraction": ("FmriFeatureExtractionPipeline", "AutoModel"),
+}
+PIPELINES_OF_TRANSFORMERS = "transformers.pipelines"
+
 # Transformers promises nothing of these tables (5.4 has more of them), so they are used with releases in which all this
 # was tried: from 5.17 to the one in constraints.txt. With any other the classes are imported and registered at once.
 OLDEST_TRIED, NEWEST_TRIED = (5, 17), (5, 23)
 
 
 def introduce_tablet() -> None:
-    """Make the Auto classes of transformers know TABLeT, without importing it where that is safe."""
-    if has_tried_release() and not TABLES.keys() & sys.modules.keys():
-        # Where transformers looks for the classes of a model type that it has in its tables.
-        place = f"transformers.models.{MODEL_TYPE}"
-        if place not in sys.modules:
-            sys.meta_path.insert(0, TableFinder())
+    """Make transformers know TABLeT, without importing it where that is safe."""
+    # Where transformers looks for the classes of a model type that it has in its tables.
+    place = f"transformers.models.{MODEL_TYPE}"
+    if place in sys.modules:
+        sys.modules[place] = sys.modules[__package__]
+    elif has_tried_release() and not TABLES.keys() & sys.modules.keys():
+        for module in TABLES:
+            FOLLOWER.follow(module, partial(enter_models, TABLES[module]))
         sys.modules[place] = sys.modules[__package__]
     else:
         register()
+    FOLLOWER.follow(PIPELINES_OF_TRANSFORMERS, enter_pipelines)
 
 
 def has_tried_release() -> bool:
@@ -51,24 +65,54 @@ def has_tried_release() -> bool:
         return False
 
 
-class TableFinder(MetaPathFinder):
-    """Finds nothing by itself: lets others find the modules with the tables, and enters TABLeT after they ran."""
+class Follower(MetaPathFinder):
+    """Finds nothing by itself: lets others find certain modules, and does something with these after they ran."""
+
+    def __init__(self):
+        self.actions: dict[str, Callable[[ModuleType], None]] = {}
+
+    def follow(self, module: str, action: Callable[[ModuleType], None]) -> None:
+        """Have `action` done with a module once it is imported; now, where that has happened."""
+        if module in sys.modules:
+            action(sys.modules[module])
+            return
+        self.actions[module] = action
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
-        if fullname not in TABLES:
+        if fullname not in self.actions:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is not None:
             run = spec.loader.exec_module
 
-            def run_and_enter(module):
+            def run_and_act(module):
                 run(module)
-                for table, class_name in TABLES[fullname].items():
-                    getattr(module, table)[MODEL_TYPE] = class_name
+                self.actions[fullname](module)
 
-            spec.loader.exec_module = run_and_enter
+            spec.loader.exec_module = run_and_act
         return spec
+
+
+FOLLOWER = Follower()
+
+
+def enter_models(tables: dict[str, str], module: ModuleType) -> None:
+    for table, class_name in tables.items():
+        getattr(module, table)[MODEL_TYPE] = class_name
+
+
+def enter_pipelines(module: ModuleType) -> None:
+    for task, (class_name, auto_class) in PIPELINES.items():
+        model_class = getattr(module, auto_class)
+        if hasattr(module, "_resolve_impl") and has_tried_release():  # imports what a name stands for, on demand
+            name = f"{__package__}.pipeline_tablet.{class_name}"
+            module.SUPPORTED_TASKS[task] = {"impl": name, "pt": (model_class,), "type": "multimodal"}
+        elif task not in module.SUPPORTED_TASKS:
+            pipeline_class = getattr(import_module(".pipeline_tablet", __package__), class_name)
+            module.PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=model_class, type="multimodal")
 
 
 def register() -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
-from transformers.utils import logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 from .errors import InputError
-from .slice_autoencoder import SliceAutoencoder, load_autoencoder
+from .slice_autoencoder import SliceAutoencoder, find_beside, load_autoencoder
 from .tokens import latents_to_tokens, slices_to_volumes, tokens_to_latents, volumes_to_slices
 from .volumes import BoldRun, Scan, open_run, scale_intensity, undo_percent_change, unscale_intensity
 
@@ -106,6 +106,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     ```"""
 
     model_input_names = ["input_values", "attention_mask", "repetition_time"]  # noqa: RUF012  (the library's way)
+    # How the pipelines of the library make a batch of windows of different length.
+    padding_value, padding_side = 0.0, "right"
 
     def __init__(
         self,
@@ -135,6 +137,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         self.token_size = token_size
         self.grid_size = grid_size
         self._slice_autoencoder = None
+        self._loaded_from: tuple[str, dict[str, Any]] | None = None
         self._device, self._dtype = torch.device("cpu"), torch.float32
         self._empty_latents: dict[float, Tensor] = {}
         self._slices_per_batch: int | None = None
@@ -146,7 +149,10 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         """The frozen autoencoder, a `SliceAutoencoder`; loaded at first use. Assign a diffusers
         model to inject one."""
         if self._slice_autoencoder is None:
-            self._adopt(load_autoencoder(self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder))
+            beside = find_beside(self.autoencoder, *self._loaded_from) if self._loaded_from else None
+            self._adopt(
+                load_autoencoder(self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder, beside)
+            )
         return self._slice_autoencoder
 
     @slice_autoencoder.setter
@@ -357,9 +363,9 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         encoder = self.slice_autoencoder
         tokens = torch.empty(len(frames), self.grid_size**3, self.token_size, dtype=dtype or encoder.dtype)
         done = 0
-        for _, volumes in run.scaled_blocks(self.signal, self.scaling, frames, FRAMES_PER_BLOCK):
-            tokens[done : done + len(volumes)] = self.volumes_to_tokens(torch.from_numpy(volumes), self.signal)
-            done += len(volumes)
+        for block in self.token_blocks(run, frames):
+            tokens[done : done + len(block)] = block
+            done += len(block)
             if on_progress is not None:
                 on_progress(done, len(frames))
         scale = run.intensity_scale(self.scaling)
@@ -370,6 +376,12 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         return TokenizedRun(
             tokens, frames, run.repetition_time * stride, scale, mean_tokens, run.clipped_share, run.name
         )
+
+    def token_blocks(self, run: BoldRun, frames: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """Tokens of an open run's frames, all by default, a few at a time, so that a long run needs little memory:
+        (n, cells, features) on the extractor's device, in its dtype."""
+        for _, volumes in run.scaled_blocks(self.signal, self.scaling, frames, FRAMES_PER_BLOCK):
+            yield self.volumes_to_tokens(torch.from_numpy(volumes), self.signal)
 
     def volumes_to_tokens(self, volumes: Tensor, signal: str | None = None) -> Tensor:
         """Encode scaled volumes.
@@ -467,7 +479,27 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             torch.cuda.empty_cache()
             logger.info(f"Out of memory: {self._slices_per_batch} slices at once from here on.")
 
-    # --- saving
+    # --- loading and saving
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs) -> "TabletFeatureExtractor":
+        """As everywhere in the library. An autoencoder that lies in the same folder or repository, as
+        `tablet_hf.hub.custom_code` puts it there, is found by its name."""
+        names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        extractor = loaded[0] if isinstance(loaded, tuple) else loaded
+        extractor._loaded_from = (str(pretrained_model_name_or_path), options)
+        return loaded
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs) -> "TabletFeatureExtractor":
+        if not cls.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # Names code that lies beside the file; saved elsewhere by the installed package, it would name nothing.
+            feature_extractor_dict = {
+                name: value for name, value in feature_extractor_dict.items() if name != "auto_map"
+            }
+        return super().from_dict(feature_extractor_dict, **kwargs)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs) -> list[str]:
         """Save preprocessor_config.json. The autoencoder is loaded first where it was not yet, so that its revision

@@ -22,6 +22,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
 from tablet_hf.hub_files import check_model_name, fetch
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
+from tablet_hf.pipeline_tablet import read_logits, windows_without_remainder
 from tablet_hf.scans import check_repetition_time
 from tablet_hf.token_files import SUFFIX, load_tokens
 
@@ -237,25 +238,7 @@ class ScanPredictor:
 
 def cut_windows(tokens: Tensor, num_frames: int | None) -> list[Tensor]:
     """Windows of `num_frames` frames that do not overlap, without the remainder; a shorter run is one window."""
-    if num_frames is None or len(tokens) <= num_frames:
-        return [tokens]
-    return list(tokens[: len(tokens) // num_frames * num_frames].split(num_frames))
-
-
-def read_logits(logits: Tensor, config: Any) -> tuple[str | float, dict[str, float]]:
-    """What logits (labels,) mean by `config.problem_type`: the prediction, and a score for each label."""
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    if config.problem_type == "regression":
-        scores = dict(zip(names, logits.tolist(), strict=True))
-        return scores[names[0]], scores
-    if config.problem_type == "single_label_classification":
-        scores = dict(zip(names, logits.softmax(-1).tolist(), strict=True))
-        return max(scores, key=scores.__getitem__), scores
-    scores = dict(zip(names, logits.sigmoid().tolist(), strict=True))
-    positive = [name for name in names if scores[name] >= 0.5]
-    if not positive and len(names) == 1 and config.negative_label is not None:
-        return config.negative_label, scores
-    return " ".join(positive) if positive else f"not {' '.join(names)}", scores
+    return [tokens[window.start : window.stop] for window in windows_without_remainder(len(tokens), num_frames)]
 
 
 def load_model(name: str | Path, revision: str = "main") -> TabletForSequenceClassification:

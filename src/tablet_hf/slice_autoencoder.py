@@ -15,6 +15,10 @@ from .errors import InputError, not_on_hub
 SHIPPED_WEIGHTS = Path(__file__).parent / "autoencoders" / "weights"
 DEFAULT_AUTOENCODER = "natural-f32c32"
 
+# Where an autoencoder lies in the repository of a model that brings it along, by its name, and what is needed of it.
+BESIDE = "autoencoders"
+BESIDE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
 
 def shipped_autoencoders() -> list[str]:
     """The names of the autoencoders that come with the package; none where this file is custom code from the Hub."""
@@ -96,7 +100,28 @@ class SliceAutoencoder:
         return self.model.config.get("in_channels", 3)
 
 
-def load_autoencoder(name: str, revision: str | None = None, subfolder: str | None = None) -> SliceAutoencoder:
+def find_beside(name: str, repository: str, options: dict[str, Any]) -> Path | None:
+    """The folder of an autoencoder that came with a model's repository, by way of the cache; None where none did.
+
+    Args:
+        name: as the model records it; looked for is only what this package does not ship.
+        repository: the model's folder or Hub id.
+        options: of the download, as `from_pretrained` knows them: `revision`, `token`, `cache_dir`, ...
+    """
+    from transformers.utils import cached_file
+
+    if name in shipped_autoencoders() or name != Path(name).name:
+        return None
+    found = [
+        cached_file(repository, f"{BESIDE}/{name}/{file}", _raise_exceptions_for_missing_entries=False, **options)
+        for file in BESIDE_FILES
+    ]
+    return None if None in found else Path(found[0]).parent
+
+
+def load_autoencoder(
+    name: str, revision: str | None = None, subfolder: str | None = None, beside: Path | None = None
+) -> SliceAutoencoder:
     """Loads any diffusers autoencoder with `encode` and `decode`, in float32 on the CPU.
 
     Args:
@@ -104,13 +129,14 @@ def load_autoencoder(name: str, revision: str | None = None, subfolder: str | No
         revision: for a Hub id, the branch, tag or commit. For a shipped name or folder, the weights that are expected:
             other ones are refused, since tokens of two autoencoders do not mix.
         subfolder: where the autoencoder lies within the folder or repository, e.g. "vae".
+        beside: a folder that holds what goes by that name (see `find_beside`).
 
     Raises:
         InputError: nothing usable under that name.
     """
     import diffusers
 
-    folder = _local_folder(name)
+    folder = beside or _local_folder(name)
     if folder is not None:
         _check_folder(folder / (subfolder or ""))
     location = str(folder) if folder else name
