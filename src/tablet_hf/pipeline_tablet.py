@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.pipelines.base import ChunkPipeline
 
 from .errors import InputError
-from .feature_extraction_tablet import FRAMES_PER_BLOCK, TabletFeatureExtractor, TokenizedRun
+from .feature_extraction_tablet import FRAMES_PER_BLOCK, TabletFeatureExtractor
 from .scans import check_repetition_time
 from .volumes import open_run
 
@@ -153,7 +153,7 @@ class ScanPipeline(ChunkPipeline):
         """Windows of one scan, as the model takes them, each once its frames are tokenized."""
         if isinstance(scan, dict):
             scan, reading = unpack(scan, reading)
-        if isinstance(scan, TokenizedRun):
+        if isinstance(getattr(scan, "tokens", None), Tensor):  # of this class, or of custom code from elsewhere
             name, length = scan.name, len(scan.tokens)
             seconds = check_repetition_time(scan.repetition_time, f"{name}: its repetition time")
             blocks = iter(scan.tokens.split(FRAMES_PER_BLOCK))
