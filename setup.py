@@ -1,8 +1,24 @@
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
+
+
+class BuildWithCards(build_py):
+    """Puts the templates of cards, which lie in hub_cards/ for everybody to see, into the package that is built."""
+
+    def run(self) -> None:
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return  # then the package finds them where they are
+        target = Path(self.build_lib) / "tablet_hf" / "hub" / "hub_cards"
+        self.mkpath(str(target))
+        for path in sorted((here / "hub_cards").iterdir()):
+            self.copy_file(str(path), str(target / path.name))
+
+
 about: dict[str, str] = {}
 exec((here / "src/tablet_hf/version.py").read_text(encoding="utf-8"), about)
 
@@ -17,6 +33,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    cmdclass={"build_py": BuildWithCards},
     package_data={
         "tablet_hf.autoencoders": ["weights/*/*"],
         "tablet_hf.training": ["evaluate_modules/*/*.py"],
@@ -25,6 +42,7 @@ setup(
         "torch>=2.6",
         "transformers>=5.4,<6",
         "huggingface_hub>=1.32,<3",
+        "jinja2>=3.1",
         "diffusers>=0.36",
         "safetensors>=0.5",
         "nibabel>=5.3",
@@ -52,7 +70,7 @@ setup(
             "parameterized>=0.9",
             "tensorboardX>=2.6",
         ],
-        "report": ["jinja2>=3.1", "pillow>=10"],
+        "report": ["pillow>=10"],
         "train": ["peft>=0.15", "pillow>=10", "tensorboardX>=2.6"],
     },
     entry_points={"console_scripts": ["tablet-hf=tablet_hf.cli:main"]},

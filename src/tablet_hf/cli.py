@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tablet_hf import cli_datasets, cli_training
+from tablet_hf import cli_datasets, cli_hub, cli_training
 from tablet_hf.errors import InputError
 from tablet_hf.files import source_identity
 from tablet_hf.prediction_table import PredictionTable
@@ -53,7 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_datasets.app, name="dataset")
-for command in (cli_training.pretrain, cli_training.finetune, cli_training.evaluate):
+for command in (cli_training.pretrain, cli_training.finetune, cli_training.evaluate, cli_hub.push):
     app.command()(command)
 
 

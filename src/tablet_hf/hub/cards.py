@@ -1,0 +1,596 @@
+"""Cards: what a repository says of itself, from what is known and nothing else.
+
+Facts are gathered here, sentences stand in the templates of `hub_cards/`. What is not known is said to be so, and a
+number without a source has no place.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tablet_hf.errors import InputError
+
+__all__ = [
+    "EvaluationFacts",
+    "TrainingFacts",
+    "autoencoder_card",
+    "check_card",
+    "dataset_card",
+    "filled_cards",
+    "model_card",
+    "read_evaluation",
+    "shipped_card",
+]
+
+TAGS = ["fmri", "neuroimaging", "nifti", "tablet"]
+UNKNOWN = "not recorded"
+FILLED = "cards.json"
+
+# What is known of the terms of datasets by the names that the sources give them. Who owns them says more, and decides.
+TERMS = {
+    "HCP-YA": (
+        "[Human Connectome Project, Young Adult](https://www.humanconnectome.org/study/hcp-young-adult)",
+        "Its data use terms forbid passing on data of single people; restricted data (family, exact age, ...) are "
+        "under terms of their own. Everybody who uses it agrees to them with the consortium first.",
+    ),
+    "UKB": (
+        "[UK Biobank](https://www.ukbiobank.ac.uk)",
+        "Its material transfer agreement forbids passing on data of single people; approved researchers have access to "
+        "it through UK Biobank.",
+    ),
+    "ADHD-200": (
+        "[ADHD-200](https://fcon_1000.projects.nitrc.org/indi/adhd200/)",
+        "It is open to everybody who registers, under the terms of the International Neuroimaging Data-sharing "
+        "Initiative, which ask for non-commercial use and for naming the source.",
+    ),
+    "HBN": (
+        "[Healthy Brain Network](https://fcon_1000.projects.nitrc.org/indi/cmi_healthy_brain_network/)",
+        "Scans are open; phenotypes beyond the basic ones are under a data use agreement.",
+    ),
+}
+PROBLEMS = {
+    "regression": "a number (regression)",
+    "single_label_classification": "classes (softmax)",
+    "multi_label_classification": "classes (one logit each, sigmoid)",
+}
+
+
+def template_file(name: str) -> Path:
+    """A file of `hub_cards/`: beside this module where the package is installed, in the repository where it is not."""
+    for folder in (Path(__file__).parent / "hub_cards", Path(__file__).parents[3] / "hub_cards"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{name}: the templates of cards are not where the package has them; install it again.")
+
+
+def shipped_card(name: str) -> str | None:
+    """The card of an autoencoder that comes with the package."""
+    try:
+        return template_file(f"{name}.md").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+# --- what is known
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """The data that a model was trained on.
+
+    Attributes:
+        datasets: names as sources give them, such as "HCP-YA".
+        people, runs, frames: how many; None where it is not known.
+        is_restricted: see `Cohort`; None where it is not known.
+    """
+
+    datasets: tuple[str, ...] = ()
+    people: int | None = None
+    runs: int | None = None
+    frames: int | None = None
+    is_restricted: bool | None = None
+
+    @classmethod
+    def of_store(cls, store: Any) -> "TrainingFacts":
+        names = tuple(sorted({run.dataset for run in store.runs if run.dataset is not None}))
+        people = {(run.dataset, run.subject) for run in store.runs}
+        frames = sum(run.num_frames for run in store.runs)
+        return cls(names, len(people), len(store.runs), frames, bool(store.settings["is_restricted"]))
+
+    def __str__(self) -> str:
+        if not self.datasets and self.people is None:
+            return "Not recorded."
+        names = ", ".join(TERMS[name][0] if name in TERMS else name for name in self.datasets) or "a study without name"
+        if self.people is None:
+            return f"{names}. How many people, runs and frames: {UNKNOWN}."
+        return (
+            f"{names}: a store of {_counted(self.people, 'person', 'people')}, {_counted(self.runs, 'run')} and "
+            f"{_counted(self.frames, 'frame')}, of which a part was held out to judge it (source: the store's table of "
+            "runs)."
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationFacts:
+    """What `tablet-hf evaluate` found: of each method, metrics with their intervals.
+
+    Attributes:
+        label: what was predicted.
+        people: how many were judged.
+        method: the model's name there.
+        metrics: names, the main one first.
+        found: of each method, `{metric: (value, low, high)}`; None where it is not defined.
+        notes: what a reader must know.
+    """
+
+    label: str
+    people: int
+    method: str
+    metrics: tuple[str, ...]
+    found: Mapping[str, Mapping[str, tuple[float | None, float | None, float | None]]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[list[str]]:
+        return [[method, *(_estimate(values[name]) for name in self.metrics)] for method, values in self.found.items()]
+
+
+def read_evaluation(path: str | Path) -> EvaluationFacts:
+    """Read results.json of an evaluation, or of the folder that it lies in.
+
+    Raises:
+        InputError: there is none, or it is something else.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        method = next(name for name in results["methods"] if name not in results["baselines"])
+        # Metrics that are trained for stand first there; the main one is what comparisons are about.
+        names = list(results["methods"][method]["metrics"])
+        names.sort(key=lambda name: name != results["main_metric"])
+        found = {
+            name: {metric: _value(values["metrics"][metric]) for metric in names}
+            for name, values in results["methods"].items()
+        }
+        notes = tuple(str(note) for note in results["warnings"])
+        return EvaluationFacts(str(results["label"]), int(results["num_people"]), method, tuple(names), found, notes)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file; give results.json of tablet-hf evaluate.") from error
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise InputError(f"{path}: it is no results.json of tablet-hf evaluate; give one, or leave it out.") from error
+
+
+def _value(estimate: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+    value, low, high = (None if estimate[name] is None else float(estimate[name]) for name in ("value", "low", "high"))
+    return value, low, high
+
+
+def _estimate(estimate: tuple[float | None, float | None, float | None]) -> str:
+    value, low, high = estimate
+    if value is None:
+        return "undefined"
+    return f"{value:.3g}" if low is None or high is None else f"{value:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _counted(number: int | None, one: str, several: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def terms_of(datasets: Iterable[str], is_restricted: bool | None) -> str:
+    """What is known of the terms of datasets, in sentences."""
+    known = [f"{TERMS[name][0]}: {TERMS[name][1]}" for name in datasets if name in TERMS]
+    other = [name for name in datasets if name not in TERMS]
+    if other:
+        known.append(f"Terms of {', '.join(other)}: {UNKNOWN} here; ask its owner.")
+    if not known:
+        known.append(f"Terms of the data: {UNKNOWN} here.")
+    if is_restricted:
+        known.append("They are marked as restricted: their terms forbid passing on what concerns single people.")
+    return "\n\n".join(known)
+
+
+# --- cards
+
+
+def model_card(
+    repo: str,
+    config: Mapping[str, Any],
+    *,
+    parameters: int | None = None,
+    training: TrainingFacts | None = None,
+    training_data: str | None = None,
+    evaluation: EvaluationFacts | None = None,
+    title: str | None = None,
+    summary: str | None = None,
+    facts_source: str = "`config.json` and the weights in this repository",
+    license: str | None = None,
+    base_model: str | None = None,
+    right_to_share: str | None = None,
+    is_gated: bool = False,
+    with_code: bool = False,
+    limits: Sequence[str] = (),
+) -> str:
+    """The card of a TABLeT.
+
+    Args:
+        repo: where it will lie.
+        config: what its config.json says; what it does not say is told as not recorded.
+        parameters: how many.
+        training: the data it was trained on; `training_data` says it in words of one's own.
+        evaluation: figures, see `read_evaluation`.
+        title, summary: of words that are not the usual ones.
+        facts_source: where the facts of the table come from.
+        license: of the weights, as the Hub names it.
+        base_model: Hub id of what it was fine-tuned from.
+        right_to_share: why restricted data may be shared, in words of whoever shares them.
+        is_gated: whether people are asked before they get it.
+        with_code: whether the package's code lies beside it.
+        limits: further ones.
+
+    Raises:
+        InputError: the figures are of another label.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    architecture = (config.get("architectures") or ["TabletModel"])[0]
+    label = config.get("target_name")
+    if evaluation is not None and label is not None and evaluation.label != label:
+        raise InputError(
+            f"the figures are of {evaluation.label}, but the model predicts {label}; give results.json of its own."
+        )
+    is_head = architecture == "TabletForSequenceClassification"
+    training = training or TrainingFacts()
+    name = repo.split("/")[-1]
+    results = _eval_results(evaluation, training)
+    card_data = ModelCardData(
+        library_name="transformers",
+        license=license,
+        tags=[*TAGS, "dc-ae"] if "dc-ae" in str(config.get("autoencoder")) else list(TAGS),
+        pipeline_tag="other" if is_head else "feature-extraction",
+        base_model=base_model,
+        model_name=name if results else None,
+        eval_results=results or None,
+        **_gate(is_gated),
+    )
+    auto_classes = {
+        "TabletForSequenceClassification": "AutoModelForSequenceClassification",
+        "TabletForMaskedTokenModeling": "AutoModelForPreTraining",
+    }
+    card = ModelCard.from_template(
+        card_data,
+        template_path=str(template_file("model.md.jinja")),
+        title=title or name,
+        summary=summary or _summary_of_model(architecture, config),
+        repo=repo,
+        architecture=architecture,
+        auto_class=auto_classes.get(architecture, "AutoModel"),
+        with_code=with_code,
+        facts=model_facts(config, parameters),
+        facts_source=facts_source,
+        training_data=training_data or str(training),
+        terms=terms_of(training.datasets, training.is_restricted),
+        evaluation=evaluation,
+        right_to_share=right_to_share,
+        limits=limits,
+    )
+    return _tidy(str(card))
+
+
+def _summary_of_model(architecture: str, config: Mapping[str, Any]) -> str:
+    if architecture == "TabletForSequenceClassification":
+        return f"Predicts {config.get('target_name') or 'a phenotype'} of a person from an fMRI run."
+    if architecture == "TabletForMaskedTokenModeling":
+        return "Pre-trained on fMRI runs by masked token modeling: it predicts tokens that are hidden from it."
+    return "Gives states of fMRI runs, to be fine-tuned or read by simpler models."
+
+
+def model_facts(config: Mapping[str, Any], parameters: int | None) -> dict[str, str]:
+    """The table of a model's card."""
+
+    def known(*names: str) -> bool:
+        return all(config.get(name) is not None for name in names)
+
+    def said(name: str) -> str:
+        value = config.get(name)
+        return UNKNOWN if value is None else str(value)
+
+    facts = {}
+    if (config.get("architectures") or [""])[0] == "TabletForSequenceClassification":
+        facts["predicts"] = f"{said('target_name')}, {PROBLEMS.get(config.get('problem_type') or '', UNKNOWN)}"
+        names = [str(value) for value in (config.get("id2label") or {}).values()]
+        if config.get("negative_label") is not None and len(names) == 1:
+            facts["classes"] = f"{names[0]} (logit above 0), {config['negative_label']}"
+        elif config.get("problem_type") != "regression" and names:
+            facts["classes"] = ", ".join(names)
+        if known("target_mean", "target_std"):
+            mean, std = config["target_mean"][0], config["target_std"][0]
+            facts["target in training"] = f"mean {mean:.4g}, standard deviation {std:.4g}"
+    facts["parameters"] = UNKNOWN if parameters is None else f"{parameters:,}"
+    network = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
+    facts["network"] = UNKNOWN
+    if known(*network):
+        layers, width, heads, key_heads = (config[name] for name in network)
+        facts["network"] = f"{layers} layers of width {width}, {heads} heads ({key_heads} for keys and values)"
+    facts["positions"] = said("position_embedding_type")
+    facts["window"] = f"{config['num_frames']} frames" if known("num_frames") else UNKNOWN
+    facts["tokens"] = UNKNOWN
+    if known("grid_size", "token_size"):
+        facts["tokens"] = f"{config['grid_size'] ** 3} of {config['token_size']:,} numbers a frame"
+    return facts | preprocessing_facts(config)
+
+
+def preprocessing_facts(made: Mapping[str, Any]) -> dict[str, str]:
+    """How tokens were made, as the tables of cards have it."""
+    name, revision = made.get("autoencoder"), made.get("autoencoder_revision")
+    link = f"[`{name}`](https://huggingface.co/{name})" if name and name.count("/") == 1 else f"`{name}`"
+    return {
+        "autoencoder": UNKNOWN if name is None else f"{link}, revision {revision or UNKNOWN}",
+        "signal": made.get("signal") or UNKNOWN,
+        "scaling": made.get("scaling") or UNKNOWN,
+        "volume": f"{made['volume_size']} x {made['volume_size']} x {made['volume_size']} voxels, MNI152 space"
+        if made.get("volume_size")
+        else UNKNOWN,
+    }
+
+
+def _eval_results(evaluation: EvaluationFacts | None, training: TrainingFacts) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    if evaluation is None:
+        return []
+    results = []
+    for name in evaluation.metrics:
+        value, low, high = evaluation.found[evaluation.method][name]
+        if value is None:
+            continue
+        arguments = {"people": evaluation.people}
+        if low is not None and high is not None:
+            arguments |= {"interval": "95%", "low": _rounded(low), "high": _rounded(high)}
+        results.append(
+            EvalResult(
+                task_type="other",
+                task_name=f"{evaluation.label} from fMRI",
+                dataset_type="fmri",
+                dataset_name=", ".join(training.datasets) or "fMRI runs of held-out people",
+                metric_type=name,
+                metric_name=name,
+                metric_value=_rounded(value),
+                metric_args=arguments,
+            )
+        )
+    return results
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _gate(is_gated: bool) -> dict[str, Any]:
+    if not is_gated:
+        return {}
+    return {
+        "extra_gated_prompt": "What lies here concerns people who were scanned. Say who you are and what for; use "
+        "it for research only, do not pass it on, and do not try to find out who somebody is.",
+        "extra_gated_fields": {
+            "Affiliation": "text",
+            "Purpose": "text",
+            "I have agreed to the terms of the data with their owner": "checkbox",
+            "I will not try to find out who somebody is": "checkbox",
+        },
+    }
+
+
+def dataset_card(
+    repo: str,
+    preprocessing: Mapping[str, Any],
+    *,
+    training: TrainingFacts,
+    facts: Mapping[str, str] | None = None,
+    phenotypes: Sequence[str] = (),
+    are_renamed: bool = True,
+    left_out: Mapping[str, str] | None = None,
+    title: str | None = None,
+    facts_source: str = "`store.json` and `runs.parquet` in this repository",
+    license: str | None = None,
+    right_to_share: str | None = None,
+    is_gated: bool = False,
+    limits: Sequence[str] = (),
+    has_data: bool = True,
+) -> str:
+    """The card of a token dataset.
+
+    Args:
+        repo: where it will lie.
+        preprocessing: how its tokens were made.
+        training: what it holds: datasets, people, runs, frames, and whether it is restricted.
+        facts: further rows of the table.
+        phenotypes: that go along.
+        are_renamed: whether people have other names than at the source.
+        left_out: what stays behind, and why.
+        right_to_share, is_gated, title, facts_source, license, limits: as for `model_card`.
+        has_data: whether its files are there, which `datasets` looks for.
+    """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    configs = [{"config_name": "default", "data_files": "data/*.parquet"}]
+    card_data = DatasetCardData(
+        license="other",
+        license_name=license or "terms-of-the-source",
+        tags=[*TAGS, *(["dc-ae"] if "dc-ae" in str(preprocessing.get("autoencoder")) else [])],
+        pretty_name=title or repo.split("/")[-1],
+        **({"configs": configs} if has_data else {}),
+        **_gate(is_gated),
+    )
+    counts = {"people": training.people, "runs": training.runs, "frames": training.frames}
+    table = {name: UNKNOWN if value is None else f"{value:,}" for name, value in counts.items()} | dict(facts or {})
+    table |= preprocessing_facts(preprocessing)
+    table["phenotypes"] = ", ".join(f"`{name}`" for name in phenotypes) or "none"
+    people = "People have the names that they have at the source, which is open."
+    if are_renamed:
+        people = (
+            "Names of people, and of families where they are there, were replaced by salted hashes; the salt stays "
+            "with who published this. Names, sizes and times of scans, and where they lay, are not told."
+        )
+    card = DatasetCard.from_template(
+        card_data,
+        template_path=str(template_file("dataset.md.jinja")),
+        title=title or repo.split("/")[-1],
+        summary=f"Tokens of fMRI runs of {', '.join(training.datasets) or 'a study'}, to train TABLeT models on.",
+        repo=repo,
+        is_restricted=training.is_restricted,
+        right_to_share=right_to_share,
+        facts=table,
+        facts_source=facts_source,
+        terms=terms_of(training.datasets, training.is_restricted),
+        people=people,
+        left_out=dict(left_out or {}),
+        limits=limits,
+    )
+    return _tidy(str(card))
+
+
+def autoencoder_card(
+    repo: str,
+    config: Mapping[str, Any],
+    *,
+    parameters: int | None,
+    revision: str | None,
+    training: Mapping[str, Any] | None = None,
+    license: str | None = None,
+) -> str:
+    """The card of an autoencoder that does not come with the package.
+
+    Args:
+        repo: where it will lie.
+        config: its config.json.
+        parameters: how many.
+        revision: what tells its weights.
+        training: what `training.json` beside it says, where it was trained by this package.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    architecture = str(config.get("_class_name"))
+    facts = {
+        "class": f"`{architecture}` of diffusers",
+        "parameters": UNKNOWN if parameters is None else f"{parameters:,}",
+        "latent channels": str(config.get("latent_channels", UNKNOWN)),
+        "weights": revision or UNKNOWN,
+    }
+    trained = "Not recorded."
+    if training is not None:
+        trained = (
+            f"By `tablet_hf.autoencoders.train` on {training.get('training_photographs', UNKNOWN)} natural "
+            f"photographs, {len(training.get('stages', []))} stages (source: `training.json` in this repository)."
+        )
+    card = ModelCard.from_template(
+        ModelCardData(library_name="diffusers", license=license, tags=["autoencoder", *TAGS]),
+        template_path=str(template_file("autoencoder.md.jinja")),
+        title=repo.split("/")[-1],
+        summary="A 2D autoencoder of images that carries fMRI.",
+        repo=repo,
+        architecture=architecture,
+        facts=facts,
+        facts_source="`config.json` and the weights in this repository",
+        training=trained,
+    )
+    return _tidy(str(card))
+
+
+def _tidy(text: str) -> str:
+    """Without blank lines in a row, and ending in one line's end."""
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip() + "\n"
+
+
+# --- whether the Hub will read it
+
+LICENSES = {
+    "apache-2.0",
+    "mit",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc0-1.0",
+    "openrail",
+    "other",
+}
+KNOWN_FIELDS = {
+    "library_name": str,
+    "license": str,
+    "license_name": str,
+    "license_link": str,
+    "tags": list,
+    "pipeline_tag": str,
+    "base_model": str,
+    "model-index": list,
+    "configs": list,
+    "pretty_name": str,
+    "extra_gated_prompt": str,
+    "extra_gated_fields": dict,
+    "datasets": list,
+}
+
+
+def check_card(text: str) -> dict[str, Any]:
+    """Read the header of a card as the Hub does, without asking it: `RepoCard.validate` would call the network.
+
+    Returns:
+        What the header says.
+
+    Raises:
+        InputError: a header that the Hub would not take.
+    """
+    import yaml
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if found is None:
+        raise InputError("the card has no header between two lines of three dashes; the Hub would not know what it is.")
+    try:
+        header = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        raise InputError(f"the card's header is no YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(header, dict):
+        raise InputError("the card's header has no fields.")
+    for name, value in header.items():
+        if name not in KNOWN_FIELDS or not isinstance(value, KNOWN_FIELDS[name]):
+            raise InputError(f"the card's header has {name}: {value!r}, which the Hub would not understand.")
+    if header.get("license") is not None and header["license"] not in LICENSES:
+        raise InputError(f"--license {header['license']}: choose one of {', '.join(sorted(LICENSES))}.")
+    if not all(isinstance(tag, str) for tag in header.get("tags", [])):
+        raise InputError("the card's tags are not all text.")
+    if "model-index" in header:
+        _, results = model_index_to_eval_results(header["model-index"])
+        if not results:
+            raise InputError("the card's model-index has no results; leave it out.")
+    return header
+
+
+# --- the cards in hub_cards/
+
+
+def filled_cards(folder: str | Path | None = None) -> dict[str, str]:
+    """The cards that `cards.json` has the facts of, by the names of their files: {"tablet-sex.md": text}."""
+    path = template_file(FILLED) if folder is None else Path(folder) / FILLED
+    cards = {}
+    for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+        facts = dict(entry)
+        write = {"model": model_card, "dataset": dataset_card}[facts.pop("kind")]
+        facts["training"] = TrainingFacts(**{**facts["training"], "datasets": tuple(facts["training"]["datasets"])})
+        cards[f"{name}.md"] = write(f"OWNER/{name}", facts.pop("config"), **facts)
+    return cards
+
+
+def main() -> None:
+    """Write the filled cards anew: python -m tablet_hf.hub.cards hub_cards"""
+    for name, text in filled_cards(sys.argv[1]).items():
+        (Path(sys.argv[1]) / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

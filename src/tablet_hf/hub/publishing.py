@@ -1,0 +1,595 @@
+"""To the Hub: a saved model, an autoencoder or a token dataset, with its card, and nothing that must not leave.
+
+    prepared = prepare("sex-model/fold-1/model", "to-be-sent", repo="lab/sex", evaluation="judged/results.json")
+    publish(prepared, "lab/sex", is_private=True)
+
+First a folder is made of all that will be sent, and looked through; then it is sent in one commit, so that a repository
+is as it was or as it shall be. Large files that arrived before a connection broke are not sent again.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tablet_hf.datasets.parquet import DATA_FOLDER, export_parquet, without_paths
+from tablet_hf.datasets.store import INDEX_FILE, RUNS_FOLDER, STORE_FILE, TokenDataset
+from tablet_hf.errors import InputError
+from tablet_hf.hub.cards import (
+    TrainingFacts,
+    autoencoder_card,
+    check_card,
+    dataset_card,
+    model_card,
+    read_evaluation,
+    shipped_card,
+)
+from tablet_hf.hub.governance import Pseudonyms, Secrets, check_may_be_published, find_leaks, published_runs
+
+__all__ = ["Prepared", "Published", "Sharing", "kind_of", "prepare", "publish"]
+
+CARD = "README.md"
+CONFIG, EXTRACTOR, INDEX = "config.json", "preprocessor_config.json", "model.safetensors.index.json"
+OF_DIFFUSERS = "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Under which conditions something is published.
+
+    Attributes:
+        is_private: whether only its owner sees it.
+        is_gated: whether its owner is asked by each who wants it; None for whatever is restricted.
+        is_restricted: whether the terms of the data forbid passing on what concerns single people, where that is not
+            recorded; a store that is marked so stays so.
+        right_to_share: why it may be shared all the same; it will stand in the card.
+        license: of weights, as the Hub names it.
+    """
+
+    is_private: bool = True
+    is_gated: bool | None = None
+    is_restricted: bool | None = None
+    right_to_share: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be sent, and under which conditions.
+
+    Attributes:
+        folder: holds all that is sent, and nothing else.
+        kind: "model" or "dataset".
+        what: "model", "autoencoder" or "token dataset", for sentences.
+        sharing: with `is_gated` and `is_restricted` decided.
+        left_behind: files of the source that are not sent, in the order of their names.
+        notes: what whoever publishes should know, a sentence each.
+    """
+
+    folder: Path
+    kind: str
+    what: str
+    sharing: Sharing
+    left_behind: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Bytes of each file, by its name in the repository."""
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in paths}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where it lies now: its address, the commit, and whether the repository was there before."""
+
+    url: str
+    commit: str
+    was_there: bool
+    notes: tuple[str, ...] = field(default=())
+
+
+# --- what it is
+
+
+def kind_of(path: str | Path) -> str:
+    """What lies in a folder: "model", "autoencoder", "store" or "export".
+
+    Raises:
+        InputError: nothing that can be published.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{path}: there is no such folder; give a saved model, an autoencoder or a token dataset.")
+    if (folder / STORE_FILE).is_file():
+        return "store" if (folder / RUNS_FOLDER).is_dir() else "export"
+    if (folder / CONFIG).is_file():
+        config = _read_json(folder / CONFIG)
+        if "_class_name" in config:
+            return "autoencoder"
+        if config.get("model_type") == "tablet":
+            return "model"
+        if "input_feature_size" in config:
+            raise InputError(
+                f"{path}: it has the layout of the released code; convert it first (tablet-hf convert {path} FOLDER)."
+            )
+        raise InputError(f"{path}: its {CONFIG} is of a {config.get('model_type', 'thing')!r}, not of a TABLeT.")
+    inner = next((path for path in sorted(folder.glob("**/model")) if (path / CONFIG).is_file()), None)
+    hint = "" if inner is None else f"; {inner} holds one"
+    raise InputError(f"{path}: it holds neither a saved model nor an autoencoder nor a token dataset{hint}.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: it cannot be read as JSON ({error}); save it again.") from error
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# --- what is sent
+
+
+def prepare(
+    path: str | Path,
+    out: str | Path,
+    repo: str,
+    sharing: Sharing | None = None,
+    *,
+    dataset: str | Path | TokenDataset | None = None,
+    evaluation: str | Path | None = None,
+    with_code: bool = False,
+    phenotypes: Sequence[str] | None = None,
+    keep_subjects: bool = False,
+    token: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Prepared:
+    """Make a folder of what will be sent, with its card, and look through all of it.
+
+    Args:
+        path: folder of a saved model (with its feature extractor, if that is there), of an autoencoder, of a store or
+            of its Parquet export.
+        out: folder to make; it must not hold anything yet.
+        repo: where it will lie, `owner/name`.
+        sharing: the conditions; private by default, and gated where it is restricted.
+        dataset: of a model, the store it was trained on, for the card and for the names that must not be sent.
+        evaluation: of a model, results.json of `tablet-hf evaluate`.
+        with_code: put the code beside a model, so that it loads where this package is not installed.
+        phenotypes, keep_subjects: of tokens, see `published_runs`.
+        token: an access token that must not stand in any file.
+        on_progress: of tokens, is told runs done and runs in all.
+
+    Raises:
+        InputError: nothing that can be published, conditions that forbid it, or a file that tells what must not be
+            told; nothing is left at `out` then.
+    """
+    path, out, sharing = Path(path), Path(out), sharing or Sharing()
+    check_repo(repo)
+    kind = kind_of(path)
+    of_kind = {"dataset": dataset, "evaluation": evaluation, "with_code": with_code or None}
+    of_kind = {f"--{name.replace('_', '-')}": value for name, value in of_kind.items()}
+    if kind not in ("store", "export"):
+        of_tokens = {"--phenotype": phenotypes, "--keep-subjects": keep_subjects or None}
+        if unfit := [name for name, value in of_tokens.items() if value is not None]:
+            raise InputError(f"{unfit[0]} belongs to token datasets, and {path} holds a {kind}; leave it out.")
+    if kind != "model" and (unfit := [name for name, value in of_kind.items() if value is not None]):
+        raise InputError(f"{unfit[0]} belongs to models, and {path} holds a {kind}; leave it out.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: it is there already; choose another folder.")
+    was_there = out.exists()
+    secrets = Secrets(
+        tokens=frozenset(filter(None, [token])),
+        allowed=tuple(filter(None, [sharing.right_to_share])),
+    )
+    try:
+        if kind == "model":
+            prepared, more = _prepare_model(path, out, repo, sharing, dataset, evaluation, with_code)
+        elif kind == "autoencoder":
+            prepared, more = _prepare_autoencoder(path, out, repo, sharing)
+        else:
+            prepared, more = _prepare_tokens(path, out, repo, sharing, phenotypes, keep_subjects, on_progress)
+        check_card((out / CARD).read_text(encoding="utf-8"))
+        own_code = _checksums_of_code() if with_code else {}
+        if leaks := find_leaks(out, secrets | more, own_code):
+            told = " ".join(leaks[:5]) + (f" And {len(leaks) - 5} more." if leaks[5:] else "")
+            raise InputError(f"{path}: nothing was sent, since it would tell what must not leave. {told}")
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        if was_there:
+            out.mkdir(exist_ok=True)
+        raise
+    return prepared
+
+
+def check_repo(repo: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        InputError: it says how repositories are called.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        if repo.count("/") != 1:
+            raise HFValidationError("no owner")
+    except HFValidationError as error:
+        raise InputError(
+            f"{repo}: repositories on the Hub are called owner/name, of letters, digits, - _ and ."
+        ) from error
+
+
+def _checksums_of_code() -> dict[str, str]:
+    package = Path(__file__).parents[1]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in package.glob("*.py")}
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same content under another name, which takes no room where the disk allows it."""
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _left_behind(path: Path, out: Path) -> tuple[str, ...]:
+    sent = {file.relative_to(out).as_posix() for file in out.rglob("*")}
+    names = sorted(
+        file.relative_to(path).as_posix() + ("/" if file.is_dir() else "")
+        for file in path.iterdir()
+        if file.relative_to(path).as_posix() not in sent
+    )
+    return tuple(names)
+
+
+def _prepare_model(
+    path: Path,
+    out: Path,
+    repo: str,
+    sharing: Sharing,
+    dataset: str | Path | TokenDataset | None,
+    evaluation: str | Path | None,
+    with_code: bool,
+) -> tuple[Prepared, Secrets]:
+    from huggingface_hub.errors import StrictDataclassError
+
+    from tablet_hf.configuration_tablet import TabletConfig
+    from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
+
+    store = TokenDataset.load(dataset) if isinstance(dataset, str | Path) else dataset
+    training = TrainingFacts() if store is None else TrainingFacts.of_store(store)
+    is_restricted = _is_restricted(path, sharing, training.is_restricted)
+    sharing = _decided(sharing, is_restricted)
+    check_may_be_published(str(path), "model", is_restricted, sharing.is_private, sharing.right_to_share)
+    settings = _read_json(path / CONFIG)
+    try:
+        known = TabletConfig.from_dict(dict(settings)).to_dict()
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{path / CONFIG}: it does not describe a TABLeT; save the model again.") from error
+    weights = _weights(path, "model")
+    out.mkdir(parents=True, exist_ok=True)
+    notes, secrets = [], Secrets() if store is None else Secrets.of_store(store)
+    # Only what a configuration has: others may have written anything beside it, and `_name_or_path` tells folders.
+    config = {name: value for name, value in settings.items() if name in known and not name.startswith("_")}
+    config |= _named(config, notes)
+    config.pop("auto_map", None)
+    _write_json(out / CONFIG, config)
+    if (path / EXTRACTOR).is_file():
+        import inspect
+
+        extractor = _read_json(path / EXTRACTOR)
+        fields = {*inspect.signature(TabletFeatureExtractor).parameters, "feature_extractor_type"}
+        extractor = {name: value for name, value in extractor.items() if name in fields}
+        _write_json(out / EXTRACTOR, extractor | _named(extractor, []))
+    else:
+        notes.append(f"No {EXTRACTOR} lies in {path}: whoever loads the model has to know how its tokens are made.")
+    for file in weights:
+        _link(file, out / file.name)
+    if (path / INDEX).is_file():
+        index = _read_json(path / INDEX)
+        total = {"total_size": int(index.get("metadata", {}).get("total_size", 0))}
+        _write_json(out / INDEX, {"metadata": total, "weight_map": index["weight_map"]})
+    if with_code:
+        from tablet_hf.hub.custom_code import write_custom_code
+
+        write_custom_code(out)
+    if store is None:
+        notes.append("Which data it was trained on is not told, so the card does not say it; --dataset STORE does.")
+    if evaluation is None and "SequenceClassification" in str(config.get("architectures")):
+        notes.append("No figures are given, so the card says that nothing was measured; --evaluation does.")
+    card = model_card(
+        repo,
+        config,
+        parameters=sum(map(_parameters, weights)),
+        training=TrainingFacts(training.datasets, training.people, training.runs, training.frames, is_restricted),
+        evaluation=None if evaluation is None else read_evaluation(evaluation),
+        license=sharing.license,
+        right_to_share=sharing.right_to_share,
+        is_gated=bool(sharing.is_gated),
+        with_code=with_code,
+    )
+    (out / CARD).write_text(card, encoding="utf-8")
+    prepared = Prepared(out, "model", "model", sharing, _left_behind(path, out), tuple(notes))
+    return prepared, secrets
+
+
+def _is_restricted(path: Path, sharing: Sharing, recorded: bool | None) -> bool | None:
+    if recorded and sharing.is_restricted is False:
+        raise InputError(
+            f"{path}: its data are marked as restricted, and --source-open does not change that; leave it out."
+        )
+    return sharing.is_restricted if recorded is None else recorded or bool(sharing.is_restricted)
+
+
+def _decided(sharing: Sharing, is_restricted: bool | None) -> Sharing:
+    is_gated = bool(is_restricted) if sharing.is_gated is None else sharing.is_gated
+    return Sharing(sharing.is_private, is_gated, is_restricted, sharing.right_to_share, sharing.license)
+
+
+def _named(settings: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """Of an autoencoder in a folder, the folder's name alone."""
+    if not settings.get("autoencoder"):
+        return {}
+    named = without_paths(settings)["autoencoder"]
+    if named != settings["autoencoder"]:
+        notes.append(
+            f"Its autoencoder lies in a folder here, of which only the name {named!r} is sent: push the autoencoder "
+            "too, so that others can tokenize scans for it."
+        )
+    return {"autoencoder": named}
+
+
+def _weights(path: Path, stem: str) -> list[Path]:
+    """The safetensors files of a folder, which lie in it and nowhere else."""
+    index = path / f"{stem}.safetensors.index.json"
+    names = [f"{stem}.safetensors"]
+    if index.is_file():
+        names = sorted(set(map(str, _read_json(index).get("weight_map", {}).values())))
+        if any(Path(name).name != name for name in names):
+            raise InputError(f"{index}: it names files outside of its folder; save the model again.")
+    files = [path / name for name in names]
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(
+            f"{missing[0]}: there is no such file; weights are sent as safetensors alone, so save the model with "
+            "save_pretrained."
+        )
+    return files
+
+
+def _parameters(weights: Path) -> int:
+    from tablet_hf.describe import count_parameters
+
+    return count_parameters(weights)
+
+
+def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> tuple[Prepared, Secrets]:
+    from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, _fingerprint
+
+    sharing = _decided(sharing, bool(sharing.is_restricted))
+    check_may_be_published(str(path), "model", sharing.is_restricted, sharing.is_private, sharing.right_to_share)
+    config, weights = _read_json(path / CONFIG), _weights(path, OF_DIFFUSERS)
+    out.mkdir(parents=True, exist_ok=True)
+    config = {name: value for name, value in config.items() if not name.startswith("_") or name in _OF_DIFFUSERS}
+    _write_json(out / CONFIG, config)
+    for file in weights:
+        _link(file, out / file.name)
+    if (path / f"{OF_DIFFUSERS}.safetensors.index.json").is_file():
+        shutil.copyfile(path / f"{OF_DIFFUSERS}.safetensors.index.json", out / f"{OF_DIFFUSERS}.safetensors.index.json")
+    training = None
+    if (path / "training.json").is_file():
+        training = _read_json(path / "training.json")
+        _write_json(out / "training.json", training)
+    is_shipped = path.resolve().parent == SHIPPED_WEIGHTS.resolve()
+    card = shipped_card(path.resolve().name) if is_shipped else None
+    if card is None:
+        card = autoencoder_card(
+            repo,
+            config,
+            parameters=sum(map(_parameters, weights)),
+            revision=_fingerprint(path),
+            training=training,
+            license=sharing.license,
+        )
+    (out / CARD).write_text(card, encoding="utf-8")
+    return Prepared(out, "model", "autoencoder", sharing, _left_behind(path, out)), Secrets()
+
+
+_OF_DIFFUSERS = ("_class_name", "_diffusers_version")
+
+
+def _prepare_tokens(
+    path: Path,
+    out: Path,
+    repo: str,
+    sharing: Sharing,
+    phenotypes: Sequence[str] | None,
+    keep_subjects: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[Prepared, Secrets]:
+    store = TokenDataset.load(path)
+    is_restricted = bool(_is_restricted(path, sharing, bool(store.settings["is_restricted"])))
+    sharing = _decided(sharing, is_restricted)
+    check_may_be_published(str(path), "dataset", is_restricted, sharing.is_private, sharing.right_to_share)
+    store.settings["is_restricted"] = is_restricted
+    pseudonyms = None if keep_subjects else Pseudonyms.beside(path)
+    published, left_out = published_runs(store, pseudonyms, phenotypes)
+    export_parquet(store, out, on_progress=on_progress, published=published)
+    kept = list(published[0].phenotypes)
+    seconds = sorted({round(run.repetition_time, 4) for run in published})
+    frames = [run.num_frames for run in published]
+    facts = {
+        "frames of a run": f"{min(frames)} to {max(frames)}",
+        "repetition time": ", ".join(f"{value:g} s" for value in seconds[:6]) + (", ..." if seconds[6:] else ""),
+        "tokens": f"{store.geometry.num_cells} of {store.geometry.token_size:,} numbers a frame, kept as {store.dtype}",
+    }
+    card = dataset_card(
+        repo,
+        without_paths(store.preprocessing),
+        training=TrainingFacts.of_store(store),
+        facts=facts,
+        phenotypes=kept,
+        are_renamed=pseudonyms is not None,
+        left_out=left_out,
+        license=sharing.license,
+        right_to_share=sharing.right_to_share,
+        is_gated=bool(sharing.is_gated),
+    )
+    (out / CARD).write_text(card, encoding="utf-8")
+    notes = [] if pseudonyms is None else [f"People have other names; {path.name}.salt, which tells them, stays here."]
+    notes += [f"{name} stays behind: {why}." for name, why in left_out.items()]
+    known = {RUNS_FOLDER, DATA_FOLDER, INDEX_FILE}
+    left_behind = tuple(name for name in _left_behind(path, out) if name.rstrip("/") not in known)
+    prepared = Prepared(out, "dataset", "token dataset", sharing, left_behind, tuple(notes))
+    return prepared, Secrets.of_store(store, published)
+
+
+# --- sending
+
+
+def publish(
+    prepared: Prepared,
+    repo: str,
+    *,
+    revision: str | None = None,
+    tag: str | None = None,
+    message: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> Published:
+    """Send what was prepared, in one commit.
+
+    A repository that is there already is updated: files that are not sent any more are deleted from it. What is
+    private or gated there stays so. Sent again after a connection broke, only what had not arrived is sent.
+
+    Args:
+        prepared: of `prepare`.
+        repo: `owner/name`.
+        revision: a branch, made where it is not there; main by default.
+        tag: to put on the commit.
+        message: of the commit.
+        token: an access token; by default that of `hf auth login` or of the environment variable HF_TOKEN.
+        endpoint: of the Hub; by default HF_ENDPOINT or the public one.
+
+    Raises:
+        InputError: no or a wrong token, no right to write there, a repository that everybody can see though this must
+            not be, a tag that is there, or no way to the Hub.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.utils import disable_progress_bars
+
+    check_repo(repo)
+    disable_progress_bars()
+    api = HfApi(endpoint=endpoint, token=token, library_name="tablet_hf")
+    kind, sharing = prepared.kind, prepared.sharing
+    with _told(repo):
+        was_there = api.repo_exists(repo, repo_type=kind)
+        if not was_there:
+            api.create_repo(repo, repo_type=kind, private=sharing.is_private, exist_ok=True)
+            if sharing.is_gated:
+                # Gated before anything is in it.
+                api.update_repo_settings(repo, repo_type=kind, gated="manual")
+        notes = _checked_repository(api, repo, kind, sharing, tag) if was_there else []
+        if revision is not None:
+            api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
+        there = set(api.list_repo_files(repo, repo_type=kind, revision=revision))
+        operations: list[Any] = [CommitOperationAdd(name, str(prepared.folder / name)) for name in prepared.files]
+        gone = there - set(prepared.files) - {".gitattributes"}
+        operations += [CommitOperationDelete(name, is_folder=False) for name in sorted(gone)]
+        commit = api.create_commit(
+            repo,
+            operations,
+            commit_message=message or f"{prepared.what.capitalize()} by tablet-hf",
+            repo_type=kind,
+            revision=revision,
+        )
+        if tag is not None:
+            api.create_tag(repo, tag=tag, revision=commit.oid, repo_type=kind)
+    prefix = "datasets/" if kind == "dataset" else ""
+    return Published(f"{api.endpoint}/{prefix}{repo}", commit.oid, was_there, tuple(notes))
+
+
+def _checked_repository(api: Any, repo: str, kind: str, sharing: Sharing, tag: str | None) -> list[str]:
+    """What to say of a repository that is there already.
+
+    Raises:
+        InputError: everybody can see it, and this must not be seen by everybody; or it has the tag.
+    """
+    info = api.repo_info(repo, repo_type=kind)
+    if tag is not None and tag in {known.name for known in api.list_repo_refs(repo, repo_type=kind).tags}:
+        raise InputError(f"{repo}: it has a tag {tag} already; choose another --tag.")
+    if sharing.is_private and not info.private:
+        if sharing.is_restricted:
+            raise InputError(
+                f"{repo}: it is there already and everybody can see it, which restricted data must not be; choose "
+                "another name."
+            )
+        raise InputError(f"{repo}: it is there already and everybody can see it; say --public, or choose another name.")
+    notes = [f"{repo} was there already, and is updated."]
+    if not sharing.is_private and info.private:
+        notes.append(f"{repo} stays private; make it public on its page of the Hub if it shall be.")
+    if sharing.is_gated and not info.gated:
+        api.update_repo_settings(repo, repo_type=kind, gated="manual")
+        notes.append(f"{repo} is gated from now on.")
+    return notes
+
+
+class _told:
+    """What went wrong on the way to the Hub as one sentence, without the token and without addresses."""
+
+    def __init__(self, repo: str):
+        self.repo = repo
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+        if error is None or isinstance(error, InputError):
+            return
+        repo = self.repo
+        if isinstance(error, LocalTokenNotFoundError):
+            raise InputError(_NO_TOKEN.format(repo=repo)) from None
+        if isinstance(error, OfflineModeIsEnabled):
+            raise InputError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it.") from None
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            if status == 401:
+                raise InputError(_NO_TOKEN.format(repo=repo)) from None
+            if status in (403, 404):
+                raise InputError(
+                    f"{repo}: your access token may not write there; check the owner's name, and that the token is one "
+                    "for writing (hf auth login)."
+                ) from None
+            said = (error.server_message or f"answer {status}").strip().splitlines()[0].rstrip(".")
+            raise InputError(
+                f"{repo}: the Hub did not take it ({said}); nothing there was changed. Try again later."
+            ) from None
+        if _is_of_network(error):
+            raise InputError(
+                f"{repo}: the connection to the Hub was lost or not to be had ({type(error).__name__}); nothing there "
+                "was changed. Run the same again: what had arrived is not sent twice."
+            ) from None
+
+
+_NO_TOKEN = (
+    "{repo}: the Hub wants an access token and got none that it knows; log in with `hf auth login`, or set the "
+    "environment variable HF_TOKEN to a token for writing."
+)
+
+
+def _is_of_network(error: BaseException) -> bool:
+    import httpx
+
+    return isinstance(error, httpx.HTTPError | ConnectionError | TimeoutError)

@@ -1,0 +1,164 @@
+"""A `Trainer` whose pushes while it trains go through the same door as all others.
+
+    arguments = TrainingArguments("out", push_to_hub=True, hub_model_id="lab/sex", save_strategy="epoch", ...)
+    PublishingTrainer(model, arguments, TabletCollator(...), train_dataset=windows, store=store).train()
+
+The library's own sends whatever lies in the output folder: pickled settings with the access token in them if it was
+given there, logs with the machine's name, lists of people, and a card with empty results.
+"""
+
+import json
+import shutil
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import FEATURE_EXTRACTOR_NAME
+
+from tablet_hf.errors import InputError
+from tablet_hf.hub.publishing import Published, Sharing, check_repo, prepare, publish
+
+__all__ = ["PublishingTrainer"]
+
+
+class PublishingTrainer(Trainer):
+    """`Trainer` with `push_to_hub=True`: configuration, weights, feature extractor and card are sent, and nothing else.
+
+    Pushes run in a thread of their own, the last one at the end of training in the open. A push that fails while it
+    trains is told in a warning, and training goes on; the next one sends everything.
+
+    Args:
+        store: the `TokenDataset` that is learnt from, for the card and for names that must not be sent; by default that
+            of the windows.
+        sharing: the conditions; by default private as `hub_private_repo` says (private where it says nothing).
+        others: of `Trainer`.
+
+    Raises:
+        InputError: `hub_strategy` asks for checkpoints, which are pickles; no name of a repository, or the conditions
+            forbid it.
+    """
+
+    def __init__(self, *args: Any, store: Any = None, sharing: Sharing | None = None, **kwargs: Any):
+        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+        windows = kwargs.get("train_dataset", args[3] if len(args) > 3 else None)
+        self._store = store if store is not None else getattr(windows, "store", None)
+        is_private = True
+        self._token = None
+        if arguments is not None:
+            is_private = arguments.hub_private_repo is not False
+            # Trainer pickles its arguments into every folder that it saves.
+            self._token, arguments.hub_token = arguments.hub_token, None
+        self._sharing = sharing or Sharing(is_private=is_private)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="push")
+        self._pushing: Future | None = None
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make sure that the pushes will be allowed, before hours of training; the repository is made by the first."""
+        if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise InputError(
+                f"hub_strategy={self.args.hub_strategy.value!r}: checkpoints hold pickles, which are never sent; "
+                "choose 'every_save' or 'end'."
+            )
+        if self.args.hub_model_id is None:
+            raise InputError("push_to_hub: name the repository with hub_model_id='owner/name'.")
+        check_repo(self.args.hub_model_id)
+        if self._store is not None:
+            from tablet_hf.hub.governance import check_may_be_published
+
+            is_restricted = bool(self._store.settings["is_restricted"] or self._sharing.is_restricted)
+            check_may_be_published(
+                self.args.hub_model_id, "model", is_restricted, self._sharing.is_private, self._sharing.right_to_share
+            )
+        self.hub_model_id, self.push_in_progress = self.args.hub_model_id, None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the card is made of what is known when it is sent."""
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> Published | None:
+        """Send the model as it is now; all processes call it, the main one sends."""
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self._finish_current_push()
+        return self._send(Path(self.args.output_dir), commit_message, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self._pushing is not None and not self._pushing.done() and not self.args.hub_always_push:
+            return
+        self._tell_failure()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # A copy, since older checkpoints are deleted while it is sent.
+        scratch = Path(tempfile.mkdtemp(prefix=".push-", dir=self.args.output_dir))
+        self._gather(Path(checkpoint_folder), scratch / "model")
+        message = f"Training in progress, step {self.state.global_step}"
+        self._pushing = self._thread.submit(self._send_and_delete, scratch, message)
+
+    def _send_and_delete(self, scratch: Path, message: str) -> Published:
+        try:
+            return self._send(scratch / "model", message)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _finish_current_push(self) -> None:
+        if self._pushing is not None:
+            self._pushing.exception()  # waits
+            self._tell_failure()
+
+    def _tell_failure(self) -> None:
+        import warnings
+
+        if self._pushing is not None and self._pushing.done() and (error := self._pushing.exception()):
+            self._pushing = None
+            if not isinstance(error, InputError):
+                raise error
+            warnings.warn(f"A push while training did not go through: {error}", stacklevel=2)
+
+    def _gather(self, source: Path, folder: Path) -> None:
+        """Copy the model's files of a folder that Trainer wrote, and put the extractor beside them."""
+        folder.mkdir(parents=True)
+        for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json"):
+            for path in source.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+        if (source / FEATURE_EXTRACTOR_NAME).is_file():
+            shutil.copyfile(source / FEATURE_EXTRACTOR_NAME, folder / FEATURE_EXTRACTOR_NAME)
+        elif self._store is not None:
+            record = json.dumps(dict(self._store.preprocessing), indent=2)
+            (folder / FEATURE_EXTRACTOR_NAME).write_text(record + "\n", encoding="utf-8")
+
+    def _send(
+        self, source: Path, message: str | None, token: str | None = None, revision: str | None = None
+    ) -> Published:
+        token = token or self._token
+        with tempfile.TemporaryDirectory(prefix=".push-", dir=self.args.output_dir) as scratch:
+            self._gather(source, Path(scratch) / "model")
+            prepared = prepare(
+                Path(scratch) / "model",
+                Path(scratch) / "to-be-sent",
+                self.hub_model_id,
+                self._sharing,
+                dataset=self._store,
+                token=token,
+            )
+            return publish(
+                prepared,
+                self.hub_model_id,
+                revision=revision or self.args.hub_revision,
+                message=message,
+                token=token,
+            )
