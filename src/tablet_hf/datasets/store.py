@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -688,9 +688,21 @@ def write_sidecar(run: StoredRun, path: Path) -> None:
         unfinished.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
 
 
+def check_stays_inside(run: StoredRun) -> StoredRun:
+    """The run, unless it names a file that lies elsewhere: tables of runs may come from others.
+
+    Raises:
+        ValueError: it does.
+    """
+    file = PurePosixPath(run.file)
+    if file.is_absolute() or file.parts[:1] != (RUNS_FOLDER,) or ".." in file.parts or "\\" in run.file:
+        raise ValueError(f"{run.key} names the file {run.file!r}, which is not one of the store")
+    return run
+
+
 def read_sidecar(path: Path) -> StoredRun:
     try:
-        run = StoredRun(**json.loads(path.read_text(encoding="utf-8")))
+        run = check_stays_inside(StoredRun(**json.loads(path.read_text(encoding="utf-8"))))
         if wrong := [name for name, kinds in _FIELDS.items() if not isinstance(getattr(run, name), kinds)]:
             raise ValueError(f"its {wrong[0]} is {getattr(run, wrong[0])!r}")
         return run
@@ -798,7 +810,7 @@ def read_index(folder: Path) -> list[StoredRun]:
                 name.removeprefix("phenotype."): row.pop(name) for name in list(row) if name.startswith("phenotype.")
             }
             row |= {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row}
-            runs.append(StoredRun(**row, phenotypes=phenotypes))
+            runs.append(check_stays_inside(StoredRun(**row, phenotypes=phenotypes)))
         return runs
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
         raise InputError(

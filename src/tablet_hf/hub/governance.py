@@ -129,8 +129,9 @@ TELLING_NAMES = frozenset((
 
 def published_runs(
     store: TokenDataset,
-    pseudonyms: Pseudonyms | None,
+    pseudonyms: Pseudonyms,
     phenotypes: Collection[str] | None = None,
+    keep_subjects: bool = False,
 ) -> tuple[list[StoredRun], dict[str, str]]:
     """The runs of a store as others may see them, in the order of the store.
 
@@ -140,8 +141,9 @@ def published_runs(
 
     Args:
         store: the store.
-        pseudonyms: None keeps the names that people have, of data that are open.
+        pseudonyms: the other names.
         phenotypes: which go along; None for all that may.
+        keep_subjects: people and families keep the names that they have, of data that are open.
 
     Returns:
         The runs, and of each phenotype or label that is left out why.
@@ -151,9 +153,10 @@ def published_runs(
             names of people are to be kept, though the data are restricted.
     """
     is_restricted = bool(store.settings["is_restricted"])
-    if is_restricted and pseudonyms is None:
-        raise InputError(f"{store.folder}: its data are restricted; people do not keep their names; leave out "
-                         "--keep-subjects.")  # fmt: skip
+    if is_restricted and keep_subjects:
+        raise InputError(
+            f"{store.folder}: its data are restricted; people do not keep their names; leave out --keep-subjects."
+        )
     kinds = store.phenotype_types()
     if unknown := sorted(set(phenotypes or ()) - {*kinds, "family"}):
         known = ", ".join(sorted(kinds)) or "none"
@@ -176,14 +179,14 @@ def published_runs(
     runs = []
     for run in store.runs:
         told = {name: label.of(getattr(run, name), pseudonyms) for name, label in labels.items()}
-        if pseudonyms is not None:
+        if not keep_subjects:
             told |= {"subject": pseudonyms.of(run.dataset, run.subject)}
             family = pseudonyms.of(run.dataset, "family", run.family) if run.family is not None else None
             told |= {"family": family if keeps_families else None}
         made = {name: value for name, value in (run.made or {}).items() if name in _MADE}
         scan = json.dumps(run.scan, sort_keys=True)
         # A bare checksum of what is known elsewhere would lead back to it.
-        mark = (pseudonyms or Pseudonyms(random_secrets.token_bytes(32))).of(scan)
+        mark = pseudonyms.of("scan", scan)
         published = replace(
             run,
             **told,
@@ -222,8 +225,8 @@ class _Labels:
             return False
         return not any(len(subject) > 3 and subject.lower() in label.lower() for subject in people)
 
-    def of(self, label: str | None, pseudonyms: Pseudonyms | None) -> str | None:
-        if label is None or label in self._kept or pseudonyms is None:
+    def of(self, label: str | None, pseudonyms: Pseudonyms) -> str | None:
+        if label is None or label in self._kept:
             return label
         return pseudonyms.of("label", label)[:9]
 

@@ -422,8 +422,7 @@ def _prepare_tokens(
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "dataset", is_restricted, sharing.is_private, sharing.right_to_share)
     store.settings["is_restricted"] = is_restricted
-    pseudonyms = None if keep_subjects else Pseudonyms.beside(path)
-    published, left_out = published_runs(store, pseudonyms, phenotypes)
+    published, left_out = published_runs(store, Pseudonyms.beside(path), phenotypes, keep_subjects)
     export_parquet(store, out, on_progress=on_progress, published=published)
     kept = list(published[0].phenotypes)
     seconds = sorted({round(run.repetition_time, 4) for run in published})
@@ -439,14 +438,14 @@ def _prepare_tokens(
         training=TrainingFacts.of_store(store),
         facts=facts,
         phenotypes=kept,
-        are_renamed=pseudonyms is not None,
+        are_renamed=not keep_subjects,
         left_out=left_out,
         license=sharing.license,
         right_to_share=sharing.right_to_share,
         is_gated=bool(sharing.is_gated),
     )
     (out / CARD).write_text(card, encoding="utf-8")
-    notes = [] if pseudonyms is None else [f"People have other names; {path.name}.salt, which tells them, stays here."]
+    notes = [] if keep_subjects else [f"People have other names; {path.name}.salt, which tells them, stays here."]
     notes += [f"{name} stays behind: {why}." for name, why in left_out.items()]
     known = {RUNS_FOLDER, DATA_FOLDER, INDEX_FILE}
     left_behind = tuple(name for name in _left_behind(path, out) if name.rstrip("/") not in known)

@@ -1,0 +1,288 @@
+"""Nothing of the source leaves that must not: people have other names, and planted leaks are found in every file."""
+
+import json
+import os
+import stat
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from planted import PLANTED, SUBJECTS
+from safetensors.torch import save_file
+
+from tablet_hf.datasets import TokenDataset, read_splits
+from tablet_hf.errors import InputError
+from tablet_hf.hub.governance import Pseudonyms, Secrets, check_may_be_published, find_leaks, published_runs
+from tablet_hf.hub.publishing import Sharing, prepare
+
+RIGHT = "Our agreement with the consortium names this project"
+SECRETS = Secrets(frozenset([*SUBJECTS, "07"]), frozenset(["MRN-4711_bold.nii.gz"]), frozenset(["tok" * 12]))
+
+
+class TestWhoMayPublish:
+    def test_restricted_data_need_a_right(self):
+        for kind in ("model", "dataset"):
+            with pytest.raises(InputError, match="--i-have-the-right-to-share"):
+                check_may_be_published("x", kind, True, True, None)
+            check_may_be_published("x", kind, True, True, RIGHT)
+
+    def test_restricted_tokens_are_never_public(self):
+        with pytest.raises(InputError, match="leave out --public"):
+            check_may_be_published("x", "dataset", True, False, RIGHT)
+        check_may_be_published("x", "model", True, False, RIGHT)
+
+    def test_a_model_of_unknown_data_is_not_public(self):
+        with pytest.raises(InputError, match="--source-open"):
+            check_may_be_published("x", "model", None, False, None)
+        check_may_be_published("x", "model", None, True, None)
+        check_may_be_published("x", "model", False, False, None)
+
+    @pytest.mark.parametrize("said", ["", "yes", "I may"])
+    def test_a_right_is_a_sentence(self, said):
+        with pytest.raises(InputError, match="say in a sentence"):
+            check_may_be_published("x", "dataset", True, True, said)
+
+
+class TestPseudonyms:
+    def test_they_depend_on_salt_and_dataset(self):
+        first, second = Pseudonyms(b"a" * 32), Pseudonyms(b"b" * 32)
+        names = {first.of("HCP-YA", "1"), first.of("UKB", "1"), first.of("HCP-YA", "2"), second.of("HCP-YA", "1")}
+        assert len(names) == 4
+        assert first.of("HCP-YA", "1") == Pseudonyms(b"a" * 32).of("HCP-YA", "1")
+
+    @given(st.lists(st.text(), min_size=1, max_size=3), st.lists(st.text(), min_size=1, max_size=3))
+    def test_words_do_not_run_together(self, one, other):
+        names = Pseudonyms(b"s" * 32)
+        assert (names.of(*one) == names.of(*other)) == (one == other)
+
+    def test_the_salt_lies_beside_the_store_and_only_its_owner_reads_it(self, tmp_path):
+        (tmp_path / "store").mkdir()
+        first = Pseudonyms.beside(tmp_path / "store").of("a")
+        salt = tmp_path / "store.salt"
+        assert stat.S_IMODE(salt.stat().st_mode) == 0o600
+        assert not any((tmp_path / "store").iterdir())
+        assert Pseudonyms.beside(tmp_path / "store").of("a") == first
+        salt.unlink()
+        assert Pseudonyms.beside(tmp_path / "store").of("a") != first
+        salt.write_text("no salt")
+        with pytest.raises(InputError, match=r"store.salt: it is no salt"):
+            Pseudonyms.beside(tmp_path / "store")
+
+
+class TestWhatGoesAlong:
+    def test_people_families_and_telling_labels_have_other_names(self, make_store):
+        store = make_store()
+        runs, left_out = published_runs(store, Pseudonyms(b"s" * 32))
+        assert len({run.subject for run in runs}) == len({run.key for run in runs}) == 6
+        assert [run.family == runs[0].family for run in runs] == [True, True, False, False, False, False]
+        assert [run.session for run in runs[1:]] == ["01"] * 5
+        assert {run.site for run in runs} == {"NYU"}
+        told = json.dumps([vars(run) for run in runs], default=str)
+        assert not [secret for secret in PLANTED if secret in told]
+        assert set(runs[0].phenotypes) == {"age", "sex", "dx"}
+        assert set(left_out) == {"scan_day", "remark", "eid", "seen", "labels of session"}
+
+    def test_of_restricted_data_only_what_is_named(self, make_store):
+        store = make_store(is_restricted=True)
+        runs, left_out = published_runs(store, Pseudonyms(b"s" * 32))
+        assert runs[0].phenotypes == {}
+        assert {run.family for run in runs} == {None}
+        assert "--phenotype" in left_out["age"]
+        runs, _ = published_runs(store, Pseudonyms(b"s" * 32), ["age", "family"])
+        assert set(runs[0].phenotypes) == {"age"}
+        assert None not in {run.family for run in runs}
+        with pytest.raises(InputError, match="restricted; people do not keep their names"):
+            published_runs(store, Pseudonyms(b"s" * 32), keep_subjects=True)
+
+    @pytest.mark.parametrize(
+        ("name", "why"),
+        [("eid", "names of people"), ("remark", "different texts"), ("seen", "dates"), ("scan_day", "dates")],
+    )
+    def test_what_tells_of_people_is_not_sent_though_it_is_named(self, make_store, name, why):
+        with pytest.raises(InputError, match=f"{name}' is not sent: it h.*{why}"):
+            published_runs(make_store(), Pseudonyms(b"s" * 32), [name])
+
+    def test_a_phenotype_that_is_not_there(self, make_store):
+        with pytest.raises(InputError, match="no phenotype 'sexx'; there are age, dx"):
+            published_runs(make_store(), Pseudonyms(b"s" * 32), ["sexx"])
+
+    @pytest.mark.parametrize("dtype", ["float16", "int8"])
+    def test_tokens_and_splits_are_the_same_under_other_names(self, make_store, tmp_path, monkeypatch, dtype):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+        store = make_store(dtype=dtype)
+        prepare(store.folder, tmp_path / "sent", "lab/tokens")
+        names = Pseudonyms.beside(store.folder)
+        back = TokenDataset.load(tmp_path / "sent")
+        assert back.check() == []
+        by_name = {run.subject: run.key for run in back.runs}
+        for run in store.runs:
+            assert torch.equal(back.window(by_name[names.of(run.dataset, run.subject)]), store.window(run.key))
+        (split,) = read_splits(back.folder / "splits" / "sex.csv", runs=back.runs)
+        assert split.assignment[names.of("ADHD-200", SUBJECTS[5])] == "test"
+        assert split.counts["train"] == 4
+        assert [run.key for run in back.runs] == sorted(run.key for run in back.runs)
+        assert not contents_with(tmp_path / "sent", PLANTED)
+
+    def test_open_data_may_keep_their_names(self, make_store, tmp_path):
+        store = make_store()
+        prepare(store.folder, tmp_path / "sent", "lab/tokens", keep_subjects=True)
+        rows = pq.read_table(tmp_path / "sent" / "runs.parquet").to_pylist()
+        assert {row["subject"] for row in rows} == set(SUBJECTS)
+        with pytest.raises(InputError, match="people do not keep their names"):
+            prepare(make_store(True).folder, tmp_path / "other", "lab/tokens", Sharing(right_to_share=RIGHT),
+                    keep_subjects=True)  # fmt: skip
+
+
+def contents_with(folder, secrets):
+    """Files that hold one of these in plain bytes, or in any cell of Parquet."""
+    found = []
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        text = path.read_bytes().decode("latin-1")
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            columns = [name for name in table.column_names if name != "tokens"]
+            text += json.dumps(table.select(columns).to_pylist(), default=str) + str(table.schema.metadata)
+        found += [(path.name, secret) for secret in secrets if secret in text]
+    return found
+
+
+# --- leaks, planted in each kind of file
+
+
+def as_json(folder, text):
+    (folder / "config.json").write_text(json.dumps({"model_type": "tablet", "nested": [{"note": text}]}))
+
+
+def as_json_key(folder, text):
+    (folder / "config.json").write_text(json.dumps({text: 1}))
+
+
+def as_readme(folder, text):
+    (folder / "README.md").write_text(f"# A model\n\nIt knows {text}, among others.\n")
+
+
+def as_split(folder, text):
+    (folder / "sex.csv").write_text(f"subject,fold-1\n{text},train\n")
+
+
+def as_safetensors_metadata(folder, text):
+    save_file({"weight": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt", "from": text})
+
+
+def as_safetensors_name(folder, text):
+    save_file({f"weight {text}": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_safetensors_bytes(folder, text):
+    values = torch.from_numpy(np.frombuffer(bytes(5) + text.encode() + bytes(5), np.uint8).copy())
+    save_file({"weight": values}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_parquet_column(folder, text):
+    pq.write_table(pa.table({"subject": ["p1", text], "tokens": [[1.0], [2.0]]}), folder / "runs.parquet")
+
+
+def as_parquet_json(folder, text):
+    pq.write_table(pa.table({"scan": [json.dumps({"name": text})]}), folder / "runs.parquet")
+
+
+def as_parquet_metadata(folder, text):
+    pq.write_table(pa.table({"x": [1]}).replace_schema_metadata({"pandas": text}), folder / "runs.parquet")
+
+
+def as_file_name(folder, text):
+    (folder / f"{text.replace('/', '_')}.json").write_text("{}")
+
+
+KINDS = [as_json, as_json_key, as_readme, as_split, as_safetensors_metadata, as_safetensors_name, as_safetensors_bytes]
+KINDS += [as_parquet_column, as_parquet_json, as_parquet_metadata, as_file_name]
+TELLING = {
+    "subject": SUBJECTS[2],
+    "key": f"sub-{SUBJECTS[2]}_task-rest",
+    "short subject": "sub-07_task-rest",
+    "path": "/data/study/visit/bold.nii.gz",
+    "Windows path": r"D:\study\bold.nii.gz",
+    "day": "2019-03-04",
+    "day in digits": "20190304",
+    "scan": "MRN-4711_bold.nii.gz",
+    "address": "someone@example.org",
+    "access token": "tok" * 12,
+    "another access token": "hf_" + "aB3" * 11,
+}
+
+
+@pytest.mark.parametrize("plant", KINDS, ids=lambda plant: plant.__name__.removeprefix("as_"))
+@pytest.mark.parametrize("what", TELLING)
+def test_a_planted_leak_is_found(tmp_path, plant, what):
+    if plant is as_file_name and what in ("path", "Windows path"):
+        pytest.skip("no name of a file")
+    plant(tmp_path, TELLING[what])
+    found = find_leaks(tmp_path, SECRETS)
+    assert found, f"{what} went unseen"
+    assert all(TELLING[what] not in sentence for sentence in found if plant is not as_file_name)
+
+
+@pytest.mark.parametrize("plant", KINDS[:4] + KINDS[5:], ids=lambda plant: plant.__name__.removeprefix("as_"))
+@pytest.mark.parametrize("text", ["a run at 2604.03619", "sha256.0123456789ab", "2.13.0+cpu", "10030700"])
+def test_what_tells_nothing_is_let_through(tmp_path, plant, text):
+    plant(tmp_path, text)
+    assert find_leaks(tmp_path, SECRETS) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["training_args.bin", "optimizer.pt", "rng_state.pth", "model.pkl", "events.out.tfevents.1.host", "scan.nii.gz",
+     "modeling.py", "picture.png", "store.arrow", "x.npy", ".env"],
+)  # fmt: skip
+def test_files_that_nobody_can_look_through_are_never_sent(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    assert find_leaks(tmp_path, Secrets()) != []
+
+
+def test_short_names_count_where_people_are_named(tmp_path):
+    pq.write_table(pa.table({"subject": ["07"], "session": ["07"]}), tmp_path / "runs.parquet")
+    (sentence,) = find_leaks(tmp_path, SECRETS)
+    assert "column subject" in sentence
+    pq.write_table(pa.table({"subject": ["p7"], "session": ["07"]}), tmp_path / "runs.parquet")
+    assert find_leaks(tmp_path, SECRETS) == []
+
+
+def test_columns_of_moments_and_days(tmp_path):
+    pq.write_table(pa.table({"scanned": [20190304, 20190305]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"scanned": pa.array([1], pa.timestamp("s"))}), tmp_path / "b.parquet")
+    assert [sentence.split(":")[0] for sentence in find_leaks(tmp_path, Secrets())] == ["a.parquet", "b.parquet"]
+
+
+def test_links_and_damaged_files(tmp_path):
+    os.symlink("/etc/hostname", tmp_path / "README.md")
+    (tmp_path / "model.safetensors").write_bytes(b"\0" * 20)
+    (tmp_path / "config.json").write_text("{")
+    assert len(find_leaks(tmp_path, Secrets())) == 3
+
+
+def test_code_goes_only_if_it_is_the_package_s(tmp_path):
+    import hashlib
+
+    (tmp_path / "tokens.py").write_text("x = 1\n")
+    checksum = hashlib.sha256(b"x = 1\n").hexdigest()
+    assert find_leaks(tmp_path, Secrets(), {"tokens.py": checksum}) == []
+    (tmp_path / "tokens.py").write_text("x = 2\n")
+    assert "no Python file of this package" in find_leaks(tmp_path, Secrets(), {"tokens.py": checksum})[0]
+
+
+def test_a_table_of_runs_from_elsewhere_names_no_file_outside(make_store, tmp_path, monkeypatch):
+    """A dataset of somebody else, unpacked here, writes nowhere but into its own folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    prepare(make_store().folder, tmp_path / "sent", "lab/tokens")
+    index = pq.read_table(tmp_path / "sent" / "runs.parquet")
+    for name in ("../../escaped.arrow", "/tmp/escaped.arrow", "runs/../../escaped.arrow", "splits/x", "runs\\..\\x"):
+        place = index.schema.get_field_index("file")
+        evil = index.set_column(place, "file", pa.array([name] * len(index)))
+        pq.write_table(evil, tmp_path / "sent" / "runs.parquet")
+        with pytest.raises(InputError, match="is not one of the store"):
+            TokenDataset.load(tmp_path / "sent")
+    assert not list(tmp_path.rglob("escaped*"))
