@@ -5,6 +5,7 @@ Training and inference of the full-size model through `Trainer`, from a token st
     python benchmarks/trainer_speed.py --only main                           # fine-tuning at 256 frames alone
     torchrun --nproc_per_node 2 benchmarks/trainer_speed.py --only scaling   # two GPUs
     python benchmarks/trainer_speed.py --tiny                                # a smoke test, on any machine
+    python benchmarks/trainer_speed.py --figures one.json two.json --picture speed.png   # of figures already taken
 
 Tokens are random numbers in a store of float16, read by the same datasets, collator and loaders as in `tablet-hf
 finetune`. Each figure is taken over steps after warm-up, loading and optimiser included; "busy" is the share of the
@@ -165,6 +166,33 @@ def measure(case: Case, store: TokenDataset, folder: Path, tiny: bool, steps: in
     return {"windows_per_second": rate, "gpu_busy": busy, "memory_gib": memory}
 
 
+def draw(figures: list[dict], path: Path) -> None:
+    """Frames a second and memory against the length of a window, with and without gradient checkpointing."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    rate_axes, memory_axes = figure.subplots(1, 2)
+    tuned = [one for one in figures if one["what"] == "fine-tuning" and one["compiled"] and one["precision"] == "bf16"]
+    for checkpointing, name, colour in ((False, "plain", "tab:blue"), (True, "gradient checkpointing", "tab:orange")):
+        rows = sorted((one for one in tuned if one["checkpointing"] == checkpointing), key=lambda one: one["frames"])
+        frames = [one["frames"] for one in rows]
+        rates = [one["windows_per_second"] * one["frames"] for one in rows]
+        rate_axes.plot(frames, rates, "o-", color=colour, label=name)
+        memory_axes.plot(frames, [one["memory_gib"] for one in rows], "o-", color=colour, label=name)
+        for one in rows:
+            memory_axes.annotate(f"{one['batch']} windows", (one["frames"], one["memory_gib"]), (0, 6),
+                                 textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+    for axes, what in ((rate_axes, "frames a second"), (memory_axes, "peak memory (GiB)")):
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({one["frames"] for one in tuned}), sorted({one["frames"] for one in tuned}))
+        axes.minorticks_off()
+        axes.set(xlabel="frames of a window", ylabel=what)
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.12, y=0.15)
+    rate_axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CASES, help="parts of the table; all but scaling by default")
@@ -173,7 +201,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=32, help="in the store")
     parser.add_argument("--folder", type=Path, help="for the store; several processes need one, which is kept")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
+    parser.add_argument("--figures", nargs="+", type=Path, help="JSON files of figures taken before: nothing is run")
+    parser.add_argument("--picture", type=Path, help="PNG of rates and memory by length")
     arguments = parser.parse_args()
+    if arguments.figures:
+        if arguments.picture is None:
+            parser.error("--figures needs --picture")
+        draw([one for path in arguments.figures for one in json.loads(path.read_text())], arguments.picture)
+        return
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not torch.cuda.is_available() and not arguments.tiny:
         parser.error("the full size needs a GPU; use --tiny to test the script")
@@ -214,6 +249,8 @@ def main() -> None:
             print(f"compiled against eager, 256 frames, batch 4, bf16: {ratio:.2f}x")
         if arguments.out is not None:
             arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+        if arguments.picture is not None:
+            draw(figures, arguments.picture)
         if arguments.folder is None:
             shutil.rmtree(folder)
 
