@@ -274,13 +274,14 @@ def _prepare_model(
     check_may_be_published(str(path), "model", is_restricted, sharing.is_private, sharing.right_to_share)
     settings = _read_json(path / CONFIG)
     try:
-        known = TabletConfig.from_dict(dict(settings)).to_dict()
+        TabletConfig.from_dict(dict(settings))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(f"{path / CONFIG}: it does not describe a TABLeT; save the model again.") from error
     weights = _weights(path, "model")
     out.mkdir(parents=True, exist_ok=True)
     notes, secrets = [], Secrets() if store is None else Secrets.of_store(store)
     # Only what a configuration has: others may have written anything beside it, and `_name_or_path` tells folders.
+    known = {*TabletConfig.__dataclass_fields__, *TabletConfig().to_dict(), "model_type", "num_labels"}
     config = {name: value for name, value in settings.items() if name in known and not name.startswith("_")}
     config |= _named(config, notes)
     config.pop("auto_map", None)
@@ -558,6 +559,10 @@ class _told:
         if error is None or isinstance(error, InputError):
             return
         repo = self.repo
+        # What went wrong with a large file comes wrapped.
+        known = (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError)
+        while error.__cause__ is not None and not isinstance(error, known) and not _is_of_network(error):
+            error = error.__cause__
         if isinstance(error, LocalTokenNotFoundError):
             raise InputError(_NO_TOKEN.format(repo=repo)) from None
         if isinstance(error, OfflineModeIsEnabled):
@@ -589,6 +594,6 @@ _NO_TOKEN = (
 
 
 def _is_of_network(error: BaseException) -> bool:
-    import httpx
-
-    return isinstance(error, httpx.HTTPError | ConnectionError | TimeoutError)
+    # Versions of huggingface_hub come with different clients: httpx, and later httpx2.
+    kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError) or bool(kinds & {"httpx.HTTPError", "httpx2.HTTPError"})

@@ -1,0 +1,449 @@
+"""`tablet-hf push` and what stands behind it, over real HTTP: round trips, tokens, what breaks, what never leaves."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from planted import LAB, OTHER, PLANTED, READER, SUBJECTS
+from typer.testing import CliRunner
+
+from tablet_hf import TabletForSequenceClassification
+from tablet_hf.cli import app
+from tablet_hf.errors import InputError
+from tablet_hf.hub.publishing import Sharing, check_repo, kind_of, prepare, publish
+
+RIGHT = "Our agreement with the consortium names this project"
+
+
+def run(*words, token=None):
+    return CliRunner().invoke(app, ["push", *map(str, words)], env={"HF_TOKEN": token or ""})
+
+
+def told(ended):
+    """What a command said, in one line."""
+    return " ".join((ended.stdout + ended.stderr).split())
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Clients that try again do so at once."""
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01)))
+
+
+def send(hub, path, repo, out, token=LAB, sharing=None, options=None, **how):
+    prepared = prepare(path, out, repo, sharing, token=token, **(options or {}))
+    return publish(prepared, repo, token=token, endpoint=hub.endpoint, **how)
+
+
+class TestKinds:
+    def test_they_are_found(self, model_folder, make_store, shipped_autoencoder, tmp_path):
+        store = make_store()
+        prepare(store.folder, tmp_path / "export", "lab/x")
+        folders = {model_folder: "model", store.folder: "store", shipped_autoencoder: "autoencoder"}
+        for folder, kind in (folders | {tmp_path / "export": "export"}).items():
+            assert kind_of(folder) == kind
+
+    def test_others_are_told(self, tmp_path, model_folder):
+        for content, said in [
+            ({"input_feature_size": 3072}, "convert it first"),
+            ({"model_type": "bert"}, "of a 'bert', not of a TABLeT"),
+        ]:
+            (tmp_path / "config.json").write_text(json.dumps(content))
+            with pytest.raises(InputError, match=said):
+                kind_of(tmp_path)
+        (tmp_path / "config.json").unlink()
+        shutil.copytree(model_folder, tmp_path / "fold-1" / "model")
+        with pytest.raises(InputError, match=r"holds neither .*fold-1/model holds one"):
+            kind_of(tmp_path)
+        with pytest.raises(InputError, match="there is no such folder"):
+            kind_of(tmp_path / "nothing")
+
+    def test_pickled_weights_are_not_sent(self, tmp_path, model_folder):
+        shutil.copytree(model_folder, tmp_path / "model")
+        (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+        with pytest.raises(InputError, match="weights are sent as safetensors alone"):
+            prepare(tmp_path / "model", tmp_path / "sent", "lab/x")
+        assert not (tmp_path / "sent").exists()
+
+    def test_weights_outside_of_the_folder_are_not_sent(self, tmp_path, model_folder):
+        shutil.copytree(model_folder, tmp_path / "model")
+        index = {"metadata": {"total_size": 1}, "weight_map": {"x": "../secret.safetensors"}}
+        (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(InputError, match="names files outside of its folder"):
+            prepare(tmp_path / "model", tmp_path / "sent", "lab/x")
+
+    @pytest.mark.parametrize(
+        "repo", ["sex", "../x/y", "lab/../../etc", "lab/x/y", "lab/.x", "lab/a b", "", "https://a/b"]
+    )
+    def test_names_that_no_repository_has(self, repo):
+        with pytest.raises(InputError, match="are called owner/name"):
+            check_repo(repo)
+
+    def test_options_of_another_kind(self, tmp_path, model_folder, make_store):
+        with pytest.raises(InputError, match="--phenotype belongs to token datasets"):
+            prepare(model_folder, tmp_path / "sent", "lab/x", phenotypes=["age"])
+        with pytest.raises(InputError, match="--with-code belongs to models"):
+            prepare(make_store().folder, tmp_path / "sent", "lab/x", with_code=True)
+
+
+class TestModels:
+    def test_only_what_others_need_is_sent(self, hub, model_folder, tmp_path):
+        published = send(hub, model_folder, "lab/sex", tmp_path / "sent")
+        assert published.url == f"{hub.endpoint}/lab/sex"
+        assert not published.was_there
+        files = hub.files("lab/sex")
+        names = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+        assert set(files) == names | {".gitattributes"}
+        assert files["model.safetensors"] == (model_folder / "model.safetensors").read_bytes()
+        assert hub.repositories["models", "lab/sex"].is_private
+        assert "loads" not in files["README.md"].decode()
+
+    def test_what_stands_in_a_config_and_is_none_of_it_stays_behind(self, model_folder, tmp_path):
+        shutil.copytree(model_folder, tmp_path / "model")
+        for name in ("config.json", "preprocessor_config.json"):
+            settings = json.loads((tmp_path / "model" / name).read_text())
+            settings |= {
+                "_name_or_path": str(tmp_path / "hospital-7"),
+                "autoencoder": str(tmp_path / "own"),
+                "made by": "MRN-4711",
+            }
+            (tmp_path / "model" / name).write_text(json.dumps(settings))
+        prepared = prepare(tmp_path / "model", tmp_path / "sent", "lab/x")
+        text = "".join(
+            (tmp_path / "sent" / name).read_text() for name in prepared.files if name.endswith(("json", "md"))
+        )
+        assert str(tmp_path) not in text
+        assert not [secret for secret in PLANTED if secret in text]
+        assert any("push the autoencoder too" in note for note in prepared.notes)
+        assert prepared.left_behind == ("trainer_state.json", "training_args.bin")
+
+    def test_people_of_its_store_are_looked_for_in_it(self, model_folder, make_store, tmp_path):
+        shutil.copytree(model_folder, tmp_path / "model")
+        config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"target_name": f"sub-{SUBJECTS[1]}"}
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=r"nothing was sent.*config.json: target_name holds the name of a subject"):
+            prepare(tmp_path / "model", tmp_path / "sent", "lab/x", dataset=make_store().folder)
+        assert not (tmp_path / "sent").exists()
+
+    def test_a_model_of_restricted_data(self, hub, model_folder, make_store, tmp_path):
+        options = {"dataset": make_store(is_restricted=True, dataset="HCP-YA").folder}
+        with pytest.raises(InputError, match="--i-have-the-right-to-share"):
+            send(hub, model_folder, "lab/sex", tmp_path / "sent", options=options)
+        send(hub, model_folder, "lab/sex", tmp_path / "sent", sharing=Sharing(right_to_share=RIGHT), options=options)
+        repository = hub.repositories["models", "lab/sex"]
+        assert (repository.is_private, repository.gated) == (True, "manual")
+        card = hub.files("lab/sex")["README.md"].decode()
+        assert RIGHT in card
+        assert "Human Connectome Project" in card
+        assert "6 people, 6 runs and 30 frames" in card
+
+
+class TestRepositories:
+    def test_one_that_is_there_is_updated(self, hub, model_folder, tmp_path):
+        first = send(hub, model_folder, "lab/sex", tmp_path / "a")
+        HfApi(hub.endpoint, LAB).upload_file(path_or_fileobj=b"{}", path_in_repo="old.json", repo_id="lab/sex")
+        second = send(hub, model_folder, "lab/sex", tmp_path / "b", tag="v2", message="Again")
+        assert second.was_there
+        assert "was there already" in second.notes[0]
+        assert "old.json" not in hub.files("lab/sex")
+        repository = hub.repositories["models", "lab/sex"]
+        assert [each.title for each in repository.history(second.commit)][0::2] == ["Again", "Model by tablet-hf"]
+        assert (repository.tags["v2"], repository.branches["main"]) == (second.commit, second.commit)
+        assert first.commit != second.commit
+        with pytest.raises(InputError, match="has a tag v2 already"):
+            send(hub, model_folder, "lab/sex", tmp_path / "c", tag="v2")
+
+    def test_branches(self, hub, model_folder, tmp_path):
+        send(hub, model_folder, "lab/sex", tmp_path / "a")
+        before = hub.files("lab/sex")
+        send(hub, model_folder, "lab/sex", tmp_path / "b", sharing=Sharing(license="mit"), revision="tries/1")
+        assert hub.files("lab/sex") == before
+        assert b"license: mit" in hub.files("lab/sex", revision="tries/1")["README.md"]
+
+    def test_what_everybody_sees_does_not_get_what_is_private(self, hub, model_folder, make_store, tmp_path):
+        api = HfApi(hub.endpoint, LAB)
+        api.create_repo("lab/sex", private=False)
+        with pytest.raises(InputError, match="everybody can see it; say --public"):
+            send(hub, model_folder, "lab/sex", tmp_path / "a")
+        api.create_repo("lab/hcp", repo_type="dataset", private=False)
+        with pytest.raises(InputError, match="which restricted data must not be"):
+            send(hub, make_store(True).folder, "lab/hcp", tmp_path / "b", sharing=Sharing(right_to_share=RIGHT))
+        assert set(hub.files("lab/sex")) == set(hub.files("lab/hcp", "datasets")) == {".gitattributes"}
+
+    def test_restricted_tokens_are_gated_before_anything_is_in_it(self, hub, make_store, tmp_path):
+        send(hub, make_store(True).folder, "lab/hcp", tmp_path / "a", sharing=Sharing(right_to_share=RIGHT))
+        repository = hub.repositories["datasets", "lab/hcp"]
+        assert (repository.is_private, repository.gated) == (True, "manual")
+        order = [place for place, line in enumerate(hub.requests) if "/settings" in line or "/commit/main" in line]
+        assert ["/settings" in hub.requests[place] for place in order] == [True, False]
+        assert not leaks_received(hub)
+
+
+def leaks_received(hub):
+    """What of the source's secrets stands in anything that the Hub received, Parquet unpacked."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    texts = [body.decode("latin-1") for body in hub.received]
+    for body in hub.large_files.values():
+        if body[:4] == b"PAR1":
+            table = pq.read_table(io.BytesIO(body))
+            names = [name for name in table.column_names if name != "tokens"]
+            texts.append(json.dumps(table.select(names).to_pylist(), default=str))
+    # Regular files travel in base64.
+    for repository in hub.repositories.values():
+        texts += [
+            content.decode("latin-1") for commit in repository.commits.values() for content in commit.files.values()
+        ]
+    return [secret for secret in PLANTED for text in texts if secret in text]
+
+
+class TestTokens:
+    @pytest.mark.parametrize("token", [None, "hf_wrong" + "w" * 29])
+    def test_none_or_a_wrong_one(self, hub, model_folder, tmp_path, token):
+        with pytest.raises(InputError, match=r"^lab/sex: the Hub wants an access token.*hf auth login") as caught:
+            send(hub, model_folder, "lab/sex", tmp_path / "a", token=token)
+        assert token is None or token not in str(caught.value)
+
+    @pytest.mark.parametrize("token", [OTHER, READER])
+    def test_one_that_may_not_write_there(self, hub, model_folder, tmp_path, token):
+        with pytest.raises(InputError, match="your access token may not write there"):
+            send(hub, model_folder, "lab/sex", tmp_path / "a", token=token)
+        send(hub, model_folder, "lab/sex", tmp_path / "b")
+        with pytest.raises(InputError, match="your access token may not write there"):
+            send(hub, model_folder, "lab/sex", tmp_path / "c", token=token)
+
+    def test_it_stands_nowhere(self, hub, model_folder, make_store, tmp_path, caplog):
+        """Neither in what is printed or logged, nor in files, nor in what the Hub gets but for one header."""
+        caplog.set_level("DEBUG")
+        work = tmp_path / "work"
+        shutil.copytree(model_folder, work / "model")
+        make_store(folder=work / "store")
+        said = ""
+        for words, token in [
+            ((work / "model", "lab/sex", "--tag", "v1"), LAB),
+            ((work / "store", "lab/tokens", "--token", LAB), None),
+            ((work / "model", "lab/sex", "--dry-run", work / "dry"), LAB),
+            ((work / "model", "other/sex"), LAB),
+            ((work / "model", "lab/again", "--message", f"by {LAB}"), LAB),
+            ((work / "model", "lab/again", "--i-have-the-right-to-share", f"it is my {LAB}"), LAB),
+        ]:
+            ended = run(*words, token=token)
+            said += ended.stdout + ended.stderr
+            assert ended.exit_code == (2 if "again" in words[1] or "other" in words[1] else 0), told(ended)
+        assert "lab/again" not in {name for _, name in hub.repositories}
+        for text in (said, caplog.text, str(hub.requests)):
+            assert LAB not in text
+        assert not [body for body in hub.received if LAB.encode() in body]
+        for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+            assert LAB.encode() not in path.read_bytes(), path
+
+
+class TestWhatBreaks:
+    @pytest.mark.parametrize("at", ["PUT /large-files", "POST .*/preupload", "POST .*/objects/batch", "POST .*/commit"])
+    def test_a_server_that_dies_leaves_nothing_corrupt_and_the_second_try_completes(
+        self, hub, model_folder, tmp_path, quick, at
+    ):
+        send(hub, model_folder, "lab/sex", tmp_path / "first")
+        before = hub.files("lab/sex")
+        shutil.copytree(model_folder, tmp_path / "model")
+        model = TabletForSequenceClassification.from_pretrained(tmp_path / "model")
+        torch.nn.init.ones_(model.classifier.bias)
+        model.save_pretrained(tmp_path / "model")
+        hub.break_at(at, 20)
+        with pytest.raises(InputError, match=r"the connection to the Hub was lost.*Run the same again") as caught:
+            send(hub, tmp_path / "model", "lab/sex", tmp_path / "second")
+        assert "\n" not in str(caught.value)
+        assert hub.files("lab/sex") == before
+        hub.start()
+        send(hub, tmp_path / "model", "lab/sex", tmp_path / "third")
+        assert hub.files("lab/sex")["model.safetensors"] == (tmp_path / "model" / "model.safetensors").read_bytes()
+
+    def test_files_that_had_arrived_are_not_sent_again(self, hub, make_store, tmp_path, quick):
+        store = make_store()
+        hub.break_at("POST .*/commit")
+        with pytest.raises(InputError, match="connection"):
+            send(hub, store.folder, "lab/tokens", tmp_path / "a")
+        arrived = list(hub.uploads)
+        assert len(arrived) == 2
+        hub.start()
+        send(hub, store.folder, "lab/tokens", tmp_path / "b")
+        assert hub.uploads == arrived
+
+    def test_no_hub_at_all(self, hub, model_folder, tmp_path, quick):
+        hub.stop()
+        with pytest.raises(InputError, match="the connection to the Hub was lost or not to be had"):
+            send(hub, model_folder, "lab/sex", tmp_path / "a")
+        hub.start()
+
+    def test_offline(self, hub, model_folder, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
+            send(hub, model_folder, "lab/sex", tmp_path / "a")
+
+
+class TestCommand:
+    def test_a_dry_run_writes_what_would_be_sent(self, hub, make_store, tmp_path):
+        store = make_store(is_restricted=True, dataset="HCP-YA")
+        ended = run(store.folder, "lab/hcp", "--dry-run", tmp_path / "dry", token=LAB)
+        assert ended.exit_code == 2
+        assert "--i-have-the-right-to-share" in told(ended)
+        words = (store.folder, "lab/hcp", "--dry-run", tmp_path / "dry", "--i-have-the-right-to-share", RIGHT)
+        assert "leave out --public" in told(run(*words, "--public", token=LAB))
+        ended = run(*words, "--phenotype", "age", token=LAB)
+        assert ended.exit_code == 0, told(ended)
+        assert "Nothing was sent." in told(ended)
+        sent = {
+            path.relative_to(tmp_path / "dry").as_posix() for path in (tmp_path / "dry").rglob("*") if path.is_file()
+        }
+        assert sent == {
+            "README.md",
+            "store.json",
+            "runs.parquet",
+            "data/train-00000-of-00001.parquet",
+            "splits/sex.csv",
+            "splits/sex.json",
+        }
+        assert RIGHT in (tmp_path / "dry" / "README.md").read_text()
+        assert hub.requests == []
+
+    def test_sending(self, hub, model_folder, make_store, evaluation, tmp_path):
+        shutil.copytree(model_folder, tmp_path / "model")
+        words = (tmp_path / "model", "lab/sex", "--evaluation", evaluation, "--dataset", make_store().folder)
+        ended = run(*words, "--public", "--license", "apache-2.0", token=LAB)
+        assert ended.exit_code == 0, told(ended)
+        assert ended.stdout.splitlines()[-1] == f"{hub.endpoint}/lab/sex"
+        assert "Not sent: trainer_state.json, training_args.bin." in told(ended)
+        assert not hub.repositories["models", "lab/sex"].is_private
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tablet")] == []
+
+    def test_what_it_was_trained_on_decides_whether_everybody_may_see_it(self, hub, model_folder):
+        assert "--source-open" in told(run(model_folder, "lab/sex", "--public", token=LAB))
+        assert run(model_folder, "lab/sex", "--public", "--source-open", token=LAB).exit_code == 0
+
+    def test_a_mark_is_not_taken_away(self, make_store):
+        ended = run(make_store(is_restricted=True).folder, "lab/hcp", "--source-open", token=LAB)
+        assert "--source-open does not change that" in told(ended)
+
+
+CLIENT = """
+import json, sys, warnings
+warnings.filterwarnings("ignore")
+import torch
+from huggingface_hub import HfApi
+import tablet_hf
+from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
+from tablet_hf import TabletFeatureExtractor
+from tablet_hf.datasets import StreamedWindows, TokenDataset
+model = AutoModelForSequenceClassification.from_pretrained("lab/sex", revision="v1").eval()
+extractor = AutoFeatureExtractor.from_pretrained("lab/sex")
+torch.manual_seed(1)
+logits = model(torch.randn(1, 4, 27, 3072)).logits.tolist()
+autoencoder = TabletFeatureExtractor("lab/autoencoder")
+autoencoder.slice_autoencoder
+store = TokenDataset.load("lab/tokens")
+streamed = list(StreamedWindows("lab/tokens", 99, is_training=False))
+same = all(torch.equal(each["input_values"], store.window(each["run"])) for each in streamed)
+import datasets
+rows = datasets.load_dataset("lab/tokens", split="train", streaming=True)
+print(json.dumps({"logits": logits, "signal": extractor.signal, "token_size": autoencoder.token_size, "same": same,
+                  "windows": len(streamed), "rows": sum(1 for _ in rows), "config": model.config.target_name,
+                  "sums": sorted(float(store.window(run.key).double().sum()) for run in store.runs)}))
+"""
+
+
+@pytest.mark.slow
+def test_what_was_sent_comes_back_by_its_name(hub, model_folder, make_store, shipped_autoencoder, tmp_path):
+    """Private repositories, from another process, through transformers, diffusers and datasets."""
+    store = make_store(is_restricted=True, dataset="HCP-YA")
+    send(hub, model_folder, "lab/sex", tmp_path / "a", tag="v1")
+    send(hub, shipped_autoencoder, "lab/autoencoder", tmp_path / "b")
+    send(hub, store.folder, "lab/tokens", tmp_path / "c", sharing=Sharing(right_to_share=RIGHT))
+    environment = os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": LAB}
+    done = subprocess.run([sys.executable, "-c", CLIENT], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    torch.manual_seed(1)
+    model = TabletForSequenceClassification.from_pretrained(model_folder).eval()
+    torch.testing.assert_close(torch.tensor(found["logits"]), model(torch.randn(1, 4, 27, 3072)).logits)
+    sums = sorted(float(store.window(run.key).double().sum()) for run in store.runs)
+    assert found["sums"] == sums
+    assert (found["windows"], found["rows"], found["same"]) == (6, 30, True)
+    assert (found["signal"], found["token_size"], found["config"]) == ("intensity", 3072, "sex")
+
+
+class TestTraining:
+    def trainer(self, hub, make_store, folder, sharing=None, **settings):
+        from transformers import TrainingArguments
+
+        from tablet_hf import TabletConfig
+        from tablet_hf.datasets import TabletCollator, TrainingWindows
+        from tablet_hf.hub.trainer import PublishingTrainer
+
+        store = make_store(is_restricted=sharing is not None, dataset="HCP-YA")
+        sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+        made = {"autoencoder": "natural-f32c32", "signal": "intensity", "token_size": 96, "num_labels": 1}
+        config = TabletConfig(**sizes, **made, intermediate_size=8, problem_type="regression", target_name="age")
+        settings = {"hub_model_id": "lab/age", "push_to_hub": True, "save_strategy": "epoch"} | settings
+        settings |= {"num_train_epochs": 2, "use_cpu": True, "report_to": [], "remove_unused_columns": False}
+        arguments = TrainingArguments(str(folder), hub_token=LAB, hub_always_push=True, **settings)
+        windows = TrainingWindows(store, 4, None, "age")
+        model = TabletForSequenceClassification(config)
+        return PublishingTrainer(model, arguments, TabletCollator("regression"), windows, sharing=sharing)
+
+    def test_pushes_while_it_trains_send_model_extractor_and_card(self, hub, make_store, tmp_path):
+        trainer = self.trainer(hub, make_store, tmp_path / "out")
+        trainer.train()
+        trainer.push_to_hub()
+        repository = hub.repositories["models", "lab/age"]
+        history = repository.history(repository.branches["main"])
+        titles = [commit.title for commit in history]
+        # The end of training changed nothing, and makes no commit.
+        assert titles[:-1] == ["Training in progress, step 2", "Training in progress, step 1"]
+        files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes"}
+        assert all(set(commit.files) == files for commit in history[:-1])
+        assert len({commit.files["model.safetensors"] for commit in history[:-1]}) == 2
+        assert history[0].files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+        card = history[0].files["README.md"].decode()
+        assert "Not measured." in card
+        assert "model-index" not in card
+        assert "6 people" in card
+        assert repository.is_private
+        assert not leaks_received(hub)
+        assert not [body for body in hub.received if LAB.encode() in body]
+        for path in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
+            assert LAB.encode() not in path.read_bytes(), path
+        assert not list((tmp_path / "out").glob(".push-*"))
+
+    def test_a_hub_that_dies_does_not_stop_the_training(self, hub, make_store, tmp_path, quick):
+        trainer = self.trainer(hub, make_store, tmp_path / "out")
+        hub.break_at("PUT /large-files", 10)
+        with pytest.warns(UserWarning, match="A push while training did not go through: lab/age: the connection"):
+            trainer.train()
+        hub.start()
+        trainer.push_to_hub()
+        assert "model.safetensors" in hub.files("lab/age")
+
+    def test_what_is_not_allowed_is_told_before_it_trains(self, hub, make_store, tmp_path):
+        with pytest.raises(InputError, match="--i-have-the-right-to-share"):
+            self.trainer(hub, make_store, tmp_path, sharing=Sharing())
+        for strategy in ("checkpoint", "all_checkpoints"):
+            with pytest.raises(InputError, match="checkpoints hold pickles"):
+                self.trainer(hub, make_store, tmp_path, hub_strategy=strategy)
+        with pytest.raises(InputError, match="hub_model_id"):
+            self.trainer(hub, make_store, tmp_path, hub_model_id=None)
+        assert hub.requests == []
+
+
+def test_security_says_what_is_trusted():
+    text = (Path(__file__).parents[2] / "SECURITY.md").read_text(encoding="utf-8")
+    for word in ("safetensors", "weights_only", "trust_remote_code", "access token"):
+        assert word in text
