@@ -11,6 +11,13 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 logger = logging.get_logger(__name__)
 
+# Keys of a configuration of the code released with arXiv 2604.03619 that no configuration of the library has.
+RELEASED_KEYS = frozenset({"input_feature_size", "num_kv_heads", "d_model"})
+
+
+class ReleasedLayoutError(ValueError):
+    """A configuration in the vocabulary of the released code, which the model classes know how to load."""
+
 
 @strict
 class TabletConfig(PreTrainedConfig):
@@ -178,6 +185,12 @@ class TabletConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "TabletConfig":
+        if "model_type" not in config_dict and config_dict.keys() >= RELEASED_KEYS:
+            raise ReleasedLayoutError(
+                "This config.json is that of the code released with arXiv:2604.03619, and tells less than the weights "
+                "beside it; load it by a model class, as `TabletModel.from_pretrained`, or convert it (command line: "
+                "tablet-hf convert)."
+            )
         if not cls.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # Both name code that lies beside the file. The installed package has that code, needs nobody's trust for
             # its own pipelines, and would save names of nothing elsewhere.
@@ -363,4 +376,4 @@ class TabletConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["TabletConfig"]
+__all__ = ["ReleasedLayoutError", "TabletConfig"]

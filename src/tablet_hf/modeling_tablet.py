@@ -22,7 +22,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_tablet import TabletConfig
+from .configuration_tablet import ReleasedLayoutError, TabletConfig
+from .released_checkpoint import convert_in_memory
 
 logger = logging.get_logger(__name__)
 
@@ -445,6 +446,29 @@ class TabletPreTrainedModel(PreTrainedModel):
         "attentions": TabletAttention,
     }
     _input_embed_layer = "projection"
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args, **kwargs):
+        r"""
+        As everywhere in the library, and for checkpoints of the code released with arXiv 2604.03619 as well: a folder
+        or repository laid out as `beotborry/TABLeT_pretrained` is converted in memory, a warning telling what was
+        concluded, assumed and left out. Fields of [`TabletConfig`] may be given, as ever, for what it does not tell.
+
+        Raises:
+            `InputError`: where the weights of such a checkpoint are not those of this network.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except ReleasedLayoutError:
+            pass
+        with_classifier = issubclass(cls, TabletForSequenceClassification)
+        config, weights, kwargs = convert_in_memory(
+            cls, with_classifier, pretrained_model_name_or_path, *model_args, **kwargs
+        )
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -6,15 +6,17 @@ algebra; it shares no code with the package.
 """
 
 import json
+import logging
 import math
 import pickle
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from safetensors.torch import save_file
 
 from tablet_hf import feature_extraction_tablet
+from tablet_hf.configuration_tablet import ReleasedLayoutError, TabletConfig
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.hub import conversion
@@ -577,3 +579,126 @@ def test_without_a_network_the_message_says_what_was_looked_for(tmp_path, monkey
         convert("lab/absent", tmp_path / "converted")
     with pytest.raises(InputError, match=r"weights/of/nobody\.pth does not exist"):
         convert("weights/of/nobody.pth", tmp_path / "converted")
+
+
+# --- loading in one line
+
+
+@pytest.mark.parametrize("variant", ["as published", "swiglu without biases", "qk norm, rms", "the slip: rotary"])
+def test_a_released_folder_loads_as_if_it_had_been_converted(variant, tmp_path):
+    changes, kinds_of_weights = VARIANTS[variant]
+    weights = released_weights(RELEASED | changes, **kinds_of_weights)
+    released = released_folder(tmp_path / "released", RELEASED | changes, weights)
+    convert(released, tmp_path / "converted")
+
+    for model_class in (TabletForSequenceClassification, TabletModel):
+        loaded = model_class.from_pretrained(released, grid_size=3)
+        converted = model_class.from_pretrained(tmp_path / "converted")
+        assert loaded.state_dict().keys() == converted.state_dict().keys()
+        for name, tensor in converted.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+        torch.testing.assert_close(loaded(tokens())[0], converted(tokens())[0])
+        assert not loaded.training
+        assert loaded.name_or_path == str(released)
+
+
+def test_a_released_encoder_is_pre_trained_further(tmp_path):
+    weights = released_weights(RELEASED) | pretraining_weights()
+    released = released_folder(tmp_path / "released", RELEASED, weights)
+    model, info = TabletForMaskedTokenModeling.from_pretrained(released, grid_size=3, output_loading_info=True)
+    convert(released, tmp_path / "converted", head="masked")
+    converted = TabletForMaskedTokenModeling.from_pretrained(tmp_path / "converted")
+    assert info["missing_keys"] == set()
+    for name, tensor in converted.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_what_is_given_in_loading_goes_on_top_of_what_was_released(tmp_path):
+    released = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
+    model = TabletForSequenceClassification.from_pretrained(
+        released, grid_size=3, problem_type="regression", id2label={0: "age"}, dtype=torch.float16
+    )
+    assert (model.config.problem_type, model.config.id2label, model.dtype) == (
+        "regression",
+        {0: "age"},
+        torch.float16,
+    )
+    with pytest.raises(InputError, match=r"fc.weight has the shape \(1, 48\), not \(3, 48\)"):
+        TabletForSequenceClassification.from_pretrained(released, grid_size=3, num_labels=3)
+    model, info = TabletForSequenceClassification.from_pretrained(
+        released, grid_size=3, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert model.classifier.out_features == 3
+    assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_loaded_release_is_saved_as_a_model_of_the_library(tmp_path):
+    weights = released_weights(RELEASED)
+    released = released_folder(tmp_path / "released", RELEASED, weights)
+    model = TabletForSequenceClassification.from_pretrained(released, grid_size=3)
+    model.save_pretrained(tmp_path / "saved")
+    assert_same_network(tmp_path / "saved", weights, RELEASED)
+
+
+def test_what_was_assumed_in_loading_is_told(tmp_path, caplog):
+    released = published_tokens_folder(tmp_path)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        model = TabletModel.from_pretrained(released)
+    finally:
+        logger.removeHandler(caplog.handler)
+    (said,) = (record.getMessage() for record in caplog.records if "released code" in record.getMessage())
+    assert said.startswith(f"{released} was converted from the layout of the released code; assumed from the size")
+    assert "no positions, as in the released model" in said
+    assert model.config.autoencoder == "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"
+
+
+def test_a_released_configuration_alone_is_not_half_understood(tmp_path):
+    released = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
+    with pytest.raises(ReleasedLayoutError, match=r"load it by a model class, .* tablet-hf convert"):
+        TabletConfig.from_pretrained(released)
+
+
+def test_weights_that_do_not_fit_are_refused_in_loading_too(tmp_path):
+    weights = released_weights(RELEASED)
+    del weights["layers.1.norm2.weight"]
+    released = released_folder(tmp_path / "released", RELEASED, weights)
+    with pytest.raises(InputError, match=r"released are not those of this network; missing: layers.1.norm2.weight"):
+        TabletModel.from_pretrained(released, grid_size=3)
+
+
+def test_one_line_loads_released_weights_from_a_hub_and_without_it_a_second_time(hub, tmp_path, monkeypatch):
+    url = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    api = HfApi(endpoint=hub.endpoint, token=next(iter(hub.users)))
+    api.create_repo("lab/TABLeT_pretrained")
+    published = {}
+    for version in ("v1", "v2"):
+        weights = {name: tensor + float(version[1]) / 50 for name, tensor in released_weights(RELEASED).items()}
+        folder = released_folder(tmp_path / version, RELEASED, weights)
+        api.upload_folder(repo_id="lab/TABLeT_pretrained", folder_path=folder)
+        api.create_tag("lab/TABLeT_pretrained", tag=version)
+        published[version] = released_network(weights, RELEASED, tokens(), rotary=False)
+
+    def logits(**options):
+        model = TabletForSequenceClassification.from_pretrained(
+            "lab/TABLeT_pretrained", grid_size=3, cache_dir=tmp_path / "cache", **options
+        )
+        return model(tokens()).logits.detach()
+
+    close = {"atol": 2e-4, "rtol": 2e-4}
+    torch.testing.assert_close(logits(), published["v2"], **close)
+    torch.testing.assert_close(logits(revision="v1"), published["v1"], **close)
+    assert not torch.allclose(published["v1"], published["v2"], **close)
+    downloads = [request for request in hub.requests if request.startswith("GET") and "model.safetensors" in request]
+    logits()
+    again = [request for request in hub.requests if request.startswith("GET") and "model.safetensors" in request]
+    assert again == downloads
+
+    hub.stop()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    torch.testing.assert_close(logits(), published["v2"], **close)
+    torch.testing.assert_close(logits(revision="v1"), published["v1"], **close)
+    with pytest.raises(OSError, match="couldn't find them in the cached files"):
+        logits(revision="v3")
