@@ -2,24 +2,27 @@
 
 import json
 import os
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from tablet_hf.datasets import TokenDataset
 from tablet_hf.demo import DemoSettings, run_demo
 from tablet_hf.demo.cohort import GROUPS, CohortDesign
-from tablet_hf.demo.finetune import FinetuneSettings
+from tablet_hf.demo.finetune import MODEL, TRAINING
 from tablet_hf.demo.results import judge, next_command, result_rows, split_people, verdict
 from tablet_hf.demo.run import _is_demo_model, _make_cohort, _tokenize
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.pipelines import ScanPredictor
-from tablet_hf.token_files import token_file_name
 
 SETTINGS = DemoSettings(
     cohort=CohortDesign(num_people=6, num_frames=2),
-    finetune=FinetuneSettings(hidden_size=32, num_layers=1, window_frames=2, epochs=2, batch_size=4),
+    model=MODEL | {"hidden_size": 32, "num_hidden_layers": 1},
+    training=replace(TRAINING, window_frames=2, epochs=2, batch_size=4),
     held_out=2,
 )
 
@@ -76,18 +79,39 @@ def test_what_was_finished_is_kept_and_what_was_cut_short_is_not(demo):
     assert people == demo.people
 
     extractor = TabletFeatureExtractor(signal="percent_change")
-    runs, num_reused = _tokenize(people, extractor, demo.out / "tokens", ignore)
-    assert num_reused == len(people)
+    store, num_reused = _tokenize(demo.out / "cohort", 2, extractor, demo.out / "tokens", ignore)
+    assert num_reused == len(store) == len(people)
+    assert [run.phenotypes["group"] for run in store.runs] == [GROUPS[person.label] for person in people]
 
-    cut = demo.out / "tokens" / token_file_name(people[3].scan)
+    cut = store.folder / store.runs[3].file
     part = cut.with_name("part")
     part.write_bytes(cut.read_bytes()[:5000])
     os.replace(part, cut)  # in place, the tokens above would lose the pages that they are mapped to
     told = []
-    again, num_reused = _tokenize(people, extractor, demo.out / "tokens", lambda *work: told.append(work))
+    again, num_reused = _tokenize(
+        demo.out / "cohort", 2, extractor, demo.out / "tokens", lambda *work: told.append(work)
+    )
     assert num_reused == len(people) - 1
     assert told[-1] == (12, 12)
-    assert torch.allclose(again[3].tokens, runs[3].tokens, atol=1e-2)
+    assert again.check() == []
+
+
+def test_tokens_of_people_who_are_in_the_cohort_no_more_are_not_kept(demo, tmp_path):
+    shutil.copytree(demo.out / "tokens", tmp_path / "tokens")
+    _make_cohort(tmp_path / "cohort", CohortDesign(num_people=4, num_frames=2, seed=1), ignore)
+    extractor = TabletFeatureExtractor(signal="percent_change")
+    store, num_reused = _tokenize(tmp_path / "cohort", 2, extractor, tmp_path / "tokens", ignore)
+    assert num_reused == 0  # the groups of fewer people are drawn otherwise
+    assert [run.subject for run in store.runs] == ["01", "02", "03", "04"]
+    assert [run.subject for run in TokenDataset.load(tmp_path / "tokens").runs] == ["01", "02", "03", "04"]
+
+
+def test_the_same_seed_is_the_same_result(demo, tmp_path):
+    for name in ("cohort", "tokens"):
+        shutil.copytree(demo.out / name, tmp_path / name)
+    again = run_demo(tmp_path, seed=1, settings=SETTINGS)
+    for name, method in demo.methods.items():
+        assert np.array_equal(again.methods[name].probabilities, method.probabilities)
 
 
 @pytest.mark.minutes

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.demo.cohort import GROUPS, NETWORKS, CohortDesign, Person, load_anatomy, network_maps
 from tablet_hf.demo.finetune import FinetuneResult
 from tablet_hf.demo.results import RESULT_COLUMNS, MethodResult, Split, next_command, result_rows, verdict
 from tablet_hf.demo.terminal import OnProgress
-from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
+from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.volumes import (
     PERCENT_CHANGE_WINDOW,
     grid_affine,
@@ -32,7 +33,7 @@ def draw_demo(
     out: Path,
     design: CohortDesign,
     people: Sequence[Person],
-    runs: Sequence[TokenizedRun],
+    store: TokenDataset,
     extractor: TabletFeatureExtractor,
     split: Split,
     tuned: FinetuneResult,
@@ -56,7 +57,7 @@ def draw_demo(
     folder.mkdir(exist_ok=True)
     held_out = [people[index] for index in split.held_out]
     shown = held_out[0]
-    fidelity = _Fidelity(shown, runs[split.held_out[0]], extractor, on_progress)
+    fidelity = _Fidelity(shown, store, extractor, on_progress)
     frame = fidelity.liveliest_frame()
 
     def picture(name: str, figure, caption: str) -> Picture:
@@ -190,15 +191,16 @@ class _Fidelity:
         has_change: `(V, V, V)` bool, where a change is defined.
     """
 
-    def __init__(self, person: Person, run: TokenizedRun, extractor: TabletFeatureExtractor, on_progress: OnProgress):
+    def __init__(self, person: Person, store: TokenDataset, extractor: TabletFeatureExtractor, on_progress: OnProgress):
         scan = open_run(person.scan, volume_size=extractor.volume_size)
         self.original = np.concatenate([volumes for _, volumes in scan.blocks()])
         self.has_change = scan.has_change
         window = np.float32(PERCENT_CHANGE_WINDOW)
         self.original_change = percent_change(self.original, scan.mean, self.has_change) * window
 
-        num_decoded, blocks = len(run.tokens) + 1, []
-        for number, tokens in enumerate((*run.tokens.split(1), run.mean_tokens), 1):
+        (run,) = (run for run in store.runs if f"sub-{run.subject}" == person.name)
+        num_decoded, blocks = run.num_frames + 1, []
+        for number, tokens in enumerate((*store.window(run.key).split(1), store.mean_tokens(run.key)), 1):
             blocks.append(extractor.decode(tokens.to(extractor.dtype)).numpy())
             on_progress(number, num_decoded)
         *frames, mean = blocks

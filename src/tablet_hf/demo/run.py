@@ -3,31 +3,34 @@
     result = run_demo(Path("tablet-demo"))
 
 Stages run in that order, and each is a function of what stands before it. The cohort and the tokens of each person stay
-in the folder and serve the next run with the same settings; everything after them is done anew.
+in the folder and serve the next run with the same settings; everything after them is done anew. All but the cohort and
+the page is what one's own scans go through: a source, a token dataset, and `tablet_hf.training`.
 """
 
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME, logging
 
+from tablet_hf.datasets.sources import find_scans
+from tablet_hf.datasets.store import TokenDataset, TokenStoreWriter, forget_people
+from tablet_hf.datasets.tokenization import Outcome, Resources, tokenize_scans
 from tablet_hf.demo.cohort import GROUPS, CohortDesign, Person, is_cohort, read_cohort, write_cohort
-from tablet_hf.demo.finetune import FinetuneResult, FinetuneSettings, finetune, small_config
+from tablet_hf.demo.finetune import MODEL, TRAINING, FinetuneResult, finetune
 from tablet_hf.demo.pages import draw_demo
 from tablet_hf.demo.results import TABLET, DemoResult, Split, judge, split_people, write_results
 from tablet_hf.demo.terminal import OnProgress, Terminal
 from tablet_hf.errors import InputError
-from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
-from tablet_hf.files import folder_written_whole, scan_identity
-from tablet_hf.token_files import load_tokens, read_record, save_tokens, token_file_name
+from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
+from tablet_hf.training.arguments import Settings
 from tablet_hf.training.metrics import chance_accuracy
 
 __all__ = ["DemoSettings", "run_demo"]
@@ -39,12 +42,14 @@ class DemoSettings:
 
     Attributes:
         cohort: who is simulated; the seed is that of the demo.
-        finetune: the model and its training.
+        model: fields of its `TabletConfig`.
+        training: how it is trained; seed and device are those of the demo.
         held_out: people that are predicted and never learnt from.
     """
 
     cohort: CohortDesign = field(default_factory=CohortDesign)
-    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    model: Mapping[str, Any] = field(default_factory=lambda: dict(MODEL))
+    training: Settings = TRAINING
     held_out: int = 18
 
 
@@ -81,19 +86,20 @@ def run_demo(out: Path, device: str = "cpu", seed: int = 0, settings: DemoSettin
     extractor = TabletFeatureExtractor(signal="percent_change")
     extractor.to(device, torch.float16 if device.startswith("cuda") else torch.float32)
     with terminal.stage("tokens", "Tokenizing frames") as on_progress:
-        runs, num_reused = _tokenize(people, extractor, out / "tokens", on_progress)
+        store, num_reused = _tokenize(out / "cohort", design.num_frames, extractor, out / "tokens", on_progress)
     kept = f" ({num_reused} kept from an earlier run)" if num_reused else ""
     geometry = f"{extractor.grid_size**3} tokens of {extractor.token_size:,} numbers for each frame"
-    terminal.say(f"Tokens: {len(runs)} runs{kept}, {geometry}.")
+    terminal.say(f"Tokens: {len(store)} runs{kept}, {geometry}.")
 
     split = split_people([person.label for person in people], settings.held_out, seed)
     with terminal.stage("training", "Fine-tuning TABLeT") as on_progress:
-        tuned = _finetune(runs, people, split, extractor, settings.finetune, out / "model", device, seed, on_progress)
+        training = replace(settings.training, seed=seed, device=device)
+        tuned = _finetune(store, people, split, settings.model, training, out / "model", on_progress)
     parameters = f"{tuned.model.num_parameters() / 1000:,.0f} thousand parameters"
     terminal.say(f"Model:  {parameters}, {len(split.train)} people to learn from, in {out / 'model'}.")
 
     with terminal.stage("baselines", "Functional connectivity") as on_progress:
-        baselines = _baselines(runs, people, split, seed, on_progress)
+        baselines = _baselines(store, people, split, seed, on_progress)
     labels = np.array([people[index].label for index in split.held_out])
     methods = {
         name: judge(labels, probabilities) for name, probabilities in {TABLET: tuned.probabilities, **baselines}.items()
@@ -101,7 +107,7 @@ def run_demo(out: Path, device: str = "cpu", seed: int = 0, settings: DemoSettin
 
     chance = chance_accuracy(labels)
     with terminal.stage("pictures", "Drawing pictures") as on_progress:
-        page = draw_demo(out, design, people, runs, extractor, split, tuned, methods, chance, on_progress)
+        page = draw_demo(out, design, people, store, extractor, split, tuned, methods, chance, on_progress)
     result = DemoResult(out, page, out / "model", people, split, chance, methods, terminal.seconds)
     write_results(result, seed)
     terminal.conclude(result)
@@ -119,35 +125,32 @@ def _make_cohort(folder: Path, design: CohortDesign, on_progress: OnProgress) ->
 
 
 def _tokenize(
-    people: list[Person], extractor: TabletFeatureExtractor, folder: Path, on_progress: OnProgress
-) -> tuple[list[TokenizedRun], int]:
-    """The tokens of everybody, read back from files that remember their scan and extractor; and how many were there."""
-    folder.mkdir(exist_ok=True)
+    cohort: Path, num_frames: int, extractor: TabletFeatureExtractor, folder: Path, on_progress: OnProgress
+) -> tuple[TokenDataset, int]:
+    """The tokens of everybody in a store, of which an earlier run may have left some; and how many runs were there."""
     _ = extractor.slice_autoencoder  # fills in revision and geometry, which are part of the record
-    runs, num_reused, num_frames = [], 0, 0
-    for person in people:
-        path = folder / token_file_name(person.scan)
-        record = extractor.to_dict() | {"scan": scan_identity(person.scan)}
-        if _holds(path, record):
-            num_reused += 1
-        else:
-            before = num_frames
+    records = find_scans("bids", cohort, dataset="demo").records
+    writer = TokenStoreWriter(folder, extractor.to_dict())
 
-            def tell(done: int, total: int, before: int = before) -> None:
-                on_progress(before + done, len(people) * total)
+    def tell(outcome: Outcome, num_runs: int) -> None:
+        on_progress(outcome.frames + num_frames * len(outcome.kept), num_frames * num_runs)
 
-            save_tokens(extractor.tokenize(person.scan, on_progress=tell), record, path)
-        runs.append(load_tokens(path)[0])
-        num_frames += len(runs[-1].tokens)
-        on_progress(num_frames, len(people) * len(runs[-1].tokens))
-    return runs, num_reused
+    # To compile the encoder takes longer than so few frames do.
+    resources = replace(Resources.of_device(extractor.device), is_compiled=False)
+    outcome = tokenize_scans(records, extractor, writer, resources, on_progress=tell)
+    if outcome.failed:
+        raise InputError(str(outcome.failed[0]))
+    store = writer.finish()
+    if others := {run.subject for run in store.runs} - {record.subject for record in records}:
+        forget_people(folder, others)  # of an earlier cohort, a larger one
+        store = writer.finish()
+    return store, len(outcome.kept)
 
 
-def _holds(path: Path, record: dict) -> bool:
-    try:
-        return read_record(path) == record
-    except InputError:
-        return False
+def _runs_of(people: Sequence[Person], store: TokenDataset) -> list[int]:
+    """The place in the store of each person's run."""
+    places = {f"sub-{run.subject}": place for place, run in enumerate(store.runs)}
+    return [places[person.name] for person in people]
 
 
 def _is_demo_model(folder: Path) -> bool:
@@ -166,29 +169,18 @@ def _is_demo_model(folder: Path) -> bool:
 
 
 def _finetune(
-    runs: list[TokenizedRun],
+    store: TokenDataset,
     people: list[Person],
     split: Split,
-    extractor: TabletFeatureExtractor,
-    settings: FinetuneSettings,
+    model: Mapping[str, Any],
+    settings: Settings,
     folder: Path,
-    device: str,
-    seed: int,
     on_progress: OnProgress,
 ) -> FinetuneResult:
-    """Train, and save the model with its extractor into one folder, from which `tablet-hf predict` reads both."""
-    sides = [([runs[i] for i in part], [people[i].label for i in part]) for part in (split.train, split.held_out)]
-    config = small_config(extractor, GROUPS, settings)
-    with tempfile.TemporaryDirectory() as scratch:
-        tuned = finetune(config, *sides, settings, Path(scratch), device, seed, on_progress)
-    _save_model(tuned.model, extractor, folder)
-    return tuned
-
-
-def _save_model(model: PreTrainedModel, extractor: TabletFeatureExtractor, folder: Path) -> None:
-    with _no_bars_of_the_library(), folder_written_whole(folder) as unfinished:
-        model.save_pretrained(unfinished)
-        extractor.save_pretrained(unfinished)
+    """Train, and save the model with the settings of its extractor, from which `tablet-hf predict` reads both."""
+    train, held_out = (_runs_of([people[i] for i in part], store) for part in (split.train, split.held_out))
+    with tempfile.TemporaryDirectory() as scratch, _no_bars_of_the_library():
+        return finetune(store, "group", GROUPS[1], train, held_out, model, settings, folder, Path(scratch), on_progress)
 
 
 @contextmanager
@@ -204,7 +196,7 @@ def _no_bars_of_the_library() -> Iterator[None]:
 
 
 def _baselines(
-    runs: list[TokenizedRun], people: list[Person], split: Split, seed: int, on_progress: OnProgress
+    store: TokenDataset, people: list[Person], split: Split, seed: int, on_progress: OnProgress
 ) -> dict[str, np.ndarray]:
     """Linear models on functional connectivity and on the average token: probabilities of the people held out."""
     from tablet_hf.training.baselines import LinearModel
@@ -215,7 +207,7 @@ def _baselines(
         warnings.simplefilter("ignore")  # some of the regions lie beside the brain
         courses = region_time_courses(scans, power_regions(scans[0]), lambda done: on_progress(done, len(people)))
         connectivity = connectivity_features(courses)
-    average_token = np.stack([run.tokens.float().mean(0).flatten().numpy() for run in runs])
+    average_token = np.stack([store.window(run).float().mean(0).flatten().numpy() for run in _runs_of(people, store)])
     labels = np.array([person.label for person in people])
 
     def predict(features: np.ndarray) -> np.ndarray:
