@@ -95,8 +95,8 @@ def shipped_autoencoder():
     return SHIPPED_WEIGHTS / "natural-f32c32"
 
 
-@pytest.fixture
-def evaluation(tmp_path):
+@pytest.fixture(scope="session")
+def evaluation(tmp_path_factory):
     """A results.json as `tablet-hf evaluate` writes it."""
     import numpy as np
 
@@ -112,6 +112,7 @@ def evaluation(tmp_path):
         outputs = np.stack([1 - positive, positive], 1)
         return Predictions(name, "sex", ("F", "M"), people, targets, outputs, (None,) * 40, ("all",) * 40)
 
-    write_results(tmp_path / "judged", [method("TABLeT", 2), method("functional connectivity", 3)], num_bootstraps=100,
+    folder = tmp_path_factory.mktemp("judged")
+    write_results(folder, [method("TABLeT", 2), method("functional connectivity", 3)], num_bootstraps=100,
                   num_permutations=100)  # fmt: skip
-    return tmp_path / "judged" / "results.json"
+    return folder / "results.json"

@@ -124,6 +124,15 @@ class TestModels:
         assert any("push the autoencoder too" in note for note in prepared.notes)
         assert prepared.left_behind == ("trainer_state.json", "training_args.bin")
 
+    def test_its_code_goes_along_where_it_is_asked_for(self, model_folder, tmp_path):
+        prepared = prepare(model_folder, tmp_path / "sent", "lab/sex", with_code=True)
+        assert {"modeling_tablet.py", "configuration_tablet.py"} <= set(prepared.files)
+        assert "auto_map" in json.loads((tmp_path / "sent" / "config.json").read_text())
+        assert "trust_remote_code=True" in (tmp_path / "sent" / "README.md").read_text()
+        plain = prepare(tmp_path / "sent", tmp_path / "again", "lab/sex")
+        assert not [name for name in plain.files if name.endswith(".py")]
+        assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
+
     def test_people_of_its_store_are_looked_for_in_it(self, model_folder, make_store, tmp_path):
         shutil.copytree(model_folder, tmp_path / "model")
         config = json.loads((tmp_path / "model" / "config.json").read_text()) | {"target_name": f"sub-{SUBJECTS[1]}"}

@@ -284,7 +284,8 @@ def _prepare_model(
     known = {*TabletConfig.__dataclass_fields__, *TabletConfig().to_dict(), "model_type", "num_labels"}
     config = {name: value for name, value in settings.items() if name in known and not name.startswith("_")}
     config |= _named(config, notes)
-    config.pop("auto_map", None)
+    for name in ("auto_map", "custom_pipelines"):
+        config.pop(name, None)
     _write_json(out / CONFIG, config)
     if (path / EXTRACTOR).is_file():
         import inspect

@@ -1,0 +1,212 @@
+"""Cards say what is known, say what is not, and have no number without a source; the Hub understands their headers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tablet_hf.errors import InputError
+from tablet_hf.hub.cards import (
+    TERMS,
+    TrainingFacts,
+    check_card,
+    dataset_card,
+    filled_cards,
+    model_card,
+    read_evaluation,
+    template_file,
+)
+from tablet_hf.hub.publishing import Sharing, prepare
+
+ROOT = Path(__file__).parents[2]
+CARDS = ROOT / "hub_cards"
+CONFIG = {"architectures": ["TabletForSequenceClassification"], "target_name": "sex"}
+CONFIG |= {"problem_type": "multi_label_classification", "id2label": {0: "M"}, "negative_label": "F"}
+
+
+@pytest.fixture(scope="module")
+def cards():
+    return filled_cards(CARDS)
+
+
+class TestFilledCards:
+    def test_there_is_one_for_each_thing_that_is_published(self, cards):
+        heads = {f"tablet-{label}.md" for label in ("sex", "age", "intelligence", "adhd")}
+        tokens = {f"tokens-{name}.md" for name in ("adhd200", "hcp", "ukb")}
+        assert set(cards) == {"tablet-pretrained.md"} | heads | tokens
+        assert (CARDS / "natural-f32c32.md").is_file()
+
+    def test_they_are_what_the_templates_give(self, cards):
+        for name, text in cards.items():
+            assert (CARDS / name).read_text(encoding="utf-8") == text, "run python -m tablet_hf.hub.cards hub_cards"
+
+    def test_the_hub_understands_them(self, cards):
+        for name, text in cards.items():
+            header = check_card(text)
+            assert {"fmri", "neuroimaging", "tablet", "dc-ae"} <= set(header["tags"])
+            assert ("extra_gated_fields" in header) == (name in ("tokens-hcp.md", "tokens-ukb.md"))
+            assert "model-index" not in header, "nothing was measured"
+
+    def test_no_number_stands_without_a_source(self, cards):
+        for name, text in cards.items():
+            assert numbers_without_source(text) == [], name
+
+    def test_that_would_be_seen(self, cards):
+        lines = cards["tablet-sex.md"].replace("Not measured.", "Accuracy is 0.97.")
+        ((section, text),) = numbers_without_source(lines)
+        assert section == "How good it is"
+        assert text.startswith("Accuracy is 0.97.")
+
+    def test_they_say_what_they_are_for_and_what_is_not_known(self, cards):
+        for name, text in cards.items():
+            assert "Research only" in text
+            assert "arXiv 2604.03619" in text
+            if name.startswith("tablet"):
+                assert "no diagnosis" in text
+                assert "Not measured." in text
+            assert re.search(r"not recorded|Not recorded", text)
+        for name in ("tokens-hcp.md", "tokens-ukb.md", "tablet-sex.md"):
+            assert "forbid passing on" in cards[name]
+
+
+def numbers_without_source(card):
+    """Lines of prose and tables with a digit, in sections that name no source of figures."""
+    body = re.sub(r"```.*?```", "", card.split("---\n", 2)[2], flags=re.DOTALL)
+    found = []
+    for section in re.split(r"^## ", body, flags=re.MULTILINE):
+        title, _, text = section.partition("\n")
+        for paragraph in text.split("\n\n") if "Source:" not in text else []:
+            # Links, code, and names of the field such as 4D are no figures.
+            plain = re.sub(r"\(https?://[^)]*\)|`[^`]*`|\b4D\b|\b2D\b|MNI152|ADHD-200|\w*TABLeT\w*", "", paragraph)
+            is_sourced = re.search(r"source: |arXiv 2604\.03619", plain)
+            if re.search(r"\d", plain) and not is_sourced:
+                found.append((title, paragraph.strip()))
+    return found
+
+
+class TestModelCards:
+    def test_figures_stand_with_intervals_beside_baselines_and_in_the_index(self, evaluation):
+        results = json.loads(evaluation.read_text())
+        text = model_card("lab/sex", CONFIG, evaluation=read_evaluation(evaluation), license="mit")
+        header = check_card(text)
+        (index,) = header["model-index"]
+        measured = {metric["type"]: metric for metric in index["results"][0]["metrics"]}
+        expected = results["methods"]["TABLeT"]["metrics"]
+        assert next(iter(measured)) == results["main_metric"]
+        for name, estimate in expected.items():
+            assert measured[name]["value"] == pytest.approx(estimate["value"], rel=1e-3)
+            assert measured[name]["args"]["low"] == pytest.approx(estimate["low"], rel=1e-3)
+            assert measured[name]["args"]["people"] == 40
+        rows = [line for line in text.splitlines() if line.startswith(("| TABLeT", "| functional"))]
+        assert len(rows) == 2
+        auroc = results["methods"]["functional connectivity"]["metrics"]["auroc"]
+        assert f"{auroc['value']:.3g} ({auroc['low']:.3g} to {auroc['high']:.3g})" in rows[1]
+        assert numbers_without_source(text) == []
+        assert "Not measured" not in text
+
+    def test_figures_of_another_label(self, evaluation):
+        with pytest.raises(InputError, match="figures are of sex, but the model predicts age"):
+            model_card("lab/age", CONFIG | {"target_name": "age"}, evaluation=read_evaluation(evaluation))
+
+    @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"methods": {}, "baselines": []}'])
+    def test_what_is_no_evaluation(self, tmp_path, content):
+        if content is not None:
+            (tmp_path / "results.json").write_text(content)
+        with pytest.raises(InputError, match=r"results.json: (there is no such file|it is no results.json)"):
+            read_evaluation(tmp_path)
+
+    def test_labels_and_preprocessing(self, model_folder, tmp_path):
+        prepare(model_folder, tmp_path / "sent", "lab/sex", Sharing(license="apache-2.0"))
+        text = (tmp_path / "sent" / "README.md").read_text()
+        assert "| classes | M (logit above 0), F |" in text
+        assert "| autoencoder | `natural-f32c32`, revision sha256:" in text
+        assert "| window | 4 frames |" in text
+        header = check_card(text)
+        assert (header["license"], header["library_name"], header["pipeline_tag"]) == (
+            "apache-2.0",
+            "transformers",
+            "other",
+        )
+
+    def test_what_is_said_runs(self, model_folder, tmp_path):
+        """The commands of a card are those of this package."""
+        prepare(model_folder, tmp_path / "sent", "lab/sex")
+        text = (tmp_path / "sent" / "README.md").read_text()
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            compile(block, "card", "exec")
+        assert 'pipeline("fmri-classification", model="lab/sex")' in text
+        assert "tablet-hf predict lab/sex scan.nii.gz" in text
+
+
+class TestDatasetCards:
+    def test_what_it_holds_and_leaves_out(self, make_store, tmp_path):
+        prepare(make_store().folder, tmp_path / "sent", "lab/tokens")
+        text = (tmp_path / "sent" / "README.md").read_text()
+        header = check_card(text)
+        assert header["configs"] == [{"config_name": "default", "data_files": "data/*.parquet"}]
+        assert "| people | 6 |" in text
+        assert "| phenotypes | `age`, `sex`, `dx` |" in text
+        assert "- remark: columns called remark lead to people" in text
+        assert TERMS["ADHD-200"][1] in text
+        assert numbers_without_source(text) == []
+
+    def test_names_of_studies_that_nobody_knows(self):
+        text = dataset_card("lab/x", {}, training=TrainingFacts(("Ours",), 3, 4, 5, None))
+        assert "Terms of Ours: not recorded here; ask its owner." in text
+
+
+class TestHeaders:
+    @pytest.mark.parametrize(
+        ("header", "said"),
+        [
+            ("license: proprietary", "--license proprietary: choose one of"),
+            ("tags: fmri", "tags: 'fmri'"),
+            ("tags: [1]", "not all text"),
+            ("colour: red", "colour"),
+            ("a: [", "no YAML"),
+            ("- a", "no fields"),
+        ],
+    )
+    def test_what_the_hub_would_not_take(self, header, said):
+        with pytest.raises(InputError, match=re.escape(said)):
+            check_card(f"---\n{header}\n---\n\n# x\n")
+
+    def test_none(self):
+        with pytest.raises(InputError, match="no header"):
+            check_card("# x\n")
+
+    def test_of_the_autoencoder_that_is_shipped(self, shipped_autoencoder, tmp_path):
+        prepare(shipped_autoencoder, tmp_path / "sent", "lab/autoencoder")
+        text = (tmp_path / "sent" / "README.md").read_text()
+        assert text == (CARDS / "natural-f32c32.md").read_text()
+        assert yaml.safe_load(text.split("---\n")[1])["library_name"] == "diffusers"
+
+    def test_of_another_autoencoder(self, shipped_autoencoder, tmp_path):
+        import shutil
+
+        shutil.copytree(shipped_autoencoder, tmp_path / "mine")
+        prepare(tmp_path / "mine", tmp_path / "sent", "lab/mine")
+        text = (tmp_path / "sent" / "README.md").read_text()
+        assert check_card(text)["library_name"] == "diffusers"
+        assert "on 1600 natural photographs, 4 stages (source: `training.json`" in text
+        assert "Not measured." in text
+        assert numbers_without_source(text) == []
+
+
+def test_what_is_installed_has_the_templates(tmp_path):
+    """They lie in hub_cards/ and nowhere else in the repository; building puts them into the package."""
+    built = tmp_path / "lib"
+    words = [sys.executable, "setup.py", "-q", "build", "--build-base", tmp_path, "--build-lib", built]
+    subprocess.run([*map(str, words)], cwd=ROOT, check=True, capture_output=True)
+    assert not list((ROOT / "src").rglob("*.jinja"))
+    code = "from tablet_hf.hub.cards import template_file; print(template_file('model.md.jinja'))"
+    environment = os.environ | {"PYTHONPATH": str(built)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(built / "tablet_hf" / "hub" / "hub_cards" / "model.md.jinja"), done.stderr
+    for name in ("dataset.md.jinja", "autoencoder.md.jinja", "cards.json", "natural-f32c32.md"):
+        assert (built / "tablet_hf" / "hub" / "hub_cards" / name).read_bytes() == template_file(name).read_bytes()
