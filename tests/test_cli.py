@@ -580,7 +580,7 @@ class TestConvert:
         torch.save({"model_state_dict": state}, tmp_path / "best.pth")
         (tmp_path / "config.json").write_text('{"num_heads": 4, "dropout": 0.0, "hidden_act": "relu"}')
         result = tablet_hf(
-            "convert", tmp_path / "best.pth", tmp_path / "out", "--config", tmp_path / "config.json",
+            "convert", tmp_path / "best.pth", "--out", tmp_path / "out", "--config", tmp_path / "config.json",
             "--problem-type", "multi_label_classification",
         )  # fmt: skip
         assert result.exit_code == 0, result.output
@@ -599,18 +599,26 @@ class TestConvert:
             state = {released_name(name): weight for name, weight in model.state_dict().items()}
             torch.save(state, tmp_path / f"{token_size}.pth")
         config = ["--config", tmp_path / "config.json"]
-        asked = tablet_hf("convert", tmp_path / "96.pth", tmp_path / "f8c4", *config)
+        asked = tablet_hf("convert", tmp_path / "96.pth", "--out", tmp_path / "f8c4", *config)
         assert asked.exit_code == 2
         assert "--grid-size" in asked.output
-        told = tablet_hf("convert", tmp_path / "96.pth", tmp_path / "f8c4", *config, "--grid-size", 12)
+        told = tablet_hf("convert", tmp_path / "96.pth", "--out", tmp_path / "f8c4", *config, "--grid-size", 12)
         assert told.exit_code == 0, told.output
         assert TabletConfig.from_pretrained(tmp_path / "f8c4").num_cells == 1728
         options = ["--autoencoder", "lab/other", "--signal", "percent_change", "--scaling", "percentile"]
-        noted = tablet_hf("convert", tmp_path / "3072.pth", tmp_path / "f32c32", *config, *options)
+        noted = tablet_hf("convert", tmp_path / "3072.pth", "--out", tmp_path / "f32c32", *config, *options)
         assert "volume_size 96, as for the released weights" in " ".join(noted.output.split())
         written = TabletConfig.from_pretrained(tmp_path / "f32c32")
         recorded = (written.autoencoder, written.signal, written.scaling)
         assert recorded == ("lab/other", "percent_change", "percentile")
+
+    def test_where_the_result_goes_is_asked_for(self, tmp_path):
+        result = tablet_hf("convert", tmp_path)
+        assert result.exit_code == 2
+        assert "--out FOLDER, or --push owner/name" in " ".join(result.output.split())
+        told = tablet_hf("convert", tmp_path, "--out", tmp_path / "out", "--push", "no name")
+        assert told.exit_code == 2
+        assert not (tmp_path / "out").exists()
 
     def test_code_inside_is_not_run(self, tmp_path):
         class Trap:
@@ -618,7 +626,7 @@ class TestConvert:
                 return os.mkdir, (str(tmp_path / "sprung"),)
 
         torch.save({"model_state_dict": Trap()}, tmp_path / "trap.pth")
-        result = tablet_hf("convert", tmp_path / "trap.pth", tmp_path / "out")
+        result = tablet_hf("convert", tmp_path / "trap.pth", "--out", tmp_path / "out")
         assert result.exit_code == 2
         assert not (tmp_path / "sprung").exists()
         assert not (tmp_path / "out").exists()

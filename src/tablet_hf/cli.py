@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -313,7 +314,15 @@ def convert(
     source: Annotated[
         str, typer.Argument(help="Released folder, Hub id, or a .pth of the released code.", show_default=False)
     ],
-    destination: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.", show_default=False)] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push",
+            help="Publish the result there on the Hub, owner/name: private, with its card; tablet-hf push has options.",
+            show_default=False,
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Released config.json, for a .pth.")] = None,
     head: Annotated[str | None, typer.Option("--head", help="masked or classification, where both are there.")] = None,
     problem_type: Annotated[
@@ -330,9 +339,14 @@ def convert(
     scaling: Annotated[str | None, typer.Option(help="How they were scaled: max or percentile.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
 ) -> None:
-    """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`."""
+    """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`, and publish it."""
     from tablet_hf.hub.conversion import convert_checkpoint
+    from tablet_hf.hub.publishing import check_repo
 
+    if out is None and push is None:
+        raise InputError("Nothing says where the result goes; give --out FOLDER, or --push owner/name, or both.")
+    if push is not None:
+        check_repo(push)
     settings = {
         "problem_type": problem_type,
         "grid_size": grid_size,
@@ -341,8 +355,12 @@ def convert(
         "scaling": scaling,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    report = convert_checkpoint(source, destination, config=config, head=head, revision=revision, **settings)
-    output.print(escape(str(report)))
+    with tempfile.TemporaryDirectory(prefix="tablet-hf-convert-") as scratch:
+        folder = out or Path(scratch) / "converted"
+        report = convert_checkpoint(source, folder, config=config, head=head, revision=revision, **settings)
+        output.print(escape(str(report)))
+        if push is not None:
+            cli_hub.push(str(folder), push)
 
 
 @app.command()

@@ -6,7 +6,6 @@ algebra; it shares no code with the package.
 """
 
 import json
-import logging
 import math
 import pickle
 
@@ -14,8 +13,10 @@ import pytest
 import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from tablet_hf import feature_extraction_tablet
+from tablet_hf.cli import app
 from tablet_hf.configuration_tablet import ReleasedLayoutError, TabletConfig
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
@@ -642,12 +643,7 @@ def test_a_loaded_release_is_saved_as_a_model_of_the_library(tmp_path):
 
 def test_what_was_assumed_in_loading_is_told(tmp_path, caplog):
     released = published_tokens_folder(tmp_path)
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    try:
-        model = TabletModel.from_pretrained(released)
-    finally:
-        logger.removeHandler(caplog.handler)
+    model = TabletModel.from_pretrained(released)
     (said,) = (record.getMessage() for record in caplog.records if "released code" in record.getMessage())
     assert said.startswith(f"{released} was converted from the layout of the released code; assumed from the size")
     assert "no positions, as in the released model" in said
@@ -702,3 +698,17 @@ def test_one_line_loads_released_weights_from_a_hub_and_without_it_a_second_time
     torch.testing.assert_close(logits(revision="v1"), published["v1"], **close)
     with pytest.raises(OSError, match="couldn't find them in the cached files"):
         logits(revision="v3")
+
+
+def test_a_converted_copy_is_published(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", next(iter(hub.users)))
+    weights = released_weights(RELEASED)
+    released = released_folder(tmp_path / "released", RELEASED, weights)
+    done = CliRunner().invoke(app, ["convert", str(released), "--grid-size", "3", "--push", "lab/converted"])
+    assert done.exit_code == 0, done.output
+    files = hub.files("lab/converted")
+    assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
+    (tmp_path / "back").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "back" / name).write_bytes(files[name])
+    assert_same_network(tmp_path / "back", weights, RELEASED)
