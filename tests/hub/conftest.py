@@ -53,10 +53,16 @@ def model_folder(tmp_path_factory):
 def make_store(tmp_path_factory):
     """A function that writes a store in which the source's secrets stand wherever they could."""
 
-    def make(is_restricted=False, dataset="ADHD-200", folder=None, dtype="float16"):
+    def make(is_restricted=False, dataset="ADHD-200", folder=None, dtype="float16", token_size=96):
         folder = folder or tmp_path_factory.mktemp("stores") / "hospital-7"
         settings = {"autoencoder": "natural-f32c32", "autoencoder_revision": "sha256:0123456789ab"}
-        settings |= {"signal": "intensity", "scaling": "max", "volume_size": 96, "token_size": 96, "grid_size": 3}
+        settings |= {
+            "signal": "intensity",
+            "scaling": "max",
+            "volume_size": 96,
+            "grid_size": 3,
+            "token_size": token_size,
+        }
         writer = TokenStoreWriter(folder, settings, dtype, is_restricted=is_restricted)
         generator = torch.Generator().manual_seed(0)
         for number, subject in enumerate(SUBJECTS):
@@ -78,7 +84,7 @@ def make_store(tmp_path_factory):
                 phenotypes=phenotypes,
             )
             scan = {"name": f"{subject}_MRN-4711_bold.nii.gz", "bytes": 77, "modified_ns": 1_551_657_600_000_000_000}
-            tokens = torch.randn(5, 27, 96, generator=generator)
+            tokens = torch.randn(5, 27, token_size, generator=generator)
             writer.write(record, tokens, 0.72, scan, beside={"mask": scan, "repetition_time": None, "sidecars": [scan]})
         store = writer.finish()
         parts = dict(zip(SUBJECTS, ["train"] * 4 + ["validation", "test"], strict=True))

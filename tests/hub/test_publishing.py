@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -343,8 +344,10 @@ class TestCommand:
         assert "--source-open does not change that" in told(ended)
 
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CLIENT = """
-import json, sys, warnings
+import json, runpy, sys, warnings
+example = sys.argv[1]
 warnings.filterwarnings("ignore")
 import torch
 from huggingface_hub import HfApi
@@ -363,6 +366,8 @@ streamed = list(StreamedWindows("lab/tokens", 99, is_training=False))
 same = all(torch.equal(each["input_values"], store.window(each["run"])) for each in streamed)
 import datasets
 rows = datasets.load_dataset("lab/tokens", split="train", streaming=True)
+sys.argv = ["load_from_hub.py", "lab/sex", "--dataset", "lab/tokens", "--revision", "v1"]
+runpy.run_path(example, run_name="__main__")
 print(json.dumps({"logits": logits, "signal": extractor.signal, "token_size": autoencoder.token_size, "same": same,
                   "windows": len(streamed), "rows": sum(1 for _ in rows), "config": model.config.target_name,
                   "sums": sorted(float(store.window(run.key).double().sum()) for run in store.runs)}))
@@ -370,16 +375,26 @@ print(json.dumps({"logits": logits, "signal": extractor.signal, "token_size": au
 
 
 @pytest.mark.slow
-def test_what_was_sent_comes_back_by_its_name(hub, model_folder, make_store, shipped_autoencoder, tmp_path):
-    """Private repositories, from another process, through transformers, diffusers and datasets."""
-    store = make_store(is_restricted=True, dataset="HCP-YA")
-    send(hub, model_folder, "lab/sex", tmp_path / "a", tag="v1")
+def test_what_was_sent_comes_back_by_its_name(
+    hub, model_folder, make_store, shipped_autoencoder, tmp_path, monkeypatch, capsys
+):
+    """Private repositories, from another process, through transformers, diffusers and datasets; and the examples."""
+    store = make_store(is_restricted=True, dataset="HCP-YA", token_size=3072)
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", LAB)
+        patch.setattr(sys, "argv", ["push_checkpoint.py", str(model_folder), "lab/sex", "--tag", "v1"])
+        runpy.run_path(str(EXAMPLES / "push_checkpoint.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "# sex" in said
+    assert said.endswith(f"not sent: trainer_state.json, training_args.bin\n{hub.endpoint}/lab/sex\n")
     send(hub, shipped_autoencoder, "lab/autoencoder", tmp_path / "b")
     send(hub, store.folder, "lab/tokens", tmp_path / "c", sharing=Sharing(right_to_share=RIGHT))
     environment = os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": LAB}
-    done = subprocess.run([sys.executable, "-c", CLIENT], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", CLIENT, str(EXAMPLES / "load_from_hub.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    *lines, last = done.stdout.splitlines()
+    found = json.loads(last)
     torch.manual_seed(1)
     model = TabletForSequenceClassification.from_pretrained(model_folder).eval()
     torch.testing.assert_close(torch.tensor(found["logits"]), model(torch.randn(1, 4, 27, 3072)).logits)
@@ -387,6 +402,9 @@ def test_what_was_sent_comes_back_by_its_name(hub, model_folder, make_store, shi
     assert found["sums"] == sums
     assert (found["windows"], found["rows"], found["same"]) == (6, 30, True)
     assert (found["signal"], found["token_size"], found["config"]) == ("intensity", 3072, "sex")
+    assert lines[0] == "lab/sex: sex, M"
+    assert [line.split("/")[0] for line in lines[1:]] == ["HCP-YA"] * 6
+    assert not [secret for secret in PLANTED if secret in done.stdout]
 
 
 class TestTraining:

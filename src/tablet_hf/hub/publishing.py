@@ -115,7 +115,7 @@ def kind_of(path: str | Path) -> str:
             return "model"
         if "input_feature_size" in config:
             raise InputError(
-                f"{path}: it has the layout of the released code; convert it first (tablet-hf convert {path} FOLDER)."
+                f"{path}: it has the layout of the released code; convert it first (tablet-hf convert {path} --out FOLDER)."
             )
         raise InputError(f"{path}: its {CONFIG} is of a {config.get('model_type', 'thing')!r}, not of a TABLeT.")
     inner = next((path for path in sorted(folder.glob("**/model")) if (path / CONFIG).is_file()), None)
