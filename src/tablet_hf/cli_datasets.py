@@ -109,7 +109,7 @@ def _counted(number: int, one: str, several: str | None = None) -> str:
 def _forget_withdrawn(store: Path, options: dict[str, Any]) -> None:
     """Delete from a store what it has of people who withdrew, and say so."""
     from tablet_hf.datasets.sources.ukb import withdrawn_people
-    from tablet_hf.datasets.store import STORE_FILE, forget_people
+    from tablet_hf.datasets.store_files import STORE_FILE, forget_people
 
     if options.get("withdrawn") is None or not (store / STORE_FILE).is_file():
         return
@@ -328,7 +328,8 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="Folder of the store to make.")],
 ) -> None:
     """Make one store of several, without their splits. Files are linked where the disk allows it: it takes no room."""
-    from tablet_hf.datasets.store import SPLITS_FOLDER, merge_stores
+    from tablet_hf.datasets.store import merge_stores
+    from tablet_hf.datasets.store_files import SPLITS_FOLDER
 
     merged = merge_stores(stores, out)
     output.print(f"{_said(merged.folder)}  {len(merged)} runs")

@@ -20,7 +20,7 @@ from tablet_hf.datasets import (
     write_splits,
 )
 from tablet_hf.datasets.records import earlier_keys, store_key
-from tablet_hf.datasets.store import file_of_key, read_sidecar, sidecar_of
+from tablet_hf.datasets.store_files import file_of_key, read_sidecar, sidecar_of
 from tablet_hf.errors import InputError
 from tablet_hf.files import scan_identity
 

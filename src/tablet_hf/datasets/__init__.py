@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         split_subjects,
         subject_ids,
     )
-    from .store import StoredRun, TokenDataset, TokenStoreWriter, merge_stores
+    from .store import TokenDataset, TokenStoreWriter, merge_stores
+    from .store_files import StoredRun
     from .windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
 
 _MODULE_OF = {
@@ -29,7 +30,7 @@ _MODULE_OF = {
     "Problem": "records",
     "ScanRecord": "records",
     "Split": "splits",
-    "StoredRun": "store",
+    "StoredRun": "store_files",
     "StreamedWindows": "parquet",
     "TabletCollator": "collator",
     "TokenDataset": "store",

@@ -39,14 +39,14 @@ from tablet_hf.datasets.run_files import (
     write_arrow,
 )
 from tablet_hf.datasets.splits import Split, subject_ids
-from tablet_hf.datasets.store import (
+from tablet_hf.datasets.store import TokenDataset
+from tablet_hf.datasets.store_files import (
     IDENTITY,
     INDEX_FILE,
     RUNS_FOLDER,
     SPLITS_FOLDER,
     STORE_FILE,
     StoredRun,
-    TokenDataset,
     file_checksum,
     file_fault,
     geometry_of,

@@ -1,123 +1,75 @@
 """The store: the tokens of many runs in a folder, read as windows at the speed of memory.
 
-    STORE/
-      store.json                                geometry, what made the tokens, how they are kept
-      runs/sub-01/sub-01_task-rest_tokens.arrow one row a frame, memory-mapped when read
-      runs/sub-01/sub-01_task-rest_tokens.json  who and when, phenotypes, checksum: written last, so it says "whole"
-      runs.parquet                              all of the latter in one typed table
-      splits/*.csv
+    tokens = TokenDataset.load("STORE")
+    window = tokens.window("sub-01_task-rest", start=100, frames=256)
 
-A run is a pair of files of its own: it can be written by any process on any machine, is finished or not there at all,
-and a person who withdraws is a folder to delete. Rows are frames because in Arrow the values of such rows lie in one
-piece, so that a window is one copy, and because `datasets.load_dataset` then gives every user typed arrays; how other
-layouts compare is measured in `benchmarks/token_layouts.py`.
+    writer = TokenStoreWriter("STORE", extractor.to_dict())
+    writer.write(record, run.tokens, run.repetition_time, scan_identity(record.scan))
+    tokens = writer.finish()
+
+What lies in the folder is told by `tablet_hf.datasets.store_files`.
 """
 
 import csv
 import hashlib
-import json
 import os
 import shutil
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, cached_property, lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tablet_hf.datasets.records import (
-    Phenotype,
     Problem,
     ScanRecord,
     earlier_keys,
     same_labels,
     store_key,
     typed_columns,
-    typed_rows,
 )
 from tablet_hf.datasets.run_files import (
     DTYPES,
-    Geometry,
     KeptTokens,
     MappedRun,
-    kept_in,
     quantise,
     without_repetition_time,
     write_arrow,
 )
+from tablet_hf.datasets.store_files import (
+    FORMAT,
+    IDENTITY,
+    INDEX_FILE,
+    PROBLEMS_FILE,
+    RUNS_FOLDER,
+    SIDECAR_ENDING,
+    STORE_FILE,
+    StoredRun,
+    faults_in,
+    file_of_key,
+    geometry_of,
+    is_whole_sidecar,
+    read_runs,
+    read_settings,
+    read_sidecar,
+    read_sidecars,
+    sidecar_of,
+    write_index,
+    write_settings,
+    write_sidecar,
+)
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
 
-__all__ = ["StoredRun", "TokenDataset", "TokenStoreWriter", "merge_stores"]
+__all__ = ["INDEX_FILE", "StoredRun", "TokenDataset", "TokenStoreWriter", "merge_stores"]
 
-FORMAT = "tablet_hf token dataset 1"
-STORE_FILE, INDEX_FILE, RUNS_FOLDER, SPLITS_FOLDER = "store.json", "runs.parquet", "runs", "splits"
-LOGS_FOLDER, PROBLEMS_FILE = "logs", "problems.tsv"
-JSON_COLUMNS = ("error", "scan", "made", "beside")
-TOKENS_ENDING, SIDECAR_ENDING = "_tokens.arrow", "_tokens.json"
 # Memory-mapped files that are kept open; a file descriptor each, of which a process commonly has 1,024.
 OPEN_RUNS = 256
-
-# Of what an extractor says of itself, what decides whether tokens are of one kind.
-IDENTITY = ("autoencoder_revision", "signal", "scaling", "volume_size", "token_size", "grid_size")
-
-
-def geometry_of(settings: Mapping[str, Any]) -> Geometry:
-    """That of a store, from its store.json."""
-    return Geometry(*(settings["preprocessing"][name] for name in ("token_size", "grid_size", "volume_size")))
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """One run of a store.
-
-    Attributes:
-        key: unique in the store.
-        subject, session, task, run, dataset, site, family: as in `ScanRecord`.
-        repetition_time: seconds between frames.
-        num_frames: frames.
-        intensity_scale: intensity of the scan that stands for 1, for decoding.
-        clipped_share: of the brain's values, those beyond the range.
-        has_mean_tokens: whether the run's mean volume is kept as tokens (percent change), for decoding.
-        error: of what is read against what was encoded, for int8: see `tablet_hf.datasets.run_files.quantise`.
-        scan: name, size and time of the file it was made from, and a mark of its folder (`mark_of_folder`); of an
-            export, a checksum of these.
-        file: of the tokens, relative to the store; `num_bytes` and `sha256` are its.
-        phenotypes: typed.
-        made: how, in the call that wrote it: what decides the tokens, the space and grid of the scan, where its mask
-            came from, the encoder's precision, versions. None in earlier stores.
-        beside: what stood beside the scan and speaks for it: identity of its mask file and of its BIDS sidecars, and
-            the repetition time that the source gave. None in earlier stores and in exports.
-        tokens_sha256: of an export, the checksum of the numbers, see `KeptTokens.checksum`.
-    """
-
-    key: str
-    subject: str
-    session: str | None
-    task: str | None
-    run: str | None
-    dataset: str | None
-    site: str | None
-    family: str | None
-    repetition_time: float
-    num_frames: int
-    intensity_scale: float
-    clipped_share: float
-    has_mean_tokens: bool
-    error: Mapping[str, float] | None
-    scan: Mapping[str, Any]
-    file: str
-    num_bytes: int
-    sha256: str
-    phenotypes: Mapping[str, Phenotype] = field(default_factory=dict)
-    made: Mapping[str, Any] | None = None
-    beside: Mapping[str, Any] | None = None
-    tokens_sha256: str | None = None
 
 
 class TokenDataset(torch.utils.data.Dataset):
@@ -293,56 +245,7 @@ class TokenDataset(torch.utils.data.Dataset):
 
     def check(self) -> list[str]:
         """Read every file again and compare it with what is recorded; one sentence for each fault."""
-        faults = []
-        written, unreadable = read_sidecars(self.folder)
-        by_file = {run.file: run for run in written}
-        broken = {problem.what for problem in unreadable}
-        kinds = typed_columns([run.phenotypes for run in written])
-        for run in self.runs:
-            path = self.folder / run.file
-            sidecar = sidecar_of(path)
-            if fault := file_fault(path, run) or self._fault_of_kind(run):
-                faults.append(fault)
-            if run.file in by_file:
-                found, known = (_comparable(each, kinds) for each in (by_file[run.file], run))
-                # NaN, which earlier versions let through, is not equal to itself.
-                differing = [name for name in known if found[name] != known[name]]
-                if differing := [name for name in differing if repr(found[name]) != repr(known[name])]:
-                    faults.append(
-                        f"{sidecar}: its {differing[0]} is {found[differing[0]]!r}, but {INDEX_FILE} says "
-                        f"{known[differing[0]]!r}; run tablet-hf tokenize again, which makes the table anew."
-                    )
-            elif str(sidecar) not in broken:
-                faults.append(f"{sidecar}: the file is missing; tokenize the run again.")
-        faults += map(str, unreadable)
-        listed = {self.folder / run.file for run in self.runs}
-        for path in sorted((self.folder / RUNS_FOLDER).rglob(f"*{TOKENS_ENDING}")):
-            if path in listed or str(sidecar_of(path)) in broken:
-                continue
-            if path.relative_to(self.folder).as_posix() in by_file:
-                faults.append(
-                    f"{path}: the run is whole, but {INDEX_FILE} does not list it, so nothing reads it; run tablet-hf "
-                    f"tokenize again, or delete {INDEX_FILE}."
-                )
-            else:
-                faults.append(f"{path}: no run of the store is kept there; run tablet-hf tokenize to its end.")
-        return faults
-
-    def _fault_of_kind(self, run: StoredRun) -> str | None:
-        """Whether the tokens of a run are of the kind that store.json says."""
-        path = self.folder / run.file
-        found, wanted = kept_in(path), (self.dtype, self.geometry.shape)
-        if found != wanted:
-            kinds = [f"{dtype} of {shape[0]} x {shape[1]} a frame" for dtype, shape in (found, wanted)]
-            return f"{path}: it holds {kinds[0]}, but {STORE_FILE} says {kinds[1]}; restore {STORE_FILE}."
-        for name, value in (run.made or {}).get("tokens", {}).items():
-            said = self.dtype if name == "dtype" else self.preprocessing.get(name)
-            if value != said:
-                return (
-                    f"{path}: it was made with {name} {value}, but {STORE_FILE} says {said}; restore {STORE_FILE}, or "
-                    "delete the run and tokenize it again."
-                )
-        return None
+        return faults_in(self.folder, self.settings, self.runs)
 
     def _open_run(self, index: int) -> MappedRun:
         run = self.runs[index]
@@ -385,7 +288,7 @@ class TokenStoreWriter:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise InputError(f"{self.folder}: the folder holds something else than a store; choose another --out.")
             (self.folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
-            settings = wanted | {"is_restricted": is_restricted, "software": software_versions()}
+            settings = wanted | {"is_restricted": is_restricted, "software": _software_versions()}
             write_settings(self.folder, settings)
         self.settings = read_settings(self.folder)
         self.geometry = geometry_of(self.settings)
@@ -516,7 +419,7 @@ class TokenStoreWriter:
         key = self._keys.get(store_key(record), store_key(record))
         path = self.folder / file_of_key(key)
         for name in ("subject", "session", "task", "run", "dataset", "site", "family"):
-            if not is_text(getattr(record, name) or ""):
+            if not _is_text(getattr(record, name) or ""):
                 raise InputError(
                     f"its {name} {getattr(record, name)!r} is no text in UTF-8; rename the file or folder."
                 )
@@ -527,7 +430,7 @@ class TokenStoreWriter:
             kept = KeptTokens(tokens.half())
         checksum, size = write_arrow(path, replace(kept, mean_tokens=mean_tokens), record)
         identity = {name: self.settings["preprocessing"].get(name) for name in IDENTITY}
-        made = {"tokens": identity | {"dtype": self.settings["dtype"]}, "software": software_versions()} | dict(
+        made = {"tokens": identity | {"dtype": self.settings["dtype"]}, "software": _software_versions()} | dict(
             made or {}
         )
         run = StoredRun(
@@ -588,23 +491,6 @@ class TokenStoreWriter:
         return TokenDataset.load(self.folder)
 
 
-def forget_people(folder: Path, subjects: Collection[str]) -> list[StoredRun]:
-    """Delete all runs of these people from a store, and from its table; the runs that it had of them."""
-    runs, _ = read_sidecars(folder)
-    gone = [run for run in runs if run.subject in subjects]
-    for run in gone:
-        path = folder / run.file
-        sidecar_of(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        if path.parent.is_dir() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
-    if (folder / INDEX_FILE).is_file():
-        known = read_index(folder)
-        if any(run.subject in subjects for run in known):
-            write_index(folder, [run for run in known if run.subject not in subjects])
-    return gone
-
-
 def other_kind(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], dtype: str) -> str | None:
     """`dtype float16, not int8`: how tokens differ from those of a store; None where they are of its kind."""
     if settings["dtype"] != dtype:
@@ -630,6 +516,21 @@ def mark_of_folder(record: ScanRecord) -> str:
     return hashlib.sha256(os.fsencode(os.path.abspath(record.scan.parent))).hexdigest()[:4]
 
 
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@cache
+def _software_versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("tablet-hf", "torch", "diffusers", "nibabel", "nilearn", "numpy")}
+
+
 def _whose(run: Any, scan: str | None) -> str:
     return f"subject {run.subject!r}" + (f" of {run.dataset!r}" if run.dataset else "") + f" from {scan or 'a file'}"
 
@@ -639,202 +540,6 @@ def _counted(values: Iterable[str | None], most: int = 8) -> str:
     counts = Counter(value for value in values if value is not None).most_common()
     told = ", ".join(f"{value} ({count:,})" for value, count in counts[:most])
     return f"{told} and {len(counts) - most} more" if len(counts) > most else told
-
-
-# --- files
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    path = Path(folder) / STORE_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no token dataset is there ({STORE_FILE} is missing); check the path.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: it cannot be read ({error}).") from error
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
-        found = settings.get("format") if isinstance(settings, dict) else type(settings).__name__
-        raise InputError(f"{path}: its format is {found!r}, but this version of tablet-hf reads {FORMAT!r}.")
-    preprocessing = settings.get("preprocessing")
-    if not isinstance(preprocessing, dict):
-        raise InputError(f"{path}: it says nothing of the preprocessing; restore it from where it was copied.")
-    wanted: dict[str, Any] = {"dtype": lambda value: value in DTYPES, "is_restricted": lambda value: value in (0, 1)}
-    wanted |= dict.fromkeys(("token_size", "grid_size", "volume_size"), lambda value: type(value) is int and value > 0)
-    wanted |= {"autoencoder": lambda value: isinstance(value, str)}
-    for name, is_right in wanted.items():
-        value = (preprocessing if name in preprocessing else settings).get(name)
-        if not is_right(value):
-            raise InputError(f"{path}: its {name} is {value!r}; restore the file from where it was copied.")
-    return settings
-
-
-def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    with written_whole(folder / STORE_FILE) as unfinished:
-        unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def file_of_key(key: str) -> Path:
-    """Where a run's tokens lie, relative to the store: `runs/sub-01/sub-01_task-rest_tokens.arrow`."""
-    *dataset, name = key.split("/")
-    return Path(RUNS_FOLDER, *dataset, name.split("_")[0], name + TOKENS_ENDING)
-
-
-def sidecar_of(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(TOKENS_ENDING) + SIDECAR_ENDING)
-
-
-def write_sidecar(run: StoredRun, path: Path) -> None:
-    with written_whole(path) as unfinished:
-        unfinished.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
-
-
-def check_stays_inside(run: StoredRun) -> StoredRun:
-    """The run, unless it names a file that lies elsewhere: tables of runs may come from others.
-
-    Raises:
-        ValueError: it does.
-    """
-    file = PurePosixPath(run.file)
-    if file.is_absolute() or file.parts[:1] != (RUNS_FOLDER,) or ".." in file.parts or "\\" in run.file:
-        raise ValueError(f"{run.key} names the file {run.file!r}, which is not one of the store")
-    return run
-
-
-def read_sidecar(path: Path) -> StoredRun:
-    try:
-        run = check_stays_inside(StoredRun(**json.loads(path.read_text(encoding="utf-8"))))
-        if wrong := [name for name, kinds in _FIELDS.items() if not isinstance(getattr(run, name), kinds)]:
-            raise ValueError(f"its {wrong[0]} is {getattr(run, wrong[0])!r}")
-        return run
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path}: it does not describe a run ({error}); delete it and tokenize the run again."
-        ) from error
-
-
-def is_whole_sidecar(path: Path) -> bool:
-    try:
-        read_sidecar(path)
-    except InputError:
-        return False
-    return True
-
-
-_FIELDS: dict[str, Any] = dict.fromkeys(("key", "subject", "file", "sha256"), str)
-_FIELDS |= dict.fromkeys(("session", "task", "run", "dataset", "site", "family", "tokens_sha256"), str | None)
-_FIELDS |= dict.fromkeys(("num_frames", "num_bytes"), int)
-_FIELDS |= dict.fromkeys(("repetition_time", "intensity_scale", "clipped_share"), int | float)
-_FIELDS |= {"scan": Mapping, "phenotypes": Mapping} | dict.fromkeys(("error", "made", "beside"), Mapping | None)
-
-
-def read_sidecars(folder: Path) -> tuple[list[StoredRun], list[Problem]]:
-    """All finished runs, sorted by key, and the sidecars that cannot be read."""
-    runs, problems = [], []
-    for path in sorted((folder / RUNS_FOLDER).rglob(f"*{SIDECAR_ENDING}")):
-        try:
-            runs.append(read_sidecar(path))
-        except InputError as error:
-            problems.append(Problem(str(path), str(error).removeprefix(f"{path}: ")))
-    return sorted(runs, key=lambda run: run.key), problems
-
-
-def read_runs(folder: Path) -> list[StoredRun]:
-    """All finished runs of a store, sorted by key; of an export too. Phenotypes are those of the table of all runs,
-    each of one type, also where that table is not there."""
-    if (folder / INDEX_FILE).is_file():
-        return read_index(folder)
-    runs, problems = read_sidecars(folder)
-    for problem in problems:
-        warnings.warn(str(problem), stacklevel=2)
-    rows = typed_rows([run.phenotypes for run in runs])
-    return [replace(run, phenotypes=row) for run, row in zip(runs, rows, strict=True)]
-
-
-def _comparable(run: StoredRun, kinds: Mapping[str, type]) -> dict[str, Any]:
-    """What a run says, as the table of all runs would have it."""
-    said = asdict(run)
-    known = {name: value for name, value in said.pop("phenotypes").items() if value is not None}
-    said |= {f"phenotype {name}": kinds[name](known[name]) if name in known else None for name in kinds}
-    # Bytes and checksum are compared with the file.
-    return {name: value for name, value in said.items() if name != "file"}
-
-
-def file_fault(path: Path, run: StoredRun) -> str | None:
-    """What is wrong with a run's file as a sentence, None where it is as it was written."""
-    if not path.is_file():
-        return f"{path}: the file is missing; tokenize the run again."
-    if path.stat().st_size != run.num_bytes or file_checksum(path) != run.sha256:
-        return f"{path}: its content is not what was written; delete it and tokenize the run again."
-    return None
-
-
-def is_text(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def write_index(folder: Path, runs: Sequence[StoredRun]) -> None:
-    """One typed table of all runs: phenotypes as columns `phenotype.NAME`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    kinds = typed_columns([run.phenotypes for run in runs])
-    arrow = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
-    rows, types, columns = [asdict(run) for run in runs], _index_types(), {}
-    for name in (name for name in StoredRun.__dataclass_fields__ if name != "phenotypes"):
-        values = [json.dumps(row[name]) if name in JSON_COLUMNS else row[name] for row in rows]
-        columns[name] = pa.array(values, types.get(name, pa.string()))
-    for name, kind in kinds.items():
-        cells = [run.phenotypes.get(name) for run in runs]
-        cells = [None if cell is None else kind(cell) for cell in cells]
-        columns[f"phenotype.{name}"] = pa.array(cells, arrow[kind])
-    # Opened by Python, which takes any name and says what a disk did not take.
-    with written_whole(folder / INDEX_FILE) as unfinished, unfinished.open("wb") as file:
-        pq.write_table(pa.table(columns), file, write_page_checksum=True)
-
-
-def read_index(folder: Path) -> list[StoredRun]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    path = folder / INDEX_FILE
-    try:
-        with path.open("rb") as file:
-            rows = pq.read_table(file, page_checksum_verification=True).to_pylist()
-        runs = []
-        for row in rows:
-            phenotypes = {
-                name.removeprefix("phenotype."): row.pop(name) for name in list(row) if name.startswith("phenotype.")
-            }
-            row |= {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row}
-            runs.append(check_stays_inside(StoredRun(**row, phenotypes=phenotypes)))
-        return runs
-    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: the table of runs cannot be read ({error}); delete it, and it is made again."
-        ) from error
-
-
-def _index_types() -> dict[str, Any]:
-    import pyarrow as pa
-
-    numbers = dict.fromkeys(("repetition_time", "intensity_scale", "clipped_share"), pa.float64())
-    return numbers | {"num_frames": pa.int64(), "num_bytes": pa.int64(), "has_mean_tokens": pa.bool_()}
-
-
-def file_checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def software_versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("tablet-hf", "torch", "diffusers", "nibabel", "nilearn", "numpy")}
 
 
 def merge_stores(sources: Sequence[str | Path], out: str | Path) -> TokenDataset:

@@ -21,7 +21,8 @@ import torch
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME, logging
 
 from tablet_hf.datasets.sources import find_scans
-from tablet_hf.datasets.store import TokenDataset, TokenStoreWriter, forget_people
+from tablet_hf.datasets.store import TokenDataset, TokenStoreWriter
+from tablet_hf.datasets.store_files import forget_people
 from tablet_hf.datasets.tokenization import Outcome, Resources, tokenize_scans
 from tablet_hf.demo.cohort import GROUPS, CohortDesign, Person, is_cohort, read_cohort, write_cohort
 from tablet_hf.demo.finetune import MODEL, TRAINING, FinetuneResult, finetune
