@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from preprocessing import PREPROCESSING
 from typer.testing import CliRunner
 
 from tablet_hf.cli import app
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter
 
-PREPROCESSING = {"autoencoder": "x", "signal": "intensity", "scaling": "max"}
-PREPROCESSING |= {"volume_size": 96, "token_size": 96, "grid_size": 3}
 SHORT = ["--window", "4", "--epochs", "1", "--batch-size", "8", "--size", "tiny", "--device", "cpu"]
 
 

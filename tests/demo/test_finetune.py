@@ -6,19 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from preprocessing import PREPROCESSING
 
 from tablet_hf import TabletForSequenceClassification
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter
 from tablet_hf.demo.finetune import MODEL, TRAINING, finetune
 
-PREPROCESSING = {
-    "autoencoder": "test",
-    "signal": "percent_change",
-    "scaling": "max",
-    "volume_size": 8,
-    "token_size": 24,
-    "grid_size": 2,
-}
+SMALL = {"signal": "percent_change", "volume_size": 8, "token_size": 24, "grid_size": 2}
 NUM_PEOPLE, NUM_LEARNT_FROM = 60, 40
 SETTINGS = replace(TRAINING, window_frames=6, epochs=30, learning_rate=1e-3, device="cpu")
 
@@ -27,7 +21,7 @@ SETTINGS = replace(TRAINING, window_frames=6, epochs=30, learning_rate=1e-3, dev
 def store(tmp_path_factory):
     """Two features of each token go up and down together or against each other, as in the cohort."""
     generator = torch.Generator().manual_seed(0)
-    writer = TokenStoreWriter(tmp_path_factory.mktemp("swings") / "store", PREPROCESSING)
+    writer = TokenStoreWriter(tmp_path_factory.mktemp("swings") / "store", PREPROCESSING | SMALL)
     for number in range(NUM_PEOPLE):
         group = ("together", "apart")[number % 2]
         tokens = 0.1 * torch.randn(6, 8, 24, generator=generator)
@@ -70,7 +64,7 @@ def test_a_difference_in_dynamics_is_learnt_and_reported_as_it_is(store, tmp_pat
         logits = saved(tokens, repetition_time=torch.tensor([2.0])).logits
     assert float(logits.softmax(-1)[0, 1]) == pytest.approx(found.probabilities[0], abs=1e-5)
     assert saved.config.id2label == {0: "together", 1: "apart"}
-    assert saved.config.autoencoder == "test"
+    assert saved.config.autoencoder == PREPROCESSING["autoencoder"]
 
 
 def test_the_people_held_out_decide_nothing(store, tmp_path):

@@ -4,18 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from preprocessing import PREPROCESSING
 
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter, folds, subject_ids
 
-PREPROCESSING = {
-    "autoencoder": "natural-f32c32",
-    "autoencoder_revision": "sha256:0123456789ab",
-    "signal": "intensity",
-    "scaling": "max",
-    "volume_size": 96,
-    "token_size": 96,
-    "grid_size": 3,
-}
 NUM_PEOPLE, NUM_FRAMES = 40, 24
 
 TINY = {

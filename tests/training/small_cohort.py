@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import torch
+from preprocessing import PREPROCESSING as RECORD
 
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter
 from tablet_hf.files import scan_identity
@@ -14,15 +15,7 @@ AFFINE = np.array([[-8.0, 0, 0, 92], [0, 8, 0, -110], [0, 0, 8, -74], [0, 0, 0, 
 BOXES = [(slice(x, x + 4), slice(y, y + 4), slice(8, 12)) for x in (6, 12) for y in (6, 12, 18)]
 """Voxels of the regions that courses are planted in, inside the MNI152 brain."""
 
-PREPROCESSING = {
-    "autoencoder": "natural-f32c32",
-    "autoencoder_revision": None,
-    "signal": "percent_change",
-    "scaling": "max",
-    "volume_size": 96,
-    "token_size": 96,
-    "grid_size": 3,
-}
+PREPROCESSING = RECORD | {"autoencoder_revision": None, "signal": "percent_change"}
 
 
 def write_atlas(path):
