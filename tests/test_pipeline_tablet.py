@@ -79,6 +79,18 @@ def test_windows_are_gathered_from_blocks_of_any_size(num_frames, window, block)
     assert [one.flatten().tolist() for one in gathered] == [list(range(one.start, one.stop)) for one in windows]
 
 
+def test_a_window_is_given_out_before_the_frames_behind_it_are_read():
+    read = []
+
+    def blocks():
+        for block in torch.arange(100)[:, None, None].split(4):
+            read.append(len(block))
+            yield block
+
+    for window, _ in zip(windows := windows_of_all_frames(100, 10), gather_windows(blocks(), windows), strict=True):
+        assert window.stop <= sum(read) < window.stop + 4
+
+
 # --- predictions
 
 
