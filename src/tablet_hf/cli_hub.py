@@ -8,7 +8,6 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from tablet_hf.errors import InputError
 from tablet_hf.terminal import Bars, messages, one_sentence, output
 
 
@@ -66,6 +65,8 @@ def push(
     ] = None,
 ) -> None:
     """Publish a model, an autoencoder or a token dataset on the Hub, with its card; private unless told otherwise."""
+    from huggingface_hub.utils import disable_progress_bars
+
     from tablet_hf.hub.publishing import Sharing, check_repo, prepare, publish
     from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, shipped_autoencoders
 
@@ -80,8 +81,8 @@ def push(
         "keep_subjects": keep_subjects,
         "token": token or _known_token(),
     }
-    if message is not None and options["token"] is not None and options["token"] in message:
-        raise InputError("--message: it holds your access token; leave that out.")
+    if not messages.is_terminal:
+        disable_progress_bars()  # of large files, which are for who watches
     if dry_run is not None:
         _tell(_prepared(prepare, source, dry_run, repo, sharing, options))
         output.print(escape(str(dry_run)))
@@ -136,4 +137,4 @@ def _tell(prepared: Any) -> None:
         messages.print(f"Note: {escape(note)}")
     sharing = prepared.sharing
     words = ["private" if sharing.is_private else "public", *(["gated"] if sharing.is_gated else [])]
-    messages.print(f"A {prepared.what}, {', '.join(words)}; its card is README.md.")
+    messages.print(f"{prepared.what.capitalize()}, {', '.join(words)}; its card is README.md.")

@@ -1,6 +1,7 @@
 """A table of predictions that is continued: what is still true is kept, and several commands may write at once."""
 
 import csv
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,11 @@ class PredictionTable:
             return {}
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                rows, columns = list(reader), reader.fieldnames or []
+                columns = [_text_of(name) for name in next(csv.reader(file), [])]
+                rows = [
+                    {name: _text_of(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+                    for row in csv.DictReader(file, columns)
+                ]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{self.path}: it is no CSV file that can be continued; choose another --out.") from error
         # DictReader keeps cells beyond the columns under None.
@@ -83,9 +87,29 @@ class PredictionTable:
         rows = self._rows.values()
         columns = list(dict.fromkeys(name for row in rows for name in row)) or ["scan", "model", "prediction"]
         with written_whole(self.path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+            writer = csv.writer(file)
+            writer.writerow(map(_cell, columns))
+            writer.writerows([_cell(row.get(name, "")) for name in columns] for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    """Labels come with a model, and spreadsheets run cells that begin so; an apostrophe makes them text (OWASP, CSV
+    injection). Numbers below 0 stay numbers."""
+    if isinstance(value, str) and re.match(r"'*[=+\-@\t\r\n]", value) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def _text_of(cell: str) -> str:
+    return cell[1:] if re.match(r"'+[=+\-@\t\r\n]", cell) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _changed(rows: dict[str, dict], added: dict[str, dict], dropped: Collection[str]) -> dict[str, dict]:

@@ -106,8 +106,8 @@ def evaluation(tmp_path_factory):
     """A results.json as `tablet-hf evaluate` writes it."""
     import numpy as np
 
+    from tablet_hf.training import results
     from tablet_hf.training.predictions import Predictions
-    from tablet_hf.training.results import write_results
 
     random = np.random.default_rng(0)
     targets = np.arange(40) % 2
@@ -119,6 +119,8 @@ def evaluation(tmp_path_factory):
         return Predictions(name, "sex", ("F", "M"), people, targets, outputs, (None,) * 40, ("all",) * 40)
 
     folder = tmp_path_factory.mktemp("judged")
-    write_results(folder, [method("TABLeT", 2), method("functional connectivity", 3)], num_bootstraps=100,
-                  num_permutations=100)  # fmt: skip
+    methods = [method("TABLeT", 2), method("functional connectivity", 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_write_page", lambda *_: None)  # seconds for pictures, which nobody looks at here
+        results.write_results(folder, methods, num_bootstraps=100, num_permutations=100)
     return folder / "results.json"

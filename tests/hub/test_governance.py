@@ -1,5 +1,6 @@
 """Nothing of the source leaves that must not: people have other names, and planted leaks are found in every file."""
 
+import csv
 import json
 import os
 import stat
@@ -18,6 +19,7 @@ from tablet_hf.datasets import TokenDataset, read_splits
 from tablet_hf.errors import InputError
 from tablet_hf.hub.governance import Pseudonyms, Secrets, check_may_be_published, find_leaks, published_runs
 from tablet_hf.hub.publishing import Sharing, prepare
+from tablet_hf.prediction_table import PredictionTable
 
 RIGHT = "Our agreement with the consortium names this project"
 SECRETS = Secrets(frozenset([*SUBJECTS, "07"]), frozenset(["MRN-4711_bold.nii.gz"]), frozenset(["tok" * 12]))
@@ -286,3 +288,18 @@ def test_a_table_of_runs_from_elsewhere_names_no_file_outside(make_store, tmp_pa
         with pytest.raises(InputError, match="is not one of the store"):
             TokenDataset.load(tmp_path / "sent")
     assert not list(tmp_path.rglob("escaped*"))
+
+
+def test_labels_of_a_model_from_elsewhere_are_no_formulas(tmp_path):
+    """What a table of predictions gets from a model, a spreadsheet takes for text; it is read back as it was."""
+    table = PredictionTable(tmp_path / "predictions.csv", "evil")
+    label = '=HYPERLINK("http://example.org", "open")'
+    for scan, prediction in (("a.nii", label), ("b.nii", "-1.5"), ("c.nii", -2.5), ("d.nii", "'=1"), ("@e.nii", "M")):
+        table.add(tmp_path.__class__(scan), {"prediction": prediction, f"score_{label}": "0.5", "=x": 1})
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in "=+@" and cell]
+    assert {"-1.5", "-2.5", f"'{label}", "''=1"} <= set(cells)
+    again = PredictionTable(tmp_path / "predictions.csv", "evil")
+    assert [again.get(name)["prediction"] for name in ("a.nii", "b.nii", "d.nii")] == [label, "-1.5", "'=1"]
+    assert again.get("@e.nii")["=x"] == "1"

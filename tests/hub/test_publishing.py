@@ -170,6 +170,15 @@ class TestRepositories:
         with pytest.raises(InputError, match="has a tag v2 already"):
             send(hub, model_folder, "lab/sex", tmp_path / "c", tag="v2")
 
+    @pytest.mark.parametrize(
+        ("option", "words"), [("message", f"of {SUBJECTS[0]}"), ("tag", SUBJECTS[1]), ("revision", "2019-03-04")]
+    )
+    def test_words_that_tell_of_people(self, hub, model_folder, make_store, tmp_path, option, words):
+        options = {"dataset": make_store().folder}
+        with pytest.raises(InputError, match=f"^--{option}: it holds (the name of a subject|a date)"):
+            send(hub, model_folder, "lab/sex", tmp_path / "a", options=options, **{option: words})
+        assert hub.requests == []
+
     def test_branches(self, hub, model_folder, tmp_path):
         send(hub, model_folder, "lab/sex", tmp_path / "a")
         before = hub.files("lab/sex")
@@ -366,10 +375,22 @@ streamed = list(StreamedWindows("lab/tokens", 99, is_training=False))
 same = all(torch.equal(each["input_values"], store.window(each["run"])) for each in streamed)
 import datasets
 rows = datasets.load_dataset("lab/tokens", split="train", streaming=True)
+num_rows = sum(1 for _ in rows)
 sys.argv = ["load_from_hub.py", "lab/sex", "--dataset", "lab/tokens", "--revision", "v1"]
 runpy.run_path(example, run_name="__main__")
-print(json.dumps({"logits": logits, "signal": extractor.signal, "token_size": autoencoder.token_size, "same": same,
-                  "windows": len(streamed), "rows": sum(1 for _ in rows), "config": model.config.target_name,
+import os
+from tablet_hf.pipelines import load_model
+os.environ.pop("HF_TOKEN")
+refused = []
+for load in (TokenDataset.load, load_model):
+    try:
+        load("lab/hidden")
+    except tablet_hf.InputError as error:
+        refused.append(str(error))
+print(json.dumps({"refused": refused, "logits": logits,
+                  "signal": extractor.signal, "token_size": autoencoder.token_size, "same": same,
+                  "windows": len(streamed), "rows": num_rows,
+                  "config": model.config.target_name,
                   "sums": sorted(float(store.window(run.key).double().sum()) for run in store.runs)}))
 """
 
@@ -389,6 +410,8 @@ def test_what_was_sent_comes_back_by_its_name(
     assert said.endswith(f"not sent: trainer_state.json, training_args.bin\n{hub.endpoint}/lab/sex\n")
     send(hub, shipped_autoencoder, "lab/autoencoder", tmp_path / "b")
     send(hub, store.folder, "lab/tokens", tmp_path / "c", sharing=Sharing(right_to_share=RIGHT))
+    for kind in ("model", "dataset"):
+        HfApi(hub.endpoint, LAB).create_repo("lab/hidden", repo_type=kind, private=True)
     environment = os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": LAB}
     command = [sys.executable, "-c", CLIENT, str(EXAMPLES / "load_from_hub.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -402,6 +425,8 @@ def test_what_was_sent_comes_back_by_its_name(
     assert found["sums"] == sums
     assert (found["windows"], found["rows"], found["same"]) == (6, 30, True)
     assert (found["signal"], found["token_size"], found["config"]) == ("intensity", 3072, "sex")
+    assert len(found["refused"]) == 2
+    assert all("log in with `hf auth login` if it is private or gated" in sentence for sentence in found["refused"])
     assert lines[0] == "lab/sex: sex, M"
     assert [line.split("/")[0] for line in lines[1:]] == ["HCP-YA"] * 6
     assert not [secret for secret in PLANTED if secret in done.stdout]

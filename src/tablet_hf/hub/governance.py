@@ -20,7 +20,7 @@ from tablet_hf.datasets.records import store_key
 from tablet_hf.datasets.store import StoredRun, TokenDataset, file_of_key
 from tablet_hf.errors import InputError
 
-__all__ = ["Pseudonyms", "Secrets", "check_may_be_published", "find_leaks", "published_runs"]
+__all__ = ["Pseudonyms", "Secrets", "check_may_be_published", "find_leaks", "leaks_of_words", "published_runs"]
 
 # --- who may publish what
 
@@ -378,6 +378,11 @@ def find_leaks(folder: str | Path, secrets: Secrets, own_code: Mapping[str, str]
             for where, text, is_cell in parts:
                 found += [f"{name}: {where} holds {fault}." for fault in search.faults(text, is_cell)]
     return list(dict.fromkeys(found))
+
+
+def leaks_of_words(words: str, secrets: Secrets) -> list[str]:
+    """What a few words that others will see must not hold, such as those of a commit."""
+    return list(_Search(secrets).faults(words, is_cell=True))
 
 
 class _Unsent(Exception):

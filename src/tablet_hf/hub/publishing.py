@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,14 @@ from tablet_hf.hub.cards import (
     read_evaluation,
     shipped_card,
 )
-from tablet_hf.hub.governance import Pseudonyms, Secrets, check_may_be_published, find_leaks, published_runs
+from tablet_hf.hub.governance import (
+    Pseudonyms,
+    Secrets,
+    check_may_be_published,
+    find_leaks,
+    leaks_of_words,
+    published_runs,
+)
 
 __all__ = ["Prepared", "Published", "Sharing", "kind_of", "prepare", "publish"]
 
@@ -67,6 +74,7 @@ class Prepared:
         sharing: with `is_gated` and `is_restricted` decided.
         left_behind: files of the source that are not sent, in the order of their names.
         notes: what whoever publishes should know, a sentence each.
+        secrets: what neither a file nor the words of the commit may hold.
     """
 
     folder: Path
@@ -75,6 +83,7 @@ class Prepared:
     sharing: Sharing
     left_behind: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    secrets: Secrets = field(default=Secrets(), repr=False)
 
     @property
     def files(self) -> dict[str, int]:
@@ -115,7 +124,8 @@ def kind_of(path: str | Path) -> str:
             return "model"
         if "input_feature_size" in config:
             raise InputError(
-                f"{path}: it has the layout of the released code; convert it first (tablet-hf convert {path} --out FOLDER)."
+                f"{path}: it has the layout of the released code; convert it first (tablet-hf convert {path} --out "
+                "FOLDER)."
             )
         raise InputError(f"{path}: its {CONFIG} is of a {config.get('model_type', 'thing')!r}, not of a TABLeT.")
     inner = next((path for path in sorted(folder.glob("**/model")) if (path / CONFIG).is_file()), None)
@@ -200,7 +210,8 @@ def prepare(
             prepared, more = _prepare_tokens(path, out, repo, sharing, phenotypes, keep_subjects, on_progress)
         check_card((out / CARD).read_text(encoding="utf-8"))
         own_code = _checksums_of_code() if with_code else {}
-        if leaks := find_leaks(out, secrets | more, own_code):
+        prepared = replace(prepared, secrets=secrets | more)
+        if leaks := find_leaks(out, prepared.secrets, own_code):
             told = " ".join(leaks[:5]) + (f" And {len(leaks) - 5} more." if leaks[5:] else "")
             raise InputError(f"{path}: nothing was sent, since it would tell what must not leave. {told}")
     except BaseException:
@@ -483,14 +494,15 @@ def publish(
         endpoint: of the Hub; by default HF_ENDPOINT or the public one.
 
     Raises:
-        InputError: no or a wrong token, no right to write there, a repository that everybody can see though this must
-            not be, a tag that is there, or no way to the Hub.
+        InputError: words that tell what must not be told, no or a wrong token, no right to write there, a repository
+            that everybody can see though this must not be, a tag that is there, or no way to the Hub.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.utils import disable_progress_bars
 
     check_repo(repo)
-    disable_progress_bars()
+    for what, words in {"--message": message, "--tag": tag, "--revision": revision, repo: repo}.items():
+        if faults := leaks_of_words(words or "", prepared.secrets):
+            raise InputError(f"{what}: it holds {faults[0]}, which others would see; choose other words.")
     api = HfApi(endpoint=endpoint, token=token, library_name="tablet_hf")
     kind, sharing = prepared.kind, prepared.sharing
     with _told(repo):
