@@ -1,5 +1,7 @@
 """The pipelines for scans: windows, batches, what is told of classes and values, and embeddings of the right frames."""
 
+from types import SimpleNamespace
+
 import nibabel
 import numpy as np
 import pytest
@@ -16,7 +18,13 @@ from tablet_hf import (
     TabletModel,
     TokenizedRun,
 )
-from tablet_hf.pipeline_tablet import gather_windows, windows_of_all_frames, windows_without_remainder
+from tablet_hf.auto_classes import enter_pipelines
+from tablet_hf.pipeline_tablet import (
+    FmriClassificationPipeline,
+    gather_windows,
+    windows_of_all_frames,
+    windows_without_remainder,
+)
 from tablet_hf.pipelines import ScanPredictor
 
 CELLS, TOKEN_SIZE, HIDDEN, WINDOW = 8, 12, 32, 3
@@ -252,3 +260,15 @@ def test_the_tasks_are_known_to_the_library():
 
     tasks = PIPELINE_REGISTRY.get_supported_tasks()
     assert {"fmri-classification", "fmri-feature-extraction"} <= set(tasks)
+
+
+def test_a_release_that_takes_classes_alone_gets_them():
+    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers.pipelines.base import PipelineRegistry
+
+    tasks = {}
+    classes = {"AutoModel": AutoModel, "AutoModelForSequenceClassification": AutoModelForSequenceClassification}
+    release = SimpleNamespace(**classes, SUPPORTED_TASKS=tasks, PIPELINE_REGISTRY=PipelineRegistry(tasks, {}))
+    enter_pipelines(release)
+    assert tasks["fmri-classification"]["impl"] is FmriClassificationPipeline
+    assert tasks["fmri-feature-extraction"]["pt"] == (AutoModel,)
