@@ -440,7 +440,7 @@ class TestTraining:
         from tablet_hf.datasets import TabletCollator, TrainingWindows
         from tablet_hf.hub.trainer import PublishingTrainer
 
-        store = make_store(is_restricted=sharing is not None, dataset="HCP-YA")
+        store = make_store(is_restricted=sharing is not None)
         sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
         made = {"autoencoder": "natural-f32c32", "signal": "intensity", "token_size": 96, "num_labels": 1}
         config = TabletConfig(**sizes, **made, intermediate_size=8, problem_type="regression", target_name="age")

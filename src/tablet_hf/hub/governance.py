@@ -17,10 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.datasets.records import store_key
-from tablet_hf.datasets.store import StoredRun, TokenDataset, file_of_key
+from tablet_hf.datasets.store import TokenDataset
+from tablet_hf.datasets.store_files import StoredRun, file_of_key
 from tablet_hf.errors import InputError
 
-__all__ = ["Pseudonyms", "Secrets", "check_may_be_published", "find_leaks", "leaks_of_words", "published_runs"]
+__all__ = [
+    "Pseudonyms",
+    "Secrets",
+    "check_may_be_published",
+    "find_leaks",
+    "leaks_of_words",
+    "published_runs",
+    "sounds_restricted",
+]
 
 # --- who may publish what
 
@@ -63,6 +72,12 @@ def check_may_be_published(
             f"{what}: it is not recorded which data it was trained on, so whether it may be public is not known; name "
             "them with --dataset STORE, say --source-open or --source-restricted, or leave out --public."
         )
+
+
+def sounds_restricted(datasets: Iterable[str | None]) -> str | None:
+    """The first name of a study that is known to forbid passing on, whichever way its scans came here."""
+    pattern = r"\bhcp|human ?connectome|\bukb|uk[ _-]?biobank"
+    return next((name for name in datasets if name and re.search(pattern, name, re.IGNORECASE)), None)
 
 
 # --- other names for people

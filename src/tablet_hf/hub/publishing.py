@@ -10,13 +10,14 @@ is as it was or as it shall be. Large files that arrived before a connection bro
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tablet_hf.datasets.parquet import DATA_FOLDER, export_parquet, without_paths
-from tablet_hf.datasets.store import INDEX_FILE, RUNS_FOLDER, STORE_FILE, TokenDataset
+from tablet_hf.datasets.store import TokenDataset
+from tablet_hf.datasets.store_files import INDEX_FILE, RUNS_FOLDER, STORE_FILE
 from tablet_hf.errors import InputError
 from tablet_hf.hub.cards import (
     TrainingFacts,
@@ -34,6 +35,7 @@ from tablet_hf.hub.governance import (
     find_leaks,
     leaks_of_words,
     published_runs,
+    sounds_restricted,
 )
 
 __all__ = ["Prepared", "Published", "Sharing", "kind_of", "prepare", "publish"]
@@ -280,7 +282,7 @@ def _prepare_model(
 
     store = TokenDataset.load(dataset) if isinstance(dataset, str | Path) else dataset
     training = TrainingFacts() if store is None else TrainingFacts.of_store(store)
-    is_restricted = _is_restricted(path, sharing, training.is_restricted)
+    is_restricted = _is_restricted(path, sharing, training.is_restricted, training.datasets)
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "model", is_restricted, sharing.is_private, sharing.right_to_share)
     settings = _read_json(path / CONFIG)
@@ -337,12 +339,15 @@ def _prepare_model(
     return prepared, secrets
 
 
-def _is_restricted(path: Path, sharing: Sharing, recorded: bool | None) -> bool | None:
+def _is_restricted(path: Path, sharing: Sharing, recorded: bool | None, datasets: Iterable[str | None]) -> bool | None:
+    """As it is recorded, said, or to be concluded from the name of a study, in this order."""
     if recorded and sharing.is_restricted is False:
         raise InputError(
             f"{path}: its data are marked as restricted, and --source-open does not change that; leave it out."
         )
-    return sharing.is_restricted if recorded is None else recorded or bool(sharing.is_restricted)
+    if recorded or sharing.is_restricted is not None:
+        return bool(recorded or sharing.is_restricted)
+    return True if sounds_restricted(datasets) else recorded
 
 
 def _decided(sharing: Sharing, is_restricted: bool | None) -> Sharing:
@@ -431,7 +436,8 @@ def _prepare_tokens(
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[Prepared, Secrets]:
     store = TokenDataset.load(path)
-    is_restricted = bool(_is_restricted(path, sharing, bool(store.settings["is_restricted"])))
+    datasets = [run.dataset for run in store.runs]
+    is_restricted = bool(_is_restricted(path, sharing, bool(store.settings["is_restricted"]), datasets))
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "dataset", is_restricted, sharing.is_private, sharing.right_to_share)
     store.settings["is_restricted"] = is_restricted

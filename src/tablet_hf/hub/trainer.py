@@ -67,9 +67,11 @@ class PublishingTrainer(Trainer):
             raise InputError("push_to_hub: name the repository with hub_model_id='owner/name'.")
         check_repo(self.args.hub_model_id)
         if self._store is not None:
-            from tablet_hf.hub.governance import check_may_be_published
+            from tablet_hf.hub.governance import check_may_be_published, sounds_restricted
 
             is_restricted = bool(self._store.settings["is_restricted"] or self._sharing.is_restricted)
+            if self._sharing.is_restricted is None and sounds_restricted(run.dataset for run in self._store.runs):
+                is_restricted = True
             check_may_be_published(
                 self.args.hub_model_id, "model", is_restricted, self._sharing.is_private, self._sharing.right_to_share
             )
