@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import stat
 
 import numpy as np
@@ -10,14 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from planted import PLANTED, SUBJECTS
 from safetensors.torch import save_file
 
 from tablet_hf.datasets import TokenDataset, read_splits
 from tablet_hf.errors import InputError
-from tablet_hf.hub.governance import Pseudonyms, Secrets, check_may_be_published, find_leaks, published_runs
+from tablet_hf.hub.governance import (
+    Pseudonyms,
+    Secrets,
+    check_may_be_published,
+    find_leaks,
+    leaks_of_words,
+    published_runs,
+)
 from tablet_hf.hub.publishing import Sharing, prepare
 from tablet_hf.prediction_table import PredictionTable
 
@@ -243,6 +251,37 @@ def test_a_planted_leak_is_found(tmp_path, plant, what):
 def test_what_tells_nothing_is_let_through(tmp_path, plant, text):
     plant(tmp_path, text)
     assert find_leaks(tmp_path, SECRETS) == []
+
+
+SEPARATORS = st.text("_-./:;,|()[]{}<>=#'\" \n\t", min_size=1, max_size=3)
+
+
+@given(
+    st.from_regex(r"[0-9]{5,8}|NDAR[A-Z0-9]{8}|[1-9][0-9]{4}_[0-9]{5}", fullmatch=True),
+    st.text(),
+    SEPARATORS,
+    st.sampled_from(["", "sub", "sub-", "HCP"]),
+    SEPARATORS,
+    st.text(),
+)
+def test_names_are_found_whatever_stands_around_them(name, before, left, prefix, right, after):
+    if prefix in ("sub", "HCP") and not name.isdigit():
+        prefix = ""
+    text = f"{before}{left}{prefix}{name}{right}{after}"
+    assume(not re.search(rf"[0-9]\.{prefix}{name}", text))  # a number with a fraction
+    assert leaks_of_words(text, Secrets(ids=frozenset([name])))
+
+
+@given(st.from_regex(r"[0-9]{5,8}", fullmatch=True), st.from_regex(r"[0-9a-f]{12,64}", fullmatch=True))
+def test_checksums_are_no_names(name, checksum):
+    assume(len(set(re.findall(r"[a-f]+", checksum))) > 2)
+    assert not leaks_of_words(f"sha256:{checksum} {Pseudonyms(b's' * 16).of(checksum)}", Secrets(ids=frozenset([name])))
+
+
+@pytest.mark.parametrize("written", ["10001", "0010001", 10001])
+def test_names_of_digits_with_and_without_their_zeros(tmp_path, written):
+    (tmp_path / "config.json").write_text(json.dumps({"note": f"it is {written}"}))
+    assert find_leaks(tmp_path, Secrets(ids=frozenset(["0010001"])))
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,8 @@ def _why_left_out(store: TokenDataset, name: str, is_named: bool) -> str | None:
     by_person = {(run.dataset, run.subject): run.phenotypes.get(name) for run in store.runs}
     values = [value for value in by_person.values() if value is not None]
     different = set(values)
-    if {str(value) for value in different} & {run.subject for run in store.runs if len(run.subject) > 3}:
+    people = {run.subject.lstrip("0") for run in store.runs if len(run.subject) > 3}
+    if {str(value).lstrip("0") for value in different} & people:
         return "it holds names of people"
     texts = [value for value in different if isinstance(value, str)]
     if texts:
@@ -410,7 +411,9 @@ class _Search:
     _long: frozenset[str] = field(init=False)
 
     def __post_init__(self):
-        self._long = frozenset(name.lower() for name in self.secrets.ids if len(name) >= 5)
+        names = {name.lower() for name in self.secrets.ids}
+        names |= {name.lstrip("0") for name in names if name.isdigit()}  # as spreadsheets write them
+        self._long = frozenset(name for name in names if len(name) >= 5)
 
     def faults(self, text: str, is_cell: bool = False) -> Iterator[str]:
         """What a text must not hold.
@@ -432,8 +435,10 @@ class _Search:
             for match in re.finditer(r"[A-Za-z0-9+]{5,}|[^\s\"',;:|/\\]{5,}", text):
                 word = match[0].lower()
                 # 03619 of arXiv 2604.03619 is nobody.
-                is_decimal = text[max(0, match.start() - 1) : match.start()] == "."
+                is_decimal = re.search(r"\d\.$", text[max(0, match.start() - 2) : match.start()])
                 parts = {word, *re.split(r"[^a-z0-9+]+", word)}
+                # sub100307, which no checksum looks like.
+                parts |= {found[1] for part in parts if (found := re.fullmatch(r"[a-z]*(\d{5,})[a-z]*", part))}
                 if not is_decimal and (known := parts & self._long):
                     yield f"the name of a subject ({_hinted(min(known))})"
             lowered = text.lower()
