@@ -65,7 +65,7 @@ class TestClsOnly:
         assert states[-1].shape[-2] == 41
 
     def test_it_needs_the_cls_state(self, tokens):
-        with pytest.raises(ValueError, match="a mean of states needs all of them"):
+        with pytest.raises(ValueError, match="other heads read the states of all tokens"):
             build(TabletModel, pooling_type="mean")(tokens, repetition_time=2.0, cls_only=True)
 
 
@@ -84,6 +84,29 @@ class TestMeanPooling:
         short = model(tokens[1:, :3], repetition_time=2.0).logits
         padded = model(tokens, attention_mask=PADDED, repetition_time=2.0).logits[1:]
         torch.testing.assert_close(short, padded)
+
+
+class TestVariabilityPooling:
+    def test_is_the_deviation_of_each_cell_over_valid_frames(self, tokens):
+        model = build(TabletModel, pooling_type="variability")
+        outputs = model(tokens, attention_mask=PADDED, repetition_time=2.0)
+        assert outputs.pooler_output.shape == (2, model.config.pooled_size) == (2, 8 * 32)
+        for run, frames in ((0, 5), (1, 3)):
+            for cell in range(8):
+                states = outputs.last_hidden_state[run, 1 + cell : 1 + 8 * frames : 8]
+                found = outputs.pooler_output[run, 32 * cell : 32 * (cell + 1)]
+                torch.testing.assert_close(found, states.std(0, correction=0), atol=1e-3, rtol=1e-3)
+
+    def test_padding_does_not_count(self, tokens):
+        model = build(pooling_type="variability")
+        short = model(tokens[1:, :3], repetition_time=2.0).logits
+        padded = model(tokens, attention_mask=PADDED, repetition_time=2.0).logits[1:]
+        torch.testing.assert_close(short, padded)
+
+    def test_one_frame_has_finite_gradients(self, tokens):
+        model = build(pooling_type="variability").train()
+        model(tokens[:, :1], repetition_time=2.0, labels=torch.tensor([0, 1])).loss.backward()
+        assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
 
 
 class TestStandardizedTokens:

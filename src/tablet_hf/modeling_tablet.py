@@ -501,6 +501,14 @@ def padded_frames_mask(attention_mask: torch.Tensor | None, input_values: torch.
     return frame_mask
 
 
+def mean_over_frames(states: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean of states `(batch_size, num_frames, num_cells, hidden_size)` over the frames that are there."""
+    if frame_mask is None:
+        return states.mean(dim=1)
+    frame_mask = frame_mask[:, :, None, None]
+    return states.masked_fill(~frame_mask, 0).sum(dim=1) / frame_mask.sum(dim=1).clamp(min=1)
+
+
 class TabletModel(TabletPreTrainedModel):
     """
     The bare TABLeT encoder.
@@ -546,12 +554,12 @@ class TabletModel(TabletPreTrainedModel):
             cls_only (`bool`, defaults to `False`):
                 Compute of the last layer the CLS state alone, which is all that a head needs: of 12 layers that saves
                 nearly one. `last_hidden_state` then has the shape `(batch_size, 1, hidden_size)`. Not with
-                `pooling_type="mean"`.
+                other kinds of `pooling_type`.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, 1 + num_frames * num_cells, hidden_size)`, the CLS state first,
-            then frame by frame, and `pooler_output` of shape `(batch_size, hidden_size)`, the CLS state or the mean of
-            all others, by `config.pooling_type`.
+            then frame by frame, and `pooler_output` of shape `(batch_size, pooled_size)`, the CLS state or what
+            `config.pooling_type` makes of all others.
 
         Raises:
             `ValueError`: where the inputs do not have these shapes, or a repetition time on the CPU is no positive
@@ -571,7 +579,7 @@ class TabletModel(TabletPreTrainedModel):
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
         if cls_only and self.config.pooling_type != "cls":
-            raise ValueError('`cls_only` needs `pooling_type="cls"`: a mean of states needs all of them.')
+            raise ValueError('`cls_only` needs `pooling_type="cls"`: other heads read the states of all tokens.')
         num_queries = 1 if cls_only else None
         if num_queries is not None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
             attention_mask = attention_mask[:, :, :num_queries]
@@ -583,14 +591,17 @@ class TabletModel(TabletPreTrainedModel):
         )
 
     def pool(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
-        """What a head reads of the last layer's states, `(batch_size, hidden_size)`: see `config.pooling_type`."""
+        """What a head reads of the last layer's states, `(batch_size, pooled_size)`: see `config.pooling_type`."""
         if self.config.pooling_type == "cls":
             return hidden_states[:, 0]
-        if frame_mask is None:
-            return hidden_states[:, 1:].mean(dim=1)
-        token_mask = frame_mask.repeat_interleave(self.config.num_cells, dim=1).unsqueeze(-1)
-        total = hidden_states[:, 1:].masked_fill(~token_mask, 0).sum(dim=1)
-        return total / token_mask.sum(dim=1).clamp(min=1)
+        states = hidden_states[:, 1:].unflatten(1, (-1, self.config.num_cells))
+        if self.config.pooling_type == "mean":
+            return mean_over_frames(states, frame_mask).mean(dim=1)
+        states = states.float()
+        deviations = states - mean_over_frames(states, frame_mask).unsqueeze(1)
+        variance = mean_over_frames(deviations.square(), frame_mask)
+        # The root has no slope at zero, where the states of a single frame are.
+        return (variance + 1e-6).sqrt().flatten(1).to(hidden_states.dtype)
 
     def create_attention_mask(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
         """Spread a mask of frames over the cells of each frame, and let everybody see the CLS state."""
@@ -750,7 +761,7 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
 
 class TabletForSequenceClassification(TabletPreTrainedModel):
     """
-    TABLeT with a linear layer on the CLS state (or the mean of the others): classification and regression of runs.
+    TABLeT with a linear layer on its pooled states, see `config.pooling_type`: classification and regression of runs.
 
     Args:
         config (`TabletConfig`): the network and, in `problem_type` and `num_labels`, the task.
@@ -765,7 +776,7 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.tablet = TabletModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.pooled_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple

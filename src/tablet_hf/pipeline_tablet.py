@@ -39,8 +39,9 @@ class ScanEmbeddings:
 
     Attributes:
         scan: the name of the scan.
-        run: (hidden_size,), what a head would read (the CLS state, or the mean of the token states, by
-            `config.pooling_type`); of several windows the mean, each by the number of frames that it adds.
+        run: (pooled_size,), what a head would read, by `config.pooling_type` (the CLS state, the mean of the token
+            states, or how much those of each cell vary); of several windows the mean, each by the number of frames
+            that it adds.
         frames: (num_frames, hidden_size), the mean of a frame's token states.
         tokens: (num_frames, num_cells, hidden_size), the token states, cells in the order of
             `tablet_hf.tokens.latents_to_tokens`; None where they were not asked for.
