@@ -110,7 +110,7 @@ def find_beside(name: str, repository: str, options: dict[str, Any]) -> Path | N
     """
     from transformers.utils import cached_file
 
-    if name in shipped_autoencoders() or name != Path(name).name:
+    if name in shipped_autoencoders() or name != Path(name).name or not name.strip("."):
         return None
     found = [
         cached_file(repository, f"{BESIDE}/{name}/{file}", _raise_exceptions_for_missing_entries=False, **options)

@@ -22,6 +22,7 @@ from tablet_hf import (
     TabletModel,
 )
 from tablet_hf.hub.custom_code import write_custom_code
+from tablet_hf.slice_autoencoder import find_beside
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 TASK = {"problem_type": "single_label_classification", "id2label": {0: "F", 1: "M"}, "label2id": {"F": 0, "M": 1}}
@@ -55,6 +56,8 @@ def packages_without_tablet(tmp_path_factory):
 def hub(tmp_path_factory):
     hub = LoopbackHub(tmp_path_factory.mktemp("hub"))
     hub.models = save_models(hub.folder / "models" / "lab")
+    for name in hub.models:  # read once, not with each request
+        hub.repositories["models", f"lab/{name}"] = hub.find("models", f"lab/{name}")
     yield hub
     hub.close()
 
@@ -205,6 +208,22 @@ def test_an_autoencoder_that_came_along_is_found_by_its_name(folder, tmp_path, m
     shutil.rmtree(folder / "autoencoders")
     with pytest.raises(InputError, match=r"natural-f32c32: .* after pip install tablet-hf"):
         _ = TabletFeatureExtractor.from_pretrained(folder).slice_autoencoder
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../secret", "a/b"])
+def test_nothing_but_a_plain_name_is_looked_for_beside_a_model(name, tmp_path):
+    for folder in (tmp_path / "model" / "autoencoders" / name, tmp_path / "model"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in ("config.json", "diffusion_pytorch_model.safetensors"):
+            (folder / file).touch()
+    assert find_beside(name, str(tmp_path / "model"), {}) is None
+
+
+def test_an_access_token_is_used_and_not_kept_in_what_is_saved(folder, tmp_path):
+    write_custom_code(folder)
+    extractor = TabletFeatureExtractor.from_pretrained(folder, token="hf_secret")
+    extractor.save_pretrained(tmp_path / "saved")
+    assert "hf_secret" not in repr(extractor) + (tmp_path / "saved" / "preprocessor_config.json").read_text()
 
 
 def test_what_is_no_model_of_tablet_is_refused(tmp_path):
