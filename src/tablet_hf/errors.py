@@ -22,7 +22,12 @@ def not_on_hub(
         kind: "model" or "dataset".
         offline: what can be given where there is no network.
     """
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     causes, cause = [], error
     while cause is not None and len(causes) < 20:
@@ -32,12 +37,20 @@ def not_on_hub(
     def has(cause_class: type[BaseException]) -> bool:
         return any(isinstance(cause, cause_class) for cause in causes)
 
+    def is_refused(cause: BaseException) -> bool:
+        return isinstance(cause, HfHubHTTPError) and cause.response is not None and cause.response.status_code == 401
+
     if has(RevisionNotFoundError):
         return InputError(f"{name}: it has no revision {revision}; give a branch, tag or commit that it has.")
     if has(RepositoryNotFoundError):
         return InputError(
             f"{name}: there is no such folder, and the Hub has no {kind} of this name that you may read; check the "
             "name, and log in with `hf auth login` if it is private or gated."
+        )
+    if any(map(is_refused, causes)):
+        return InputError(
+            f"{name}: the Hub does not know the access token that it was given; log in anew with `hf auth login`, or "
+            "mend or unset the environment variable HF_TOKEN."
         )
     if has(LocalEntryNotFoundError):
         return InputError(

@@ -53,7 +53,9 @@ def fetch(name: str | Path, filename: str, revision: str | None = None) -> Path:
     except EntryNotFoundError as error:
         if not isinstance(error, LocalEntryNotFoundError):
             raise InputError(absent) from error
-        raise _unreachable(name, filename) from error
+        told = not_on_hub(error, str(name), "model", revision)
+        is_refused = told is not None and "access token" in str(told)
+        raise (told if is_refused else _unreachable(name, filename)) from error
     except HFValidationError as error:
         raise InputError(f"{name}: there is no such folder, and nothing on the Hub can be called that.") from error
     except OSError as error:

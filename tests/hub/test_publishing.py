@@ -356,7 +356,7 @@ class TestCommand:
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CLIENT = """
 import json, runpy, sys, warnings
-example = sys.argv[1]
+example, other = sys.argv[1:]
 warnings.filterwarnings("ignore")
 import torch
 from huggingface_hub import HfApi
@@ -387,6 +387,13 @@ for load in (TokenDataset.load, load_model):
         load("lab/hidden")
     except tablet_hf.InputError as error:
         refused.append(str(error))
+from tablet_hf.hub_files import fetch
+for token, load in ((other, fetch), ("hf_wrong", fetch), ("hf_wrong", lambda *_: TokenDataset.load("lab/hidden"))):
+    os.environ["HF_TOKEN"] = token
+    try:
+        load("lab/gate", "config.json")
+    except tablet_hf.InputError as error:
+        refused.append(str(error))
 print(json.dumps({"refused": refused, "logits": logits,
                   "signal": extractor.signal, "token_size": autoencoder.token_size, "same": same,
                   "windows": len(streamed), "rows": num_rows,
@@ -410,10 +417,11 @@ def test_what_was_sent_comes_back_by_its_name(
     assert said.endswith(f"not sent: trainer_state.json, training_args.bin\n{hub.endpoint}/lab/sex\n")
     send(hub, shipped_autoencoder, "lab/autoencoder", tmp_path / "b")
     send(hub, store.folder, "lab/tokens", tmp_path / "c", sharing=Sharing(right_to_share=RIGHT))
+    send(hub, model_folder, "lab/gate", tmp_path / "d", sharing=Sharing(False, True, False))
     for kind in ("model", "dataset"):
         HfApi(hub.endpoint, LAB).create_repo("lab/hidden", repo_type=kind, private=True)
     environment = os.environ | hub.environment(tmp_path / "home") | {"HF_TOKEN": LAB}
-    command = [sys.executable, "-c", CLIENT, str(EXAMPLES / "load_from_hub.py")]
+    command = [sys.executable, "-c", CLIENT, str(EXAMPLES / "load_from_hub.py"), OTHER]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     *lines, last = done.stdout.splitlines()
@@ -425,8 +433,13 @@ def test_what_was_sent_comes_back_by_its_name(
     assert found["sums"] == sums
     assert (found["windows"], found["rows"], found["same"]) == (6, 30, True)
     assert (found["signal"], found["token_size"], found["config"]) == ("intensity", 3072, "sex")
-    assert len(found["refused"]) == 2
-    assert all("log in with `hf auth login` if it is private or gated" in sentence for sentence in found["refused"])
+    *private, gated, wrong, wrong_of_dataset = found["refused"]
+    assert gated.startswith("lab/gate: its owner wants to be asked; request access on its page")
+    for sentence in (wrong, wrong_of_dataset):
+        assert "the Hub does not know the access token that it was given; log in anew" in sentence
+        assert "hf_wrong" not in sentence
+    assert len(private) == 2
+    assert all("log in with `hf auth login` if it is private or gated" in sentence for sentence in private)
     assert lines[0] == "lab/sex: sex, M"
     assert [line.split("/")[0] for line in lines[1:]] == ["HCP-YA"] * 6
     assert not [secret for secret in PLANTED if secret in done.stdout]
