@@ -83,6 +83,10 @@ class LinearModel:
     no prediction and makes the fits fast (Hastie & Tibshirani 2004, doi:10.1093/biostatistics/kxh010). The penalty is
     chosen by the pooled log loss, or squared error, of people left out in turn; of equally good ones the strongest.
 
+    Classes weigh alike, as in the loss of TABLeT, in fits and in that choice. Without that, a strong penalty leaves
+    little but how frequent the classes are, and where people of several folds are judged together that alone ranks
+    them: the connectivity of semi-real people ranked their sex at an AUROC of 0.52 so, and of 0.64 to 0.72 with it.
+
     Args:
         num_classes: None for a regression.
         num_folds: of the choice of the penalty; fewer where a class has fewer people (or families).
@@ -135,7 +139,7 @@ class LinearModel:
 
         if self.num_classes is None:
             return Ridge(alpha=1 / strength).fit(rows, targets)
-        return LogisticRegression(C=strength, max_iter=2000).fit(rows, targets)
+        return LogisticRegression(C=strength, max_iter=2000, class_weight="balanced").fit(rows, targets)
 
     def _said(self, model: Any, rows: np.ndarray) -> np.ndarray:
         return model.predict(rows) if self.num_classes is None else model.predict_proba(rows)
@@ -146,6 +150,7 @@ class LinearModel:
 
     def _error(self, rows: np.ndarray, targets: np.ndarray, strength: float) -> float:
         from sklearn.metrics import log_loss, mean_squared_error
+        from sklearn.utils.class_weight import compute_sample_weight
 
         said, true = [], []
         for left_out in self.folds:
@@ -156,7 +161,8 @@ class LinearModel:
         said, true = np.concatenate(said), np.concatenate(true)
         if self.num_classes is None:
             return mean_squared_error(true, said)
-        return log_loss(true, said, labels=np.arange(self.num_classes))
+        weights = compute_sample_weight("balanced", true)
+        return log_loss(true, said, sample_weight=weights, labels=np.arange(self.num_classes))
 
     def _folds(self, targets: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
         from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
