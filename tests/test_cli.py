@@ -38,15 +38,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scans(folder, make_scan):
-    return [make_scan(folder / f"sub-0{number}_bold.nii.gz", frames=3, seed=number) for number in (1, 2)]
+    return [make_scan(folder / f"sub-0{number}_bold.nii.gz", frames=4 - number, seed=number) for number in (1, 2)]
 
 
-@pytest.fixture(scope="module")
-def model(folder):
+def save_model(folder, extractor):
     torch.manual_seed(0)
-    extractor = TabletFeatureExtractor()
     _ = extractor.slice_autoencoder
-    extractor.save_pretrained(folder / "model")
+    extractor.save_pretrained(folder)
     config = TabletConfig(
         **TINY,
         num_labels=1,
@@ -54,10 +52,28 @@ def model(folder):
         id2label={0: "female"},
         label2id={"female": 0},
         num_frames=2,
+        token_size=extractor.token_size,
         **{name: getattr(extractor, name) for name in ("autoencoder", "autoencoder_revision", "signal", "scaling")},
     )
-    TabletForSequenceClassification(config).save_pretrained(folder / "model")
-    return folder / "model"
+    TabletForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return save_model(folder / "model", TabletFeatureExtractor())
+
+
+@pytest.fixture(scope="module")
+def quick(folder):
+    """Words that name a small autoencoder of random weights, for what is the same with any."""
+    small_autoencoder(32).save_pretrained(folder / "autoencoder")
+    return ["--autoencoder", folder / "autoencoder"]
+
+
+@pytest.fixture(scope="module")
+def quick_model(folder, quick):
+    return save_model(folder / "quick_model", TabletFeatureExtractor(str(quick[-1])))
 
 
 @pytest.fixture(scope="module")
@@ -118,34 +134,37 @@ class TestTokenize:
         assert "--overwrite" in result.output
         assert tokens[0].read_bytes() == before
 
-    def test_overwrite(self, scans, tmp_path):
+    def test_overwrite(self, scans, quick, tmp_path):
         from tablet_hf.token_files import load_tokens
 
         for frames in (1, 2):
-            result = tablet_hf("tokenize", scans[0], "--out", tmp_path, "--num-frames", frames, "--overwrite")
+            words = ["--out", tmp_path, "--num-frames", frames, "--overwrite", *quick]
+            result = tablet_hf("tokenize", scans[0], *words)
             assert result.exit_code == 0
         run, _ = load_tokens(tmp_path / "sub-01_bold_tokens.safetensors")
         assert len(run.tokens) == 2
 
-    def test_bad_scans_are_listed_and_good_ones_done(self, scans, tmp_path):
+    def test_bad_scans_are_listed_and_good_ones_done(self, scans, quick, tmp_path):
         broken = tmp_path / "broken_bold.nii.gz"
         broken.write_bytes(scans[0].read_bytes()[:5000])
         out = tmp_path / "out"
-        result = tablet_hf("tokenize", broken, scans[0], tmp_path / "missing.nii.gz", "--out", out, "--num-frames", 1)
+        words = [broken, scans[0], tmp_path / "missing.nii.gz", "--out", out, "--num-frames", 1, *quick]
+        result = tablet_hf("tokenize", *words)
         assert result.exit_code == 2
         assert [path.name for path in out.iterdir()] == ["sub-01_bold_tokens.safetensors"]
         ending = result.output[result.output.index("2 of 3 scans could not be used") :]
         assert str(broken) in ending
         assert "missing.nii.gz" in ending
 
-    def test_two_scans_of_one_name(self, make_scan, tmp_path):
+    def test_two_scans_of_one_name(self, make_scan, quick, tmp_path):
         from tablet_hf.token_files import load_tokens
 
         scans = [
             make_scan(tmp_path / subject / "MNINonLinear" / "Results" / "rest" / "rest.nii.gz", frames=1, seed=seed)
             for seed, subject in enumerate(("100307", "100408"))
         ]
-        command = ["tokenize", *scans, "--out", tmp_path / "out"]
+        command = ["tokenize", *scans, "--out", tmp_path / "out", *quick]
+        extractor = TabletFeatureExtractor(str(quick[-1]))
         result = tablet_hf(*command, scans[0])  # one of them twice
         assert result.exit_code == 0, result.output
         files = sorted((tmp_path / "out").iterdir())
@@ -153,24 +172,24 @@ class TestTokenize:
         for path, scan in zip(files, scans, strict=True):
             run, record = load_tokens(path)
             assert record["source"]["path"] == str(scan)
-            torch.testing.assert_close(run.tokens, TabletFeatureExtractor().tokenize(scan).tokens.half())
+            torch.testing.assert_close(run.tokens, extractor.tokenize(scan).tokens.half())
         before = [path.stat().st_mtime_ns for path in files]
         result = tablet_hf(*command)
         assert result.output.count("already") == 2
         assert [path.stat().st_mtime_ns for path in files] == before
 
-    def test_a_cohort_that_grows(self, make_scan, tmp_path):
+    def test_a_cohort_that_grows(self, make_scan, quick, tmp_path):
         from tablet_hf.token_files import read_record
 
         scans = [make_scan(tmp_path / f"s{number}" / "rest.nii.gz", frames=1, seed=number) for number in (1, 2)]
         for given in (scans[:1], scans, scans[1:]):
-            result = tablet_hf("tokenize", *given, "--out", tmp_path / "out")
+            result = tablet_hf("tokenize", *given, "--out", tmp_path / "out", *quick)
             assert result.exit_code == 0, result.output
         files = sorted((tmp_path / "out").iterdir())
         assert [path.name for path in files] == ["rest_tokens.safetensors", "s2_rest_tokens.safetensors"]
         assert [read_record(path)["source"]["path"] for path in files] == [str(scan) for scan in scans]
 
-    def test_tokens_are_held_as_they_are_stored(self, scans, tmp_path, monkeypatch):
+    def test_tokens_are_held_as_they_are_stored(self, scans, quick, tmp_path, monkeypatch):
         """A long run would not fit into memory twice as wide."""
         held = []
         tokenize = TabletFeatureExtractor.tokenize
@@ -180,12 +199,12 @@ class TestTokenize:
             return held[-1]
 
         monkeypatch.setattr(TabletFeatureExtractor, "tokenize", watched)
-        assert tablet_hf("tokenize", scans[0], "--out", tmp_path, "--num-frames", 1).exit_code == 0
+        assert tablet_hf("tokenize", scans[0], "--out", tmp_path, "--num-frames", 1, *quick).exit_code == 0
         assert [run.tokens.dtype for run in held] == [torch.float16]
 
-    def test_scans_whose_folders_do_not_tell_them_apart(self, make_scan, tmp_path):
+    def test_scans_whose_folders_do_not_tell_them_apart(self, make_scan, quick, tmp_path):
         scans = [make_scan(tmp_path / f"rest.nii{ending}", frames=1) for ending in (".gz", "")]
-        result = tablet_hf("tokenize", *scans, "--out", tmp_path / "out")
+        result = tablet_hf("tokenize", *scans, "--out", tmp_path / "out", *quick)
         assert result.exit_code == 2
         assert f"as {scans[0]} did; tokenize them into different folders" in result.output
 
@@ -310,10 +329,10 @@ class TestCompanions:
             ("mean.nii.gz", ["--add-mean"]),
         ],
     )
-    def test_a_change_is_noticed(self, model, scan, tmp_path, changed, options):
+    def test_a_change_is_noticed(self, quick_model, quick, scan, tmp_path, changed, options):
         options = [*options, *([scan.parent / changed] if options else [])]
-        tokenize = ["tokenize", scan, *options, "--out", tmp_path / "tokens"]
-        predict = ["predict", model, scan, *options, "--out", tmp_path / "predictions.csv"]
+        tokenize = ["tokenize", scan, *options, "--out", tmp_path / "tokens", *quick]
+        predict = ["predict", quick_model, scan, *options, "--out", tmp_path / "predictions.csv"]
         for again in (False, True):
             for command in (tokenize, predict):
                 result = tablet_hf(*command)
@@ -336,12 +355,12 @@ class TestCompanions:
 
 
 class TestReconstruct:
-    @pytest.mark.parametrize("signal", ["intensity", "percent_change"])
-    def test_on_the_scans_own_grid_and_in_its_unit(self, scans, tmp_path, signal):
-        out = tmp_path / "recon.nii.gz"
-        result = tablet_hf("reconstruct", scans[0], "--out", out, "--signal", signal)
+    @pytest.mark.parametrize(("signal", "frames"), [("intensity", 1), ("percent_change", 2)])
+    def test_on_the_scans_own_grid_and_in_its_unit(self, make_scan, tmp_path, signal, frames):
+        scan, out = make_scan(tmp_path / "bold.nii.gz", frames), tmp_path / "recon.nii.gz"
+        result = tablet_hf("reconstruct", scan, "--out", out, "--signal", signal)
         assert result.exit_code == 0, result.output
-        original, decoded = nibabel.load(scans[0]), nibabel.load(out)
+        original, decoded = nibabel.load(scan), nibabel.load(out)
         assert decoded.shape == original.shape
         np.testing.assert_array_equal(decoded.affine, original.affine)
         assert decoded.header.get_zooms()[3] == 2.0
@@ -357,12 +376,12 @@ class TestReconstruct:
         assert result.exit_code == 2
         assert ".nii.gz" in result.output
 
-    def test_a_run_in_which_nothing_moves(self, make_scan, tmp_path):
+    def test_a_run_in_which_nothing_moves(self, make_scan, quick, tmp_path):
         image = nibabel.load(make_scan(tmp_path / "scan.nii", frames=1))
         values = np.repeat(image.get_fdata().astype(np.int16), 3, axis=-1)
         still = nibabel.Nifti1Image(values, image.affine, image.header)
         nibabel.save(still, tmp_path / "still.nii")
-        result = tablet_hf("reconstruct", tmp_path / "still.nii", "--out", tmp_path / "out.nii")
+        result = tablet_hf("reconstruct", tmp_path / "still.nii", "--out", tmp_path / "out.nii", *quick)
         assert result.exit_code == 0, result.output
         assert "nothing moves" in result.output
         assert "nan" not in result.output
@@ -386,14 +405,15 @@ class TestReconstruct:
         assert f"Error: {out}: it is the {said} itself" in result.output
         assert out.read_bytes() == before
 
-    def test_what_is_there_is_written_over_only_where_asked_for(self, scans, tmp_path):
+    def test_what_is_there_is_written_over_only_where_asked_for(self, scans, quick, tmp_path):
         out = tmp_path / "recon.nii.gz"
         out.write_text("a year of work")
-        result = tablet_hf("reconstruct", scans[0], "--out", out, "--num-frames", 1)
+        command = ["reconstruct", scans[0], "--out", out, "--num-frames", 1, *quick]
+        result = tablet_hf(*command)
         assert result.exit_code == 2
         assert "--overwrite" in result.output
         assert out.read_text() == "a year of work"
-        result = tablet_hf("reconstruct", scans[0], "--out", out, "--num-frames", 1, "--overwrite")
+        result = tablet_hf(*command, "--overwrite")
         assert result.exit_code == 0, result.output
         assert nibabel.load(out).shape == (91, 109, 91, 1)
 
@@ -464,8 +484,8 @@ class TestInfo:
         assert facts["tokens"] == f"{(96 // compression) ** 3} x {3 * compression * 4} a frame"
         assert facts["revision"].startswith("sha256:")
 
-    def test_models_and_autoencoders_of_the_hub(self, model, tmp_path):
-        """Out of the cache, as where they were downloaded before; a process of its own, since its place is fixed."""
+    def test_models_and_autoencoders_of_the_hub(self, model, tmp_path, monkeypatch):
+        """Out of the cache, as where they were downloaded before."""
         small_autoencoder(32).save_pretrained(tmp_path / "autoencoder")
         halves = tmp_path / "half"
         shutil.copytree(model, halves, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -474,21 +494,9 @@ class TestInfo:
             shutil.copytree(folder, repository / "snapshots" / ("1" * 40))
             (repository / "refs").mkdir()
             (repository / "refs" / "main").write_text("1" * 40)
-        script = """
-from typer.testing import CliRunner
-from tablet_hf.cli import app
-for name in ("owner/model", "owner/autoencoder", "owner/half"):
-    result = CliRunner().invoke(app, ["info", name])
-    print(result.exit_code, result.output, end="====")
-"""
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        of_model, of_autoencoder, of_half, _ = done.stdout.split("====")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        results = [tablet_hf("info", f"owner/{name}") for name in ("model", "autoencoder", "half")]
+        of_model, of_autoencoder, of_half = (f"{result.exit_code} {result.output}" for result in results)
         assert of_model.startswith("0 model")
         assert "female" in of_model
         assert of_autoencoder.startswith("0 autoencoder")
@@ -668,21 +676,6 @@ def test_predict_with_half_a_model(model, tokens, tmp_path, without, said):
     assert ";" not in result.output.partition(";")[2]
 
 
-def test_exit_codes_and_streams_of_the_real_command(tokens, model, tmp_path):
-    """Results on standard output, everything else on standard error, no traceback for bad input."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tablet_hf.cli", "predict", model, tokens[0], tmp_path / "missing.nii.gz"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
-    assert result.stdout.splitlines()[0].split()[:2] == ["scan", "prediction"]
-    assert len(result.stdout.splitlines()) == 2
-    assert "missing.nii.gz" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 @pytest.mark.parametrize(
     "command", ["", "predict", "tokenize", "reconstruct", "info", "convert", "demo", "dataset check"]
 )
@@ -731,17 +724,32 @@ class TestPredictAgain:
         assert float(rows_of(out)[0]["score_female"]) > float(before)
 
     @pytest.mark.slow
-    def test_commands_that_write_to_one_table_at_once(self, model, tokens, tmp_path):
+    def test_two_real_commands_that_write_to_one_table_at_once(self, model, tokens, tmp_path):
+        """Results on standard output, everything else on standard error, no traceback for bad input."""
         out = tmp_path / "predictions.csv"
-        command = [sys.executable, "-c", "from tablet_hf.cli import main; main()", "predict", str(model)]
         scans = [tmp_path / f"sub-{number}_tokens.safetensors" for number in range(6)]
         for scan in scans:
             shutil.copy(tokens[0], scan)
         running = [
-            subprocess.Popen([*command, *map(str, part), "--out", str(out)], stdout=subprocess.DEVNULL)
-            for part in (scans[:3], scans[3:])
+            subprocess.Popen(
+                [sys.executable, *python, "predict", model, *part, "--out", out],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for python, part in (
+                (["-m", "tablet_hf.cli"], [*scans[:3], tmp_path / "missing.nii.gz"]),
+                (["-c", "from tablet_hf.cli import main; main()"], scans[3:]),
+            )
         ]
-        assert [process.wait() for process in running] == [0, 0]
+        said = [process.communicate() for process in running]
+        assert [process.returncode for process in running] == [2, 0]
+        for output, _ in said:
+            assert output.splitlines()[0].split()[:2] == ["scan", "prediction"]
+            assert len(output.splitlines()) == 4
+        assert "missing.nii.gz" in said[0][1]
+        assert "missing.nii.gz" not in said[1][1]
+        assert not any("Traceback" in errors for _, errors in said)
         assert {row["scan"] for row in rows_of(out)} == set(map(str, scans))
 
     def test_rows_that_another_process_wrote_meanwhile_stay(self, tmp_path):
