@@ -19,7 +19,7 @@ FOR_SMALL_STUDIES = {
     "pooling_type": "variability",
     "hidden_dropout_prob": 0.1,
 }
-"""What told people apart in a study of 140, where the published settings did not (docs/training.md)."""
+"""What told people apart in a study of 140, where the published settings did not (docs/semireal.md)."""
 
 SIZES: dict[str, dict[str, Any]] = {
     "published": {},

@@ -62,7 +62,7 @@ class TabletConfig(PreTrainedConfig):
             a cell's states varies over the frames of the window (its standard deviation), for every cell by itself. At
             rest people differ in what varies together, which is where functional connectivity looks, and means over
             frames and cells keep little of it: of 140 semi-real people 69 to 96% were recognised in their other half
-            by variability, 2 to 6% by the CLS state or the mean (docs/training.md).
+            by variability, 2 to 6% by the CLS state or the mean (docs/semireal.md).
         feature_dropout_prob, hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0):
             Dropout on the numbers of a token, in the residual branches, and on attention weights; all off in
             evaluation.
