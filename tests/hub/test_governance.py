@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from planted import PLANTED, SUBJECTS
 from safetensors.torch import save_file
 
-from tablet_hf.datasets import TokenDataset, read_splits
+from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter, read_splits
 from tablet_hf.errors import InputError
 from tablet_hf.hub.governance import (
     Pseudonyms,
@@ -56,7 +56,9 @@ class TestWhoMayPublish:
         with pytest.raises(InputError, match="say in a sentence"):
             check_may_be_published("x", "dataset", True, True, said)
 
-    @pytest.mark.parametrize("dataset", ["HCP", "hcp_ya_fmriprep", "UKB", "UK Biobank imaging", "uk_biobank"])
+    @pytest.mark.parametrize(
+        "dataset", ["HCP", "hcp_ya_fmriprep", "UKB", "UK Biobank imaging", "uk_biobank", "lab_hcp", "my-ukb", "ABCD"]
+    )
     def test_a_store_that_came_by_another_way_is_known_by_its_name(self, make_store, tmp_path, dataset):
         store = make_store(is_restricted=False, dataset=dataset)
         with pytest.raises(InputError, match="--i-have-the-right-to-share"):
@@ -124,6 +126,21 @@ class TestWhatGoesAlong:
         with pytest.raises(InputError, match=f"{name}' is not sent: it h.*{why}"):
             published_runs(make_store(), Pseudonyms(b"s" * 32), [name])
 
+    @pytest.mark.parametrize("day", ["04/03/19", "4.3.19", "04-Mar-19", "4 March 2019", "March 4, 2019", "2019-03"])
+    def test_days_that_many_share_are_no_categories(self, tmp_path, day):
+        runs = runs_with(tmp_path, [{"visit": day} for _ in range(6)])
+        assert "dates" in published_runs(runs, Pseudonyms(b"s" * 32))[1]["visit"]
+
+    @pytest.mark.parametrize("text", ["1.2", "site 4", "right-handed", "2/3", "control", "1-2", "may be"])
+    def test_categories_are_no_days(self, tmp_path, text):
+        runs = runs_with(tmp_path, [{"kind": text} for _ in range(6)])
+        assert published_runs(runs, Pseudonyms(b"s" * 32))[0][0].phenotypes == {"kind": text}
+
+    @pytest.mark.parametrize("name", ["YOB", "scandate", "Birth_Year", "visitDate"])
+    def test_columns_by_whose_names_people_are_found(self, tmp_path, name):
+        runs = runs_with(tmp_path, [{name: 1985 + number % 2} for number in range(6)])
+        assert "lead to people" in published_runs(runs, Pseudonyms(b"s" * 32))[1][name]
+
     def test_a_phenotype_that_is_not_there(self, make_store):
         with pytest.raises(InputError, match="no phenotype 'sexx'; there are age, dx"):
             published_runs(make_store(), Pseudonyms(b"s" * 32), ["sexx"])
@@ -153,6 +170,16 @@ class TestWhatGoesAlong:
         with pytest.raises(InputError, match="people do not keep their names"):
             prepare(make_store(True).folder, tmp_path / "other", "lab/tokens", Sharing(right_to_share=RIGHT),
                     keep_subjects=True)  # fmt: skip
+
+
+def runs_with(folder, phenotypes):
+    """A store of open data, a person for each of these."""
+    made = {"autoencoder": "natural-f32c32", "signal": "intensity", "scaling": "max", "volume_size": 96}
+    writer = TokenStoreWriter(folder / "store", made | {"grid_size": 1, "token_size": 2})
+    for number, told in enumerate(phenotypes):
+        record = ScanRecord(f"person{number}", folder, dataset="ADHD-200", phenotypes=told)
+        writer.write(record, torch.zeros(1, 1, 2), 2.0, {})
+    return writer.finish()
 
 
 def contents_with(folder, secrets):
@@ -230,6 +257,8 @@ TELLING = {
     "address": "someone@example.org",
     "access token": "tok" * 12,
     "another access token": "hf_" + "aB3" * 11,
+    "access token of a page": "token_hf_oauth_" + "aB3" * 11,
+    "day in words": "4 March 2019",
 }
 
 
@@ -292,6 +321,44 @@ def test_names_of_digits_with_and_without_their_zeros(tmp_path, written):
 def test_files_that_nobody_can_look_through_are_never_sent(tmp_path, name):
     (tmp_path / name).write_bytes(b"x")
     assert find_leaks(tmp_path, Secrets()) != []
+
+
+@pytest.mark.parametrize("where", ["behind", "between", "twice"])
+def test_what_safetensors_files_hold_besides_their_tensors(tmp_path, where):
+    """The library reads such a file, or an earlier one did, and shows nothing of it."""
+    header = {"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    data = bytes(4)
+    if where == "behind":
+        data += b"MRN-4711"
+    if where == "between":
+        header["weight"]["data_offsets"], data = [8, 12], b"MRN-4711" + data
+    text = json.dumps(header)
+    if where == "twice":
+        text = '{"__metadata__": {"of": "MRN-4711"}, "__metadata__": {"format": "pt"}, ' + text[1:]
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text.encode() + data)
+    (sentence,) = find_leaks(tmp_path, Secrets())
+    assert "holds more than its tensors" in sentence
+
+
+def test_names_of_digits_that_became_numbers_with_a_fraction(tmp_path):
+    """As tables write them in which one cell is empty."""
+    name = float(SUBJECTS[2])
+    pq.write_table(pa.table({"mother": [name, None, 1.5]}), tmp_path / "a.parquet")
+    (tmp_path / "a.json").write_text(json.dumps({"mother": name}))
+    assert len(find_leaks(tmp_path, SECRETS)) == 2
+    pq.write_table(pa.table({"intensity_scale": [name]}), tmp_path / "a.parquet")
+    assert len(find_leaks(tmp_path, SECRETS)) == 1
+
+
+def test_a_column_called_tokens_may_hold_numbers_alone(tmp_path):
+    pq.write_table(pa.table({"tokens": [SUBJECTS[2]]}), tmp_path / "a.parquet")
+    assert len(find_leaks(tmp_path, SECRETS)) == 1
+    pq.write_table(pa.table({"tokens": [[[float(SUBJECTS[2])]]]}), tmp_path / "a.parquet")
+    assert find_leaks(tmp_path, SECRETS) == []
+
+
+def test_secrets_do_not_show_themselves():
+    assert repr(SECRETS) == "Secrets(allowed=())"
 
 
 def test_short_names_count_where_people_are_named(tmp_path):

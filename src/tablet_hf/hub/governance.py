@@ -76,7 +76,7 @@ def check_may_be_published(
 
 def sounds_restricted(datasets: Iterable[str | None]) -> str | None:
     """The first name of a study that is known to forbid passing on, whichever way its scans came here."""
-    pattern = r"\bhcp|human ?connectome|\bukb|uk[ _-]?biobank"
+    pattern = r"(?<![a-z])(?:hcp|human ?connectome|ukb|uk[ _-]?biobank|(?:abcd|adni)(?![a-z]))"
     return next((name for name in datasets if name and re.search(pattern, name, re.IGNORECASE)), None)
 
 
@@ -137,7 +137,7 @@ TELLING_NAMES = frozenset((
     "address", "birth", "birthdate", "birthday", "comment", "comments", "date", "dates", "day", "description",
     "diary", "dob", "eid", "email", "file", "filename", "free", "guid", "id", "ids", "initials", "mrn", "name",
     "names", "note", "notes", "participant", "path", "phone", "postcode", "remark", "remarks", "sub", "subject",
-    "text", "time", "uuid", "zip",
+    "text", "time", "uuid", "yob", "zip",
 ))
 # fmt: on
 
@@ -236,7 +236,7 @@ class _Labels:
         self.is_renamed = self._kept < labels
 
     def _is_plain(self, label: str, people: Collection[str]) -> bool:
-        if not re.fullmatch(self.PLAIN, label) or any(_faults_of_text(label)):
+        if not re.fullmatch(self.PLAIN, label) or any(_faults_of_text(label)) or DATE_IN_A_CELL.search(label):
             return False
         return not any(len(subject) > 3 and subject.lower() in label.lower() for subject in people)
 
@@ -248,7 +248,8 @@ class _Labels:
 
 def _why_left_out(store: TokenDataset, name: str, is_named: bool) -> str | None:
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)
-    if not is_named and (telling := {word.lower() for word in words} & TELLING_NAMES):
+    words = {word.lower() for word in words}
+    if not is_named and (telling := {word for word in words if word in TELLING_NAMES or word.endswith("date")}):
         return f"columns called {min(telling)} lead to people"
     by_person = {(run.dataset, run.subject): run.phenotypes.get(name) for run in store.runs}
     values = [value for value in by_person.values() if value is not None]
@@ -258,13 +259,13 @@ def _why_left_out(store: TokenDataset, name: str, is_named: bool) -> str | None:
         return "it holds names of people"
     texts = [value for value in different if isinstance(value, str)]
     if texts:
-        if any(fault for text in texts for fault in _faults_of_text(text)):
+        if any(fault for text in texts for fault in _faults_of_text(text)) or any(map(DATE_IN_A_CELL.search, texts)):
             return "it holds dates, paths or addresses"
         if len(different) > min(MOST_CATEGORIES, max(2, len(values) // 2)):
             return f"it has {len(different)} different texts of {len(values)} people, and may be what somebody wrote"
         if any(len(text) > LONGEST_CATEGORY for text in texts):
             return "it holds sentences"
-    whole = [value for value in different if isinstance(value, int | float) and value == int(value)]
+    whole = [value for value in different if isinstance(value, int | float) and float(value).is_integer()]
     if whole and len(whole) == len(different):
         if all(_is_day(int(value)) for value in whole):
             return "it holds dates"
@@ -293,9 +294,10 @@ class Secrets:
         allowed: texts of whoever publishes, in which dates and addresses may stand.
     """
 
-    ids: frozenset[str] = frozenset()
-    texts: frozenset[str] = frozenset()
-    tokens: frozenset[str] = frozenset()
+    # Not in what is shown of it, which may come into a log.
+    ids: frozenset[str] = field(default=frozenset(), repr=False)
+    texts: frozenset[str] = field(default=frozenset(), repr=False)
+    tokens: frozenset[str] = field(default=frozenset(), repr=False)
     allowed: tuple[str, ...] = ()
 
     @classmethod
@@ -338,6 +340,10 @@ def _identities(beside: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]
                 yield each
 
 
+MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
+    r"nov(?:ember)?|dec(?:ember)?)"
+)
 PATTERNS = {
     "a path of a machine": re.compile(
         r"(?<![\w:/.<])/(?:home|Users|mnt|media|data|scratch|work|tmp|var|root|private|srv|opt|nfs|gpfs|lustre|"
@@ -349,10 +355,18 @@ PATTERNS = {
         r"|(?<![\w.-])(?:0?[1-9]|[12]\d|3[01])([./-])(?:0?[1-9]|1[0-2])\2(?:19|20)\d\d(?![\w.])"
         r"|(?<![\w.-])(?:0?[1-9]|1[0-2])([./-])(?:0?[1-9]|[12]\d|3[01])\3(?:19|20)\d\d(?![\w.])"
         r"|(?<![A-Za-z0-9.])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?![A-Za-z0-9])"
+        rf"|(?<!\w)(?i:(?:0?[1-9]|[12]\d|3[01])[. -]{{0,2}}{MONTH}[., -]{{1,2}}(?:19|20)\d\d)(?!\d)"
+        rf"|(?<!\w)(?i:{MONTH}[. -]{{0,2}}(?:0?[1-9]|[12]\d|3[01]),? ?(?:19|20)\d\d)(?!\d)"
     ),
     "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[A-Za-z]{2,}"),
 }
-ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+# What is a date in a table of people, and may be a version or a ratio in a sentence: 4.3.19, 04-Mar-19, 2019-03.
+DATE_IN_A_CELL = re.compile(
+    r"(?<![\w./-])(?:0?[1-9]|[12]\d|3[01])([./-])(?:0?[1-9]|[12]\d|3[01])\1\d\d(?![\w./-])"
+    rf"|(?<!\w)(?i:\d\d?[ -]?{MONTH}[ -]?\d\d)(?!\d)"
+    r"|(?<![\w./-])(?:19|20)\d\d-(?:0[1-9]|1[0-2])(?![\w./-])"
+)
+ACCESS_TOKEN = re.compile(r"(?<![A-Za-z0-9])hf_(?:[a-z]+_)?[A-Za-z0-9]{20,}")
 TEXT_ENDINGS = frozenset({".md", ".csv", ".tsv", ".txt"})
 
 
@@ -470,10 +484,15 @@ def _of_json(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
                 yield from walk(inner, where)
         elif isinstance(value, str):
             yield where, value, where.lower() in _PERSON_COLUMNS
-        elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 100_000:
-            yield where, str(value), False
+        elif isinstance(value, int | float) and (number := _long_number(value)):
+            yield where, number, False
 
     return list(walk(content, "it"))
+
+
+def _long_number(value: float) -> str | None:
+    """A number that may be a person's or a day, as it is written without a fraction; 100307.0 is one."""
+    return str(int(value)) if float(value).is_integer() and abs(value) >= 100_000 else None
 
 
 _PERSON_COLUMNS = frozenset({"subject", "participant_id", "family", "key"})
@@ -497,9 +516,17 @@ def _of_safetensors(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bo
         try:
             if not 0 < size <= min(100_000_000, path.stat().st_size):
                 raise ValueError
-            header = json.loads(file.read(size))
-        except ValueError as error:
-            raise _Unsent("it is no whole safetensors file.") from error
+            header = json.loads(file.read(size), object_pairs_hook=_without_doubles)
+            # Between and behind the tensors nothing may stand, since nobody would look there.
+            place = 0
+            for begin, end in sorted(value["data_offsets"] for name, value in header.items() if name != "__metadata__"):
+                if begin != place or end < begin:
+                    raise ValueError
+                place = end
+            if 8 + size + place != path.stat().st_size:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _Unsent("it is no whole safetensors file, or holds more than its tensors.") from error
         parts = []
         for name, value in (header.pop("__metadata__", None) or {}).items():
             if (name, value) != ("format", "pt"):
@@ -515,6 +542,13 @@ def _of_safetensors(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bo
                 # Numbers of any size may be letters.
                 parts.append((f"the tensor {name}", file.read(end - begin).decode("latin-1"), False))
         return parts
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values under one name Python keeps the last, and others might read the first."""
+    if len(content := dict(pairs)) < len(pairs):
+        raise ValueError
+    return content
 
 
 def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
@@ -535,7 +569,7 @@ def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]
     parts += [("a column's name", name, False) for name in schema.names]
     for number, name in enumerate(schema.names):
         kind = schema.field(number).type
-        if name == "tokens" or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        if (name == "tokens" and _is_of_numbers(kind)) or name in _MEASURED or pa.types.is_boolean(kind):
             continue
         if pa.types.is_temporal(kind):
             raise _Unsent(f"its column {name!r} holds moments in time.")
@@ -550,6 +584,8 @@ def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]
             if values and name not in _COUNTS and all(_is_day(value) for value in values):
                 raise _Unsent(f"its column {name!r} holds dates.")
             texts = [str(value) for value in values if abs(value) >= 100_000 and name not in _COUNTS]
+        elif pa.types.is_floating(kind):
+            texts = list(filter(None, map(_long_number, column.drop_null().unique().to_pylist())))
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             texts = [value for value in column.unique().to_pylist() if value is not None]
         else:
@@ -559,6 +595,16 @@ def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]
 
 
 _COUNTS = frozenset({"num_bytes", "num_frames", "frame"})
+_MEASURED = frozenset({"repetition_time", "intensity_scale", "clipped_share", "frame_scale"})
+
+
+def _is_of_numbers(kind: Any) -> bool:
+    """Whether a column holds lists of numbers and nothing else, however deep."""
+    import pyarrow as pa
+
+    while inner := getattr(kind, "storage_type", None) or getattr(kind, "value_type", None):
+        kind = inner
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
 def _of_code(path: Path, own_code: Mapping[str, str]) -> list[tuple[str, str, bool]]:
