@@ -251,8 +251,9 @@ def read_index(folder: Path) -> list[StoredRun]:
 
     path = folder / INDEX_FILE
     try:
-        with path.open("rb") as file:
-            rows = pq.read_table(file, page_checksum_verification=True).to_pylist()
+        # Without threads of Arrow's: one that lets go of a Python object while Python ends aborts the process.
+        with path.open("rb") as file, pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as table:
+            rows = table.read(use_threads=False).to_pylist()
         runs = []
         for row in rows:
             phenotypes = {
