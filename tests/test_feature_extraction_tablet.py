@@ -30,7 +30,7 @@ from tablet_hf import InputError, TabletFeatureExtractor
 from tablet_hf.autoencoders import load_autoencoder
 from tablet_hf.autoencoders.fidelity import psnr, temporal_correlation
 from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, SLICES_AT_ONCE
-from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, SliceAutoencoder
+from tablet_hf.slice_autoencoder import SliceAutoencoder
 from tablet_hf.volumes import open_run
 
 REPETITION_TIME = 2.5
@@ -716,7 +716,7 @@ class TestSaving:
 @pytest.mark.slow
 def test_a_real_scan_survives_the_shipped_autoencoder_and_no_random_one(real_data):
     run = open_run(next(real_data("bold/sub-01/func").glob("*_bold.nii.gz")))
-    scaled = torch.from_numpy(next(run.scaled_blocks(block_frames=8))[1])
+    scaled = torch.from_numpy(next(run.scaled_blocks(block_frames=4))[1])
     brain = torch.from_numpy(run.mask)
 
     def fidelity(extractor, num_frames):
@@ -725,9 +725,9 @@ def test_a_real_scan_survives_the_shipped_autoencoder_and_no_random_one(real_dat
         correlations = temporal_correlation(original, decoded, brain)
         return psnr(original, decoded, peak=2, where=brain), float(correlations.median())
 
-    decibels, correlation = fidelity(TabletFeatureExtractor(), 8)
+    decibels, correlation = fidelity(TabletFeatureExtractor(), 4)
     assert decibels >= 28.5
-    assert correlation >= 0.62
+    assert correlation >= 0.85  # of four frames; of more it is lower
 
     torch.manual_seed(0)
     random = AutoencoderDC.from_config(load_autoencoder("natural-f32c32").model.config)
@@ -741,7 +741,8 @@ def test_the_files_work_as_custom_code_from_the_hub(tmp_path, make_scan, monkeyp
     monkeypatch.setattr(TabletFeatureExtractor, "_auto_class", None)
     TabletFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
     scan = make_scan(tmp_path / "sub-01_bold.nii.gz", frames=1)
-    extractor = TabletFeatureExtractor(str(SHIPPED_WEIGHTS / "natural-f32c32"))
+    tiny_dc().save_pretrained(tmp_path / "autoencoder")
+    extractor = TabletFeatureExtractor(str(tmp_path / "autoencoder"))
     expected = extractor(scan)["input_values"]
     extractor.save_pretrained(tmp_path / "extractor")
     without_the_package = f"""
@@ -772,7 +773,7 @@ def test_what_is_saved_unused_still_records_revision_and_geometry(tmp_path):
 
 def test_its_own_output_is_taken_back(make_scan, tmp_path):
     scans = [make_scan(tmp_path / f"{number}_bold.nii.gz", frames=1) for number in (1, 2)]
-    extractor = TabletFeatureExtractor()
+    extractor = extractor_with(tiny_dc())
     features = extractor(scans, repetition_time=np.array([0.7, 1.4]), return_tensors="np")
     np.testing.assert_allclose(features["repetition_time"], [0.7, 1.4], rtol=1e-6)
     again = extractor(scans, repetition_time=torch.tensor([0.7, 1.4]))
