@@ -59,7 +59,10 @@ def test_the_same_words_again_do_nothing_twice(tuned, store):
     assert {path: path.stat().st_mtime_ns for path in out.glob("fold-*/model/*")} == before
     other = run("finetune", "--dataset", store, "--label", "age", "--out", out, *SHORT)
     assert other.exit_code == 2
-    assert "a training " in other.stderr
+    assert "a training in 2 folds was begun there, not in 4" in other.stderr
+    other = run("finetune", "--dataset", store, "--label", "age", "--folds", 2, "--out", out, *SHORT)
+    assert other.exit_code == 2
+    assert "a training with label 'sex', not 'age', was begun there" in " ".join(other.stderr.split())
 
 
 def test_a_model_is_evaluated(tuned, store, tmp_path):
@@ -69,6 +72,16 @@ def test_a_model_is_evaluated(tuned, store, tmp_path):
     assert ended.exit_code == 0, ended.output
     assert [line.split("  ")[0] for line in ended.stdout.splitlines()][2:] == ["TABLeT", "majority class", "mean token"]
     assert json.loads((tmp_path / "results.json").read_text())["about"]["part"] == "validation"
+
+
+def test_a_model_judged_on_a_fold_in_which_it_was_not_trained(tuned, store, tmp_path):
+    out, _ = tuned
+    words = ["--dataset", store, "--splits", out / "splits.csv", "--device", "cpu", "--out", tmp_path]
+    ended = run("evaluate", out / "fold-2" / "model", *words)  # the first fold, as nothing else is said
+    assert ended.exit_code == 0, ended.output
+    assert "2 of 2 people of the test part of fold-1 are called like people whom the model learnt from" in " ".join(
+        ended.stderr.split()
+    )
 
 
 def test_pretraining_then_a_linear_probe(tuned, store, tmp_path):

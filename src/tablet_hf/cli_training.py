@@ -197,7 +197,7 @@ def finetune(
     store = _open(dataset, False, settings)
     chosen = _read_splits(splits, store) if splits is not None else _drawn(store, label, folds, seed, out)
     if fold:
-        chosen = [_chosen(chosen, name, splits or out / "splits.csv") for name in fold]
+        chosen = [_chosen(chosen, name, splits or out / "splits.csv") for name in dict.fromkeys(fold)]
     results = run(
         store,
         chosen,
@@ -242,6 +242,7 @@ def evaluate(
 ) -> None:
     """Judge a fine-tuned model by person, with intervals, beside baselines that learn from the training part."""
     from tablet_hf.pipelines import load_model
+    from tablet_hf.training.checkpoints import people_learnt_from
     from tablet_hf.training.experiments import evaluate as run
 
     if part not in ("train", "validation", "test"):
@@ -261,6 +262,7 @@ def evaluate(
         scans=scans or None,
         atlas=atlas,
         about={"model": Path(model).name if Path(model).is_dir() else model},
+        learnt_from=people_learnt_from(model),
         on_note=_note,
     )
     _tell_results(results, out)
@@ -352,7 +354,13 @@ def _drawn(store: Any, label: str, num_folds: int, seed: int, out: Path) -> list
         if _is_main_process():
             write_splits(drawn, path)
         return drawn
-    return _read_splits(path, store)
+    kept = _read_splits(path, store)
+    if len(kept) != num_folds:
+        raise InputError(
+            f"{out}: a training in {len(kept)} folds was begun there, not in {num_folds}; give --folds {len(kept)}, or "
+            "another --out."
+        )
+    return kept
 
 
 def _is_main_process() -> bool:

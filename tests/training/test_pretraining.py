@@ -1,48 +1,30 @@
 """Masked token modeling with Trainer: it learns, goes on where it was killed, and shows what it learnt."""
 
+import contextlib
 import json
 import math
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
+import socket
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from pretraining_process import pretrain_here
 
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
-from tablet_hf.datasets import StreamedWindows
+from tablet_hf.datasets import StreamedWindows, write_splits
 from tablet_hf.errors import InputError
 from tablet_hf.training.arguments import Settings
 from tablet_hf.training.checkpoints import initial_model, last_checkpoint
-from tablet_hf.training.pretraining import MaskedWindows, mean_predictor_loss, pretrain
+from tablet_hf.training.pretraining import MaskedWindows, _windows, mean_predictor_loss, pretrain
 from tablet_hf.training.pretraining_page import hidden_frame, write_pretraining_page
 
 SETTINGS = Settings(
     window_frames=12, epochs=25, batch_size=8, learning_rate=3e-3, log_steps=5, seed=1, device="cpu", warmup=0.1
 )
-
-SCRIPT = """
-import sys, time
-from tablet_hf.datasets import TokenDataset, read_splits
-from tablet_hf.training.arguments import Settings
-from tablet_hf.training.pretraining import pretrain
-from transformers import TrainerCallback
-
-store, splits, out, sizes, seconds = *sys.argv[1:4], eval(sys.argv[4]), float(sys.argv[5])
-
-class Slow(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        print("step", state.global_step, flush=True)
-        time.sleep(seconds)
-
-settings = Settings(window_frames=12, epochs=6, batch_size=8, learning_rate=3e-3, log_steps=2, device="cpu")
-tokens = TokenDataset.load(store)
-pretrain(tokens, out, settings, split=read_splits(splits)[0], model=sizes, evaluations=4, callbacks=[Slow()])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +82,9 @@ class TestLearning:
             pretrain(windows, tmp_path / "no", SETTINGS, model=tiny)
         settings = Settings(window_frames=8, max_steps=4, batch_size=8, device="cpu", log_steps=1)
         result = pretrain(windows, tmp_path / "out", settings, split=planted_split, model=tiny, is_quiet=True)
-        assert len(windows.runs) == planted_split.counts["train"]
+        assert len(windows.runs) == len(planted_store.runs)  # what was given stays as it is, for other folds
+        training, _ = _windows(windows, settings, planted_split, None)
+        assert {run.subject for run in training.runs.values()} == set(planted_split.subjects("train"))
         assert [step for step, _ in result.loss] == [1, 2, 3, 4]
 
     def test_tensorboard_has_the_loss(self, pretrained):
@@ -138,43 +122,56 @@ class TestMasks:
         assert mean_predictor_loss(windows, config) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
-def run_script(planted_store, splits, out, tiny, seconds):
-    words = [planted_store.folder, splits, out, repr(tiny), seconds]
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def start(planted_store, planted_split, tiny, tmp_path):
+    """A function that begins pre-training into a folder of this name, and gives the process and what tells its steps.
+
+    The processes need not import for seconds: they are copies of one that has done so.
+    """
+    context = multiprocessing.get_context("forkserver")
+    libraries = ["tensorboardX", "transformers.trainer"]
+    context.set_forkserver_preload(["tablet_hf.datasets.store", "tablet_hf.training.pretraining", *libraries])
+    write_splits([planted_split], tmp_path / "splits.csv")
+
+    def start(name, *options):
+        steps, sending = context.Pipe(duplex=False)
+        words = (planted_store.folder, tmp_path / "splits.csv", tmp_path / name, tiny, sending, *options)
+        process = context.Process(target=pretrain_here, args=words)
+        process.start()
+        sending.close()
+        return process, steps
+
+    return start
+
+
+def ended(process, log):
+    """The exit code of a process that has ended; fails with what it wrote where that is late."""
+    process.join(timeout=300)
+    assert process.exitcode is not None, log.read_text()
+    return process.exitcode
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_on_the_same_curve(planted_store, planted_split, tiny, tmp_path):
-    from tablet_hf.datasets import write_splits
-
-    splits = tmp_path / "splits.csv"
-    write_splits([planted_split], splits)
-    undisturbed = run_script(planted_store, splits, tmp_path / "undisturbed", tiny, 0)
+def test_killed_at_any_moment_it_ends_on_the_same_curve(start, tmp_path):
+    undisturbed, _undisturbed_steps = start("undisturbed")
     random_kill = random.Random(5)
     kills = 0
     for last_step in (7, 14):
-        process = run_script(planted_store, splits, tmp_path / "killed", tiny, 0.05)
-        for line in process.stdout:
-            if line.startswith("step") and int(line.split()[1]) >= last_step:
-                time.sleep(random_kill.random() * 0.3)
-                process.send_signal(signal.SIGKILL)
-                break
-        kills += process.wait() == -signal.SIGKILL
+        process, steps = start("killed", 0.05)
+        with contextlib.suppress(EOFError):  # which it would be without having come so far
+            while steps.recv() < last_step:
+                pass
+        time.sleep(random_kill.random() * 0.3)
+        process.kill()
+        kills += ended(process, tmp_path / "killed.txt") == -signal.SIGKILL
     assert kills == 2
     # What a kill in the middle of writing a checkpoint leaves behind.
     broken = tmp_path / "killed" / "checkpoints" / "checkpoint-9999"
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
-    finished = run_script(planted_store, splits, tmp_path / "killed", tiny, 0)
-    finished.communicate(timeout=300)
-    undisturbed.communicate(timeout=300)
-    assert (finished.returncode, undisturbed.returncode) == (0, 0)
+    finished, _finished_steps = start("killed")
+    for process, name in ((finished, "killed"), (undisturbed, "undisturbed")):
+        assert ended(process, tmp_path / f"{name}.txt") == 0, (tmp_path / f"{name}.txt").read_text()
     results = [json.loads((tmp_path / name / "pretraining.json").read_text()) for name in ("undisturbed", "killed")]
     for name in ("loss", "validation_loss"):
         expected, found = (dict(map(tuple, result[name])) for result in results)
@@ -193,23 +190,15 @@ def test_half_a_checkpoint_is_deleted_and_the_one_before_taken(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(planted_store, planted_split, tiny, tmp_path):
-    from tablet_hf.datasets import write_splits
-
-    splits = tmp_path / "splits.csv"
-    write_splits([planted_split], splits)
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    words = [planted_store.folder, splits, tmp_path / "out", repr(tiny), 0]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29651"]
-    ended = subprocess.run(
-        [*launch, str(script), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
+def test_two_processes_train_one_model(start, tmp_path):
+    """As a launcher such as torchrun or accelerate starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    running = [start("out", 0.0, place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    for process, _ in running:
+        assert ended(process, tmp_path / "out.txt") == 0, (tmp_path / "out.txt").read_text()
     result = json.loads((tmp_path / "out" / "pretraining.json").read_text())
     assert result["loss"][-1][0] == 12  # six epochs of 24 windows in batches of 2 x 8: a last batch of 8
     assert result["validation_loss"][-1][1] < result["validation_loss"][0][1]

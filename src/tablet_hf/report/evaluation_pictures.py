@@ -357,7 +357,7 @@ def _text(name: Any, longest: int = LONGEST_NAME) -> str:
 
 
 def _people(evaluation: Evaluation) -> str:
-    people = f"{evaluation.num_people} people held out"
+    people = f"{evaluation.num_people} people"
     return people if evaluation.num_people == evaluation.num_entries else f"{people}, {evaluation.num_entries} entries"
 
 

@@ -63,6 +63,13 @@ class Settings:
         for name in ("epochs", "batch_size", "accumulate", "learning_rate", "log_steps"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be over 0.")
+        for name in ("max_steps", "save_steps"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be over 0.")
+        if not self.weight_decay >= 0:
+            raise InputError(f"weight_decay is {self.weight_decay}, but must be 0 or more.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}, but must be from 0 to {2**32 - 1}.")
         if not 0 <= self.warmup < 1:
             raise InputError(f"warmup is {self.warmup}, but must be a share of the steps, from 0 to under 1.")
 

@@ -1,8 +1,9 @@
 """Where training starts from, its own last checkpoint, a model's weights, or nothing, and where it ends: a model."""
 
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,22 @@ from tablet_hf.files import folder_written_whole, written_whole
 from tablet_hf.hub_files import check_model_name
 
 __all__ = [
+    "TRAINING_FILE",
     "LogWithCheckpoints",
     "agreed_checkpoint",
+    "checksums",
     "initial_model",
     "keep_to_one_training",
     "last_checkpoint",
+    "people_learnt_from",
     "save_model",
 ]
 
 # Trainer writes it after all else of a checkpoint.
 LAST_FILE = "trainer_state.json"
+TRAINING_FILE = "training.json"
+DIFFERENCES = {"tokens": "on other tokens", "labels": "with other labels of the same people"}
+"""What is said where checksums differ, which tell nobody anything."""
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -67,7 +74,7 @@ def keep_to_one_training(folder: str | Path, described: Mapping[str, Any]) -> No
     """
     from accelerate import PartialState
 
-    path = Path(folder) / "training.json"
+    path = Path(folder) / TRAINING_FILE
     described = json.loads(json.dumps(dict(described)))
     with PartialState().main_process_first():
         if not path.is_file():
@@ -82,7 +89,35 @@ def keep_to_one_training(folder: str | Path, described: Mapping[str, Any]) -> No
     for name, value in _flat(described).items():
         if found.get(name) != value:
             what = "of other people" if isinstance(value, list) else f"with {name} {found.get(name)!r}, not {value!r},"
+            what = DIFFERENCES.get(name, what)
             raise InputError(f"{folder}: a training {what} was begun there; choose another --out, or delete it.")
+
+
+def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:
+    """What tells the tokens of some runs, and their labels, from others; for `keep_to_one_training`.
+
+    Args:
+        runs: of a store, in any order.
+        label: a phenotype's name; None for tokens alone.
+    """
+    runs = sorted(runs, key=lambda run: run.key)
+    facts = {"tokens": [(run.key, run.sha256) for run in runs]}
+    if label is not None:
+        facts["labels"] = [(run.key, str(run.phenotypes.get(label))) for run in runs]
+    return {name: hashlib.sha256(json.dumps(values).encode()).hexdigest() for name, values in facts.items()}
+
+
+def people_learnt_from(model: str | Path) -> set[str]:
+    """The subjects that a model was trained on or chosen by, where the folder of its training tells; else nobody.
+
+    Args:
+        model: a folder that `pretrain` or `finetune_fold` made, or any other, or a Hub id.
+    """
+    try:
+        split = json.loads((Path(model).resolve().parent / TRAINING_FILE).read_text(encoding="utf-8"))["split"]
+        return {*split["train"], *split["validation"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +168,8 @@ def initial_model(
     Raises:
         InputError: no model is there, or it reads tokens of another shape.
     """
+    from safetensors import SafetensorError
+
     from tablet_hf.configuration_tablet import TabletConfig
 
     made = {name: preprocessing.get(name) for name in (*TabletConfig.token_geometry, *TabletConfig.token_provenance)}
@@ -151,7 +188,7 @@ def initial_model(
         )
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if told := not_on_hub(error, str(init), "model", None, "the folder of a model"):
             raise told from error
         raise InputError(f"{init}: no training can start from it; {' '.join(str(error).split())}") from error

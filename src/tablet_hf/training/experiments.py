@@ -4,13 +4,14 @@ results = finetune(store, splits, "sex", "my-model", Settings(epochs=20), scans=
 results = evaluate(load_model("my-model/fold-1/model"), store, splits[0], "results", scans="derivatives/")
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tablet_hf.datasets.splits import Split, runs_in
+from tablet_hf.datasets.splits import Split, runs_in, subject_ids
 from tablet_hf.errors import InputError
 from tablet_hf.training.arguments import Settings, training_arguments
+from tablet_hf.training.checkpoints import people_learnt_from
 from tablet_hf.training.finetuning import FinetunedFold, finetune_fold
 from tablet_hf.training.inference import predict_people, task_of_config
 from tablet_hf.training.predictions import Predictions, joined
@@ -51,10 +52,17 @@ def finetune(
 
     Returns:
         What `write_results` gives; None on processes other than the main one.
+
+    Raises:
+        InputError: as of `finetune_fold`, or folds of which one has classes that another does not have.
     """
     from accelerate import PartialState
 
     out = Path(out)
+    remarks = _known_before(options.get("init"), splits)
+    if on_note is not None:
+        for remark in remarks:
+            on_note(remark)
     folds = []
     for split in splits:
         folds.append(finetune_fold(store, split, label, out / split.name, settings, on_note=on_note, **options))
@@ -62,6 +70,10 @@ def finetune(
             on_fold(folds[-1])
     if not PartialState().is_main_process:
         return None
+    if other := [fold for fold in folds if fold.task.classes != folds[0].task.classes]:
+        raise InputError(
+            f"{other[0].name}: {label} has other classes there than in {folds[0].name}; give splits of the same people."
+        )
     methods = [joined([fold.predictions for fold in folds])]
     device = "cuda" if settings.on_gpu else "cpu"
     pairs = [(split, fold.task) for split, fold in zip(splits, folds, strict=True)]
@@ -76,7 +88,7 @@ def finetune(
         "learning rate by fold": ", ".join(_rate(fold) for fold in folds),
         "chosen by": f"{folds[0].metric} of the validation part",
     }
-    return _write(out, methods, about)
+    return _write(out, methods, about, remarks=remarks, are_held_out=not remarks)
 
 
 def evaluate(
@@ -91,6 +103,7 @@ def evaluate(
     scans: Any = None,
     atlas: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
+    learnt_from: Collection[str] = (),
     on_note: OnNote | None = None,
 ) -> dict[str, Any] | None:
     """Judge a fine-tuned model on people of a store, beside the baselines.
@@ -99,13 +112,14 @@ def evaluate(
         model: a `TabletForSequenceClassification`.
         store: a `TokenDataset`.
         split: whose part is predicted, and whose training part the baselines learn from. None predicts everybody, and
-            there are no baselines then.
+            there are no baselines then, nor are there for the training part itself.
         out: folder of `results.json`, `predictions.csv` and `index.html`.
         part: "test", or another one.
         label: by default what the model was trained on.
         settings: of which batch size, precision, device and `window_frames` count; by default the model's own window.
         scans, atlas: for the baselines, see `baseline_predictions`.
         about: what else is to stand in the results.
+        learnt_from: subjects that the model was trained on or chosen by, see `people_learnt_from`.
         on_note: is told what had to be decided.
 
     Raises:
@@ -118,8 +132,9 @@ def evaluate(
         model.config.check_tokens_compatible(store.preprocessing)
     except ValueError as error:
         raise InputError(f"{store.folder}: {error}") from error
-    task = task_of_config(model.config, store, label)
     runs = range(len(store.runs)) if split is None else runs_in(split, store.runs, part)
+    remarks = _whom_it_knows(store, runs, split, part, set(learnt_from))
+    task = task_of_config(model.config, store, label, runs)
     arguments = training_arguments(settings, Path(out) / "work", eval_strategy="no", save_strategy="no", report_to=[])
     fold = "all" if split is None else split.name
     methods = [predict_people(model, store, runs, task, arguments, settings.window_frames, fold)]
@@ -128,10 +143,11 @@ def evaluate(
     if split is None:
         if on_note is not None:
             on_note("Without a split nobody is known that baselines may learn from, so none stand beside the model.")
-    else:
+    elif part != "train":
         device = "cuda" if settings.on_gpu else "cpu"
         methods += baselines(store, [(split, task)], scans, atlas, device, Path(out) / CACHE, on_note, part)
-    return _write(Path(out), methods, {"store": store.folder.name, "part": part} | dict(about or {}))
+    about = {"store": store.folder.name, "part": "everybody" if split is None else part} | dict(about or {})
+    return _write(Path(out), methods, about, remarks=remarks, are_held_out=not remarks)
 
 
 def baselines(
@@ -170,10 +186,45 @@ def baselines(
     return [joined(parts) for parts in by_method.values() if len(parts) == len(folds)]
 
 
-def _write(out: Path, methods: Sequence[Predictions], about: Mapping[str, Any]) -> dict[str, Any]:
+def _write(out: Path, methods: Sequence[Predictions], about: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     from tablet_hf.training.results import write_results
 
-    return write_results(out, methods, about=about)
+    return write_results(out, methods, about=about, **more)
+
+
+def _known_before(init: str | Path | None, splits: Sequence[Split]) -> list[str]:
+    """What is to be said of people who are predicted, but whom the weights that it starts from had learnt from."""
+    if init is None or not (learnt_from := people_learnt_from(init)):
+        return []
+    tested = {subject for split in splits for subject in split.subjects("test")}
+    if not (known := tested & learnt_from):
+        return []
+    return [
+        f"{len(known)} of {len(tested)} people who are predicted are called like people whom {init} learnt from. If "
+        "they are the same, they are not new to the model, even if it saw no labels; pre-train on the training part of "
+        "each fold (command line: pretrain --splits FILE --fold NAME) and fine-tune that fold from there."
+    ]
+
+
+def _whom_it_knows(store: Any, runs: Sequence[int], split: Split | None, part: str, learnt_from: set[str]) -> list[str]:
+    """What is to be said of people who are judged though they were, or may have been, learnt from."""
+    names = subject_ids(store.runs)
+    people = {names[run] for run in runs}
+    known = people & learnt_from
+    if split is None:
+        told = f"{len(known)} of {len(people)} people are" if known else "Some of these people may be"
+        return [f"{told} among those whom the model learnt from; give a split to judge it on others."]
+    if part == "train":
+        return ["These people were learnt from: the figures tell what is remembered, and nothing of others."]
+    if part == "validation":
+        return ["These people chose among epochs and learning rates: of others the figures will be worse."]
+    if known:
+        return [
+            f"{len(known)} of {len(people)} people of the test part of {split.name} are called like people whom the "
+            f"model learnt from, {min(known)} for one. If they are the same, these figures say nothing of others; give "
+            "the fold that the model was trained in (command line: --fold)."
+        ]
+    return []
 
 
 def _rate(fold: FinetunedFold) -> str:

@@ -20,13 +20,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tablet_hf.datasets.splits import Split, runs_in
+from tablet_hf.datasets.splits import PARTS, Split, runs_in
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
-from tablet_hf.training.checkpoints import agreed_checkpoint, initial_model, keep_to_one_training, save_model
+from tablet_hf.training.checkpoints import (
+    TRAINING_FILE,
+    agreed_checkpoint,
+    checksums,
+    initial_model,
+    keep_to_one_training,
+    save_model,
+)
 from tablet_hf.training.inference import predict_people, subject_metrics
 from tablet_hf.training.predictions import Predictions
 from tablet_hf.training.tasks import Kind, Task, find_task
@@ -131,19 +138,35 @@ def finetune_fold(
         raise InputError(f"mode {mode!r}: choose {', '.join(MODES)}.")
     if mode in ("head", "lora") and init is None:
         raise InputError(f"mode {mode!r} needs a trained network; name one with init (command line: --init).")
-    task = find_task(store, label, runs_in(split, store.runs, "train"), kind, positive)
+    if empty := [part for part in PARTS if not split.counts[part]]:
+        raise InputError(
+            f"{split.name}: nobody stands in its {empty[0]} part; fine-tuning learns from train, chooses by validation "
+            "and judges by test, so draw a split with all three (command line: tablet-hf dataset split)."
+        )
+    runs = {part: runs_in(split, store.runs, part) for part in PARTS}
+    everybody = [run for part in PARTS for run in runs[part]]
+    task = find_task(store, label, runs["train"], kind, positive, everybody)
     metric = _checked_metric(metric, task)
     training = _description(settings, split, task, init, model, mode, learning_rates, metric, patience, lora_rank)
-    keep_to_one_training(out, training)
-    if (done := read_fold(out)) is not None:
-        return done
+    training |= checksums([store.runs[run] for run in everybody], label)
 
     def note(sentence: str) -> None:
         if on_note is not None:
             on_note(sentence)
 
     fields = {"num_frames": settings.window_frames} | dict(model or {}) | task.config_fields
-    work = _Fold(store, split, task, out, settings, init, fields, metric, patience, lora_rank, callbacks, is_quiet)
+    work = _Fold(store, runs, task, out, settings, init, fields, metric, patience, lora_rank, callbacks, is_quiet)
+    if not _is_defined(metric, work.validation, task):
+        raise InputError(
+            f"{split.name}: {metric} is not defined on its validation part, where {label} does not take every value "
+            "that it needs; choose by the loss (command line: --metric loss), or draw another split."
+        )
+    if not (out / TRAINING_FILE).is_file():
+        work.network()  # what cannot be loaded shall leave no folder that refuses the next try
+    keep_to_one_training(out, training)
+    if (done := read_fold(out)) is not None:
+        return done
+
     note(f"{split.name}: {task}; {task.reason}.")
     if mode == "head":
         attempts = {None: work.fit_head()}
@@ -154,13 +177,18 @@ def finetune_fold(
         note(sentence)
 
     worst_first = (lambda attempt: -attempt.value) if metric in SMALLER_IS_BETTER else (lambda attempt: attempt.value)
+    if all(math.isnan(attempt.value) for attempt in attempts.values()):
+        raise InputError(
+            f"{split.name}: the loss was no finite number; choose a smaller --learning-rate or another --precision, "
+            "and another --out."
+        )
     rate = max(attempts, key=lambda rate: _known(worst_first(attempts[rate])))
     chosen = attempts[rate]
     arguments = training_arguments(settings, out / "work", eval_strategy="no", save_strategy="no")
     predictions = predict_people(
         chosen.model,
         store,
-        runs_in(split, store.runs, "test"),
+        runs["test"],
         task,
         arguments,
         settings.window_frames,
@@ -200,26 +228,23 @@ class _Fold:
     """One fold under way."""
 
     def __init__(
-        self, store, split, task, out, settings, init, fields, metric, patience, lora_rank, callbacks, is_quiet
+        self, store, runs, task, out, settings, init, fields, metric, patience, lora_rank, callbacks, is_quiet
     ):
-        self.store, self.split, self.task, self.out = store, split, task, out
+        self.store, self.task, self.out = store, task, out
         self.settings, self.init, self.fields, self.metric = settings, init, fields, metric
         self.patience, self.lora_rank, self.callbacks, self.is_quiet = patience, lora_rank, callbacks, is_quiet
         self.said: list[str] = []
-        runs = {part: runs_in(split, store.runs, part) for part in ("train", "validation", "test")}
         frames, classes = settings.window_frames, task.classes
         self.training = TrainingWindows(store, frames, runs["train"], task.label, classes=classes, seed=settings.seed)
         self.validation = EvaluationWindows(store, frames, runs["validation"], task.label, classes=classes)
 
     def attempt(self, learning_rate: float, mode: Mode) -> _Attempt:
         """Train with one learning rate, and go back to the epoch that the validation part likes best."""
-        from transformers import EarlyStoppingCallback
-
         folder = self.out / "work" / f"lr-{learning_rate:g}"
         network = self.network()
         if mode == "lora":
             network = self.adapted(network)
-        stopping = [] if self.patience is None else [EarlyStoppingCallback(self.patience)]
+        stopping = [] if self.patience is None else [_stopping(self.patience)]
         checkpoint = agreed_checkpoint(folder)
         arguments = training_arguments(
             replace(self.settings, learning_rate=learning_rate, save_steps=None),
@@ -246,7 +271,7 @@ class _Fold:
         best = trainer.state.best_metric
         return _Attempt(
             trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False),
-            math.nan if best is None else float(best),
+            math.nan if best is None or math.isinf(best) else float(best),
             [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry],
             [(entry["epoch"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
         )
@@ -266,12 +291,12 @@ class _Fold:
         with torch.no_grad():
             network.classifier.weight.copy_(torch.from_numpy(weight))
             network.classifier.bias.copy_(torch.from_numpy(bias))
-        states, _, _ = self.pooled_states(network, self.validation, "validation")
+        states, labels, _ = self.pooled_states(network, self.validation, "validation")
         logits = states @ weight.T + bias
+        loss = network.classification_loss(torch.from_numpy(logits), torch.from_numpy(labels))
         if self.task.is_regression:
             logits = logits * self.task.target_std + self.task.target_mean
-        judged = subject_metrics(self.validation, self.task)(_Evaluated(logits))
-        judged["loss"] = math.nan  # there is nothing to choose among
+        judged = subject_metrics(self.validation, self.task)(_Evaluated(logits)) | {"loss": float(loss)}
         return _Attempt(network, judged[self.metric], [], [])
 
     def pooled_states(
@@ -390,6 +415,33 @@ def linear_head(
 
 
 # --- parts
+
+
+def _stopping(patience: int) -> Any:
+    """Early stopping that goes on counting where training was interrupted; that of transformers begins anew."""
+    from transformers import EarlyStoppingCallback
+
+    class StopsEarly(EarlyStoppingCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            super().on_train_begin(args, state, control, **kwargs)
+            evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
+            self.early_stopping_patience_counter = sum(step > (state.best_global_step or 0) for step in evaluated)
+
+    return StopsEarly(patience)
+
+
+def _is_defined(metric: str, windows: EvaluationWindows, task: Task) -> bool:
+    """Whether at least a perfect answer has this metric on the people of some windows."""
+    if metric == "loss":
+        return True
+    labels = np.array([windows.labels[run] for run in windows.run_indices])
+    if task.is_regression:
+        perfect = labels[:, None]
+    elif task.is_binary:
+        perfect = 20.0 * labels[:, None] - 10
+    else:
+        perfect = 20.0 * np.eye(len(task.classes))[labels]
+    return not math.isnan(subject_metrics(windows, task)(_Evaluated(perfect))[metric])
 
 
 def _known(value: float) -> float:

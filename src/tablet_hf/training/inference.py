@@ -65,11 +65,14 @@ def subject_metrics(windows: EvaluationWindows, task: Task) -> Callable[[Any], d
     return compute
 
 
-def task_of_config(config: Any, store: Any, label: str | None = None) -> Task:
+def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequence[int | str] | None = None) -> Task:
     """The task that a fine-tuned model was trained on, its classes as the store has them.
 
+    Args:
+        runs: of the people who matter; None for the whole store.
+
     Raises:
-        InputError: the model does not say what it predicts, or the store knows other classes.
+        InputError: the model does not say what it predicts, or these people are of other classes.
     """
     label = label or config.target_name
     if label is None:
@@ -88,10 +91,12 @@ def task_of_config(config: Any, store: Any, label: str | None = None) -> Task:
             raise InputError(f"{label}: the model tells {names[1]!r} from one other class, but the store has {known}.")
         names[0] = str(others[0])
     by_name = {str(value): value for value in known}
-    if unknown := sorted(set(by_name) - set(names)):
+    places = range(len(store.runs)) if runs is None else [store.index(run) for run in runs]
+    there = {str(store.runs[place].phenotypes.get(label)) for place in places} & set(by_name)
+    if unknown := sorted(there - set(names)):
         raise InputError(
-            f"{label}: {unknown[0]!r} is none of the classes that the model knows, which are {', '.join(names)}; leave "
-            "such people out of the split, or use another model."
+            f"{label}: {unknown[0]!r} is none of the classes that the model knows, which are {', '.join(names)}; take "
+            "such people out of the table of the split, or use another model."
         )
     return Task(label, tuple(by_name.get(name, name) for name in names), None, reason="the model's config says so")
 

@@ -6,6 +6,7 @@
 What was begun in a folder goes on from its last checkpoint, to the same loss curve.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,13 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
-from tablet_hf.training.checkpoints import agreed_checkpoint, initial_model, keep_to_one_training, save_model
+from tablet_hf.training.checkpoints import (
+    agreed_checkpoint,
+    checksums,
+    initial_model,
+    keep_to_one_training,
+    save_model,
+)
 
 __all__ = ["MaskedWindows", "PretrainingResult", "pretrain"]
 
@@ -130,8 +137,11 @@ def pretrain(
     said += told
     training, validation = _windows(store, settings, split, network.config)
     config = {name: value for name, value in network.config.to_dict().items() if name != "transformers_version"}
-    people = None if split is None else {part: split.subjects(part) for part in ("train", "validation")}
-    keep_to_one_training(out, {"settings": settings.deciding, "config": config, "split": people})
+    runs = store.all_runs if is_streamed else store.runs
+    people = {"train": sorted(set(subject_ids(runs))), "validation": []}
+    if split is not None:
+        people = {part: split.subjects(part) for part in people}
+    keep_to_one_training(out, {"settings": settings.deciding, "config": config, "split": people} | checksums(runs))
     if (result := read_result(out)) is not None:
         return result
     for sentence in said:
@@ -204,9 +214,10 @@ def mean_predictor_loss(windows: MaskedWindows, config: Any) -> float:
 def _windows(store: Any, settings: Settings, split: Split | None, config: Any) -> tuple[Any, MaskedWindows | None]:
     if isinstance(store, StreamedWindows):
         if split is not None:
-            subjects = dict(zip(store.runs, subject_ids(list(store.runs.values())), strict=True))
-            wanted = {key for key, subject in subjects.items() if split.assignment.get(subject) == "train"}
-            store.runs = {key: run for key, run in store.runs.items() if key in wanted}
+            store, everybody = copy.copy(store), store.runs
+            store.runs = {
+                key: run for key, run in everybody.items() if split.assignment.get(store.subjects[key]) == "train"
+            }
         if not store.runs:
             raise InputError("The stream has no run of the training part; use a split that was made for this dataset.")
         return store, None

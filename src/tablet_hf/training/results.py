@@ -50,6 +50,8 @@ def write_results(
     num_bootstraps: int = 2000,
     num_permutations: int = 2000,
     seed: int = 0,
+    remarks: Sequence[str] = (),
+    are_held_out: bool = True,
 ) -> dict[str, Any]:
     """Judge methods on the people that all of them predicted, and write what came out.
 
@@ -58,6 +60,8 @@ def write_results(
         methods: the one in question first; each other is compared with it.
         baselines: names of those methods that are baselines; by default all but the first.
         about: what else a reader needs, such as model, store and split: kept in results.json and shown on the page.
+        remarks: what else a reader must know before believing the numbers, a sentence each.
+        are_held_out: whether no method learnt from these people, which the page says.
 
     Returns:
         What stands in results.json.
@@ -67,7 +71,8 @@ def write_results(
             what `evaluate_predictions` refuses.
     """
     folder = Path(folder)
-    shared, warnings = _on_shared_people(methods)
+    shared, left_out = _on_shared_people(methods)
+    warnings = [*remarks, *left_out]
     evaluations = [evaluate_predictions(each, num_bootstraps, num_permutations, seed) for each in shared]
     comparisons = [compare(shared[0], other, num_bootstraps, seed) for other in shared[1:]]
     names = [each.method for each in methods]
@@ -99,7 +104,7 @@ def write_results(
     write_predictions(folder / "predictions.csv", methods)
     with written_whole(folder / "results.json") as unfinished:
         unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    _write_page(folder, shared, evaluations, comparisons, warnings, about or {})
+    _write_page(folder, shared, evaluations, comparisons, warnings, about or {}, are_held_out)
     return results
 
 
@@ -294,6 +299,7 @@ def _write_page(
     comparisons: Sequence[Comparison],
     warnings: Sequence[str],
     about: Mapping[str, Any],
+    are_held_out: bool,
 ) -> Path:
     from tablet_hf.report import evaluation_pictures as pictures
     from tablet_hf.report.page import Picture, Section, Table, write_page
@@ -311,7 +317,7 @@ def _write_page(
     sections = [
         Section(
             "What came out",
-            [*_verdict(evaluations, comparisons), *(f"Note: {warning}" for warning in warnings)],
+            [*_verdict(evaluations, comparisons, are_held_out), *(f"Note: {warning}" for warning in warnings)],
             Table(*_metric_table(evaluations)),
             [
                 picture(
@@ -421,7 +427,7 @@ def _write_page(
     return write_page(folder / "index.html", f"Prediction of {first.label}", sections)
 
 
-def _verdict(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> list[str]:
+def _verdict(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], are_held_out: bool) -> list[str]:
     """What a hurried reader shall know, as it came out."""
     first = evaluations[0]
     name = _name(first.main_metric)
@@ -431,7 +437,8 @@ def _verdict(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison
         f"{_figure_text(chance, first.main_metric)}."
         for each in evaluations
     ]
-    people = f"Predicted: {first.label} of {first.num_people} people, none of whom the models had learnt from."
+    people = f"Predicted: {first.label} of {first.num_people} people"
+    people += ", none of whom the models had learnt from." if are_held_out else "."
     against = []
     for each in comparisons:
         main = each.main

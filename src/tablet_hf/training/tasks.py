@@ -85,11 +85,12 @@ def find_task(
     training_runs: Sequence[int | str],
     kind: Kind | None = None,
     positive: Any = None,
+    runs: Sequence[int | str] | None = None,
 ) -> Task:
     """Find out what a label is; weights, mean and spread come from the people that are learnt from, each counted once.
 
-    Text, truth values and whole numbers of at most ten different values are classes, which are those of the whole
-    store; other numbers are a regression.
+    Text, truth values and whole numbers of at most ten different values are classes, numbered alike for all who are
+    learnt from or predicted; other numbers are a regression.
 
     Args:
         store: a `TokenDataset`.
@@ -97,13 +98,16 @@ def find_task(
         training_runs: places in `store.runs` or keys.
         kind: decides where the above would decide otherwise.
         positive: of two classes, the one to call positive; by default the second by number or alphabet.
+        runs: of all parts, whose values are the classes; None for the whole store.
 
     Raises:
         InputError: no such phenotype, one value only, text as a regression, a class nobody has to learn from.
     """
     if kind not in (None, "classification", "regression"):
         raise InputError(f"a label is learnt by classification or regression, not by {kind!r}.")
-    known = set(phenotype_values(store.runs, label, store.folder)) - {None}
+    values = phenotype_values(store.runs, label, store.folder)
+    places = range(len(store.runs)) if runs is None else [store.index(run) for run in runs]
+    known = {values[place] for place in places} - {None}
     is_number = all(isinstance(value, Real) and not isinstance(value, bool) for value in known)
     is_few = len(known) <= MAX_CLASSES and all(not is_number or value == int(value) for value in known)
     if kind == "regression" and not is_number:
@@ -126,14 +130,14 @@ def find_task(
             raise InputError(f"{label}: the people to learn from do not differ in it; choose another label or split.")
         return Task(label, None, None, float(numbers.mean()), float(numbers.std()), reason)
 
-    classes = label_classes(store, label)
+    classes = label_classes(store, label, places)
     if positive is not None:
         classes = _with_positive_last(label, classes, positive)
     counts = Counter(people.values())
     if missing := [value for value in classes if not counts[value]]:
         raise InputError(
-            f"{label}: nobody in the training part is {missing[0]!r}; draw a split with --label {label}, or leave such "
-            "people out."
+            f"{label}: nobody in the training part is {missing[0]!r}; draw a split with --label {label}, or take such "
+            "people out of the table of the split."
         )
     numbers = np.array([counts[value] for value in classes], dtype=np.float64)
     weights = (1.0, numbers[0] / numbers[1]) if len(classes) == 2 else numbers.sum() / (len(classes) * numbers)
