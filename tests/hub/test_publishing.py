@@ -155,6 +155,70 @@ class TestModels:
         assert "6 people, 6 runs and 30 frames" in card
 
 
+class TestWhatWasLookedThrough:
+    """It is what is sent."""
+
+    @pytest.mark.parametrize("how", ["source", "changed", "added", "taken away", "replaced by a link"])
+    def test_what_changed_since_is_not_sent(self, hub, model_folder, tmp_path, how):
+        source, out = tmp_path / "model", tmp_path / "sent"
+        shutil.copytree(model_folder, source)
+        prepared = prepare(source, out, "lab/sex")
+        if how == "source":  # of which weights are the same file
+            with (source / "model.safetensors").open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"7")
+        if how == "changed":
+            (out / "README.md").write_text(SUBJECTS[0])
+        if how == "added":
+            (out / "data").mkdir()
+            (out / "data" / ".DS_Store").write_text(SUBJECTS[0])
+        if how == "taken away":
+            (out / "README.md").unlink()
+        if how == "replaced by a link":
+            (out / "README.md").unlink()
+            (out / "README.md").symlink_to(model_folder / "trainer_state.json")
+        with pytest.raises(
+            InputError, match=r"sent/.*it is not as it was when it was looked through.*prepare it again"
+        ):
+            publish(prepared, "lab/sex", token=LAB, endpoint=hub.endpoint)
+        assert hub.requests == []
+
+    def test_large_files_go_by_the_checksum_of_what_was_looked_through(self, hub, model_folder, tmp_path):
+        prepared = prepare(model_folder, tmp_path / "sent", "lab/sex")
+        publish(prepared, "lab/sex", token=LAB, endpoint=hub.endpoint)
+        assert list(hub.large_files) == [prepared.checksums["model.safetensors"]]
+
+
+class TestStudiesOfUnknownTerms:
+    """A table of scans may be of anybody's."""
+
+    def test_their_tokens_are_public_only_where_somebody_says_that_they_are_open(self, make_store, tmp_path):
+        for dataset in (None, "our-patients"):
+            store = make_store(dataset=dataset).folder
+            for number, right in enumerate((None, RIGHT)):
+                with pytest.raises(InputError, match=r"not recorded whether the terms.*say --source-open") as caught:
+                    prepare(store, tmp_path / "sent", "lab/x", Sharing(is_private=False, right_to_share=right))
+                assert "--dataset" not in str(caught.value), number
+            assert prepare(store, tmp_path / f"{dataset}", "lab/x").sharing.is_restricted is None
+            prepare(store, tmp_path / f"open {dataset}", "lab/x", Sharing(is_private=False, is_restricted=False))
+        prepare(make_store().folder, tmp_path / "adhd", "lab/x", Sharing(is_private=False))
+
+    def test_models_of_them_too(self, model_folder, make_store, tmp_path):
+        store = make_store(dataset="our-patients").folder
+        with pytest.raises(InputError, match=r"not recorded whether the terms"):
+            prepare(model_folder, tmp_path / "sent", "lab/x", Sharing(is_private=False), dataset=store)
+
+
+def test_how_many_people_are_told_by_what_is_sent_of_them(make_store, tmp_path):
+    store = make_store().folder
+    prepared = prepare(store, tmp_path / "all", "lab/x")
+    alone = "6 of 6 people are the only ones with their site, age, dx, sex"
+    assert any(note.startswith(alone) for note in prepared.notes)
+    assert alone in (tmp_path / "all" / "README.md").read_text()
+    few = prepare(store, tmp_path / "few", "lab/x", phenotypes=["sex"])
+    assert "the only ones" not in " ".join(few.notes) + (tmp_path / "few" / "README.md").read_text()
+
+
 class TestRepositories:
     def test_one_that_is_there_is_updated(self, hub, model_folder, tmp_path):
         first = send(hub, model_folder, "lab/sex", tmp_path / "a")
@@ -307,6 +371,16 @@ class TestWhatBreaks:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
             send(hub, model_folder, "lab/sex", tmp_path / "a")
+
+    def test_a_tag_that_was_not_set(self, hub, model_folder, tmp_path, quick):
+        hub.break_at("POST .*/tag/")
+        with pytest.raises(
+            InputError, match=r"connection.*it was sent, but its tag v1 was not set. Run the same again"
+        ):
+            send(hub, model_folder, "lab/sex", tmp_path / "a", tag="v1")
+        hub.start()
+        again = send(hub, model_folder, "lab/sex", tmp_path / "b", tag="v1")
+        assert hub.repositories["models", "lab/sex"].tags == {"v1": again.commit}
 
 
 class TestCommand:

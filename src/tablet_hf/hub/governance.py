@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets as random_secrets
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "check_may_be_published",
     "find_leaks",
     "leaks_of_words",
+    "people_alone",
     "published_runs",
     "sounds_restricted",
 ]
@@ -48,8 +50,8 @@ def check_may_be_published(
         right: why it may be shared all the same, in words of whoever shares it.
 
     Raises:
-        InputError: restricted tokens in public; anything restricted without a right; in public, a model of unknown
-            data.
+        InputError: restricted tokens in public; anything restricted without a right; in public, what comes of data
+            whose terms are not known.
     """
     if right is not None and len(right.split()) < 3:
         raise InputError(
@@ -67,11 +69,17 @@ def check_may_be_published(
             f"{what}: tokens of restricted data are never published for everybody, since scans can be decoded from "
             "them; leave out --public."
         )
-    if is_restricted is None and not is_private and right is None:
+    if is_restricted is None and not is_private and (right is None or kind == "dataset"):
+        by_name = "name them with --dataset STORE, " if kind == "model" else ""
         raise InputError(
-            f"{what}: it is not recorded which data it was trained on, so whether it may be public is not known; name "
-            "them with --dataset STORE, say --source-open or --source-restricted, or leave out --public."
+            f"{what}: it is not recorded whether the terms of its data forbid passing on what concerns single people, "
+            f"so whether it may be public is not known; {by_name}say --source-open or --source-restricted, or leave "
+            "out --public."
         )
+
+
+# Names that sources give to studies which everybody may have; of HBN with phenotypes the store is marked.
+OPEN_STUDIES = frozenset({"ADHD-200", "HBN"})
 
 
 def sounds_restricted(datasets: Iterable[str | None]) -> str | None:
@@ -218,6 +226,21 @@ def published_runs(
         if label.is_renamed:
             left_out[f"labels of {name}"] = "some are no plain ones and get other names"
     return runs, left_out
+
+
+def people_alone(runs: Sequence[StoredRun]) -> tuple[int, list[str]]:
+    """How many people are the only ones with their site and phenotypes, and what of these is told.
+
+    Whoever knows as much of somebody finds them, whatever name they have here.
+    """
+    told: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    for run in runs:
+        told.setdefault((run.dataset, run.subject), (run.dataset, run.site, *sorted(run.phenotypes.items())))
+    times = Counter(told.values())
+    names = sorted({name for run in runs for name in run.phenotypes})
+    if any(run.site is not None for run in runs):
+        names.insert(0, "site")
+    return sum(times[each] == 1 for each in told.values()) if names else 0, names
 
 
 _MADE = ("tokens", "software", "space", "voxel_size", "shape", "is_resampled", "mask", "encoder")

@@ -10,14 +10,14 @@ is as it was or as it shall be. Large files that arrived before a connection bro
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tablet_hf.datasets.parquet import DATA_FOLDER, export_parquet, without_paths
 from tablet_hf.datasets.store import TokenDataset
-from tablet_hf.datasets.store_files import INDEX_FILE, RUNS_FOLDER, STORE_FILE
+from tablet_hf.datasets.store_files import INDEX_FILE, RUNS_FOLDER, STORE_FILE, file_checksum
 from tablet_hf.errors import InputError
 from tablet_hf.hub.cards import (
     TrainingFacts,
@@ -29,11 +29,13 @@ from tablet_hf.hub.cards import (
     shipped_card,
 )
 from tablet_hf.hub.governance import (
+    OPEN_STUDIES,
     Pseudonyms,
     Secrets,
     check_may_be_published,
     find_leaks,
     leaks_of_words,
+    people_alone,
     published_runs,
     sounds_restricted,
 )
@@ -76,6 +78,7 @@ class Prepared:
         sharing: with `is_gated` and `is_restricted` decided.
         left_behind: files of the source that are not sent, in the order of their names.
         notes: what whoever publishes should know, a sentence each.
+        checksums: of the files that were looked through, SHA-256 by name; nothing else is sent.
         secrets: what neither a file nor the words of the commit may hold.
     """
 
@@ -85,6 +88,7 @@ class Prepared:
     sharing: Sharing
     left_behind: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    checksums: Mapping[str, str] = field(default_factory=dict, repr=False)
     secrets: Secrets = field(default=Secrets(), repr=False)
 
     @property
@@ -212,7 +216,9 @@ def prepare(
             prepared, more = _prepare_tokens(path, out, repo, sharing, phenotypes, keep_subjects, on_progress)
         check_card((out / CARD).read_text(encoding="utf-8"))
         own_code = _checksums_of_code() if with_code else {}
-        prepared = replace(prepared, secrets=secrets | more)
+        # Before they are looked through: weights are the same file as at the source, and it may change meanwhile.
+        checksums = {name: file_checksum(out / name) for name in prepared.files}
+        prepared = replace(prepared, secrets=secrets | more, checksums=checksums)
         if leaks := find_leaks(out, prepared.secrets, own_code):
             told = " ".join(leaks[:5]) + (f" And {len(leaks) - 5} more." if leaks[5:] else "")
             raise InputError(f"{path}: nothing was sent, since it would tell what must not leave. {told}")
@@ -282,7 +288,7 @@ def _prepare_model(
 
     store = TokenDataset.load(dataset) if isinstance(dataset, str | Path) else dataset
     training = TrainingFacts() if store is None else TrainingFacts.of_store(store)
-    is_restricted = _is_restricted(path, sharing, training.is_restricted, training.datasets)
+    is_restricted = restriction_of(path, sharing, store)
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "model", is_restricted, sharing.is_private, sharing.right_to_share)
     settings = _read_json(path / CONFIG)
@@ -339,15 +345,26 @@ def _prepare_model(
     return prepared, secrets
 
 
-def _is_restricted(path: Path, sharing: Sharing, recorded: bool | None, datasets: Iterable[str | None]) -> bool | None:
-    """As it is recorded, said, or to be concluded from the name of a study, in this order."""
-    if recorded and sharing.is_restricted is False:
+def restriction_of(what: str | Path, sharing: Sharing, store: TokenDataset | None) -> bool | None:
+    """Whether the terms of a store's data forbid passing on what concerns single people.
+
+    As it is marked, said, or to be concluded from the names of studies, in this order; None where that tells nothing,
+    since scans that came as a table or as BIDS may be anybody's.
+
+    Raises:
+        InputError: the store is marked, and the contrary is said.
+    """
+    is_marked = store is not None and bool(store.settings["is_restricted"])
+    if is_marked and sharing.is_restricted is False:
         raise InputError(
-            f"{path}: its data are marked as restricted, and --source-open does not change that; leave it out."
+            f"{what}: its data are marked as restricted, and --source-open does not change that; leave it out."
         )
-    if recorded or sharing.is_restricted is not None:
-        return bool(recorded or sharing.is_restricted)
-    return True if sounds_restricted(datasets) else recorded
+    if is_marked or sharing.is_restricted is not None:
+        return is_marked or sharing.is_restricted
+    studies = set() if store is None else {run.dataset for run in store.runs}
+    if sounds_restricted(studies):
+        return True
+    return False if studies and studies <= OPEN_STUDIES else None
 
 
 def _decided(sharing: Sharing, is_restricted: bool | None) -> Sharing:
@@ -436,11 +453,10 @@ def _prepare_tokens(
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[Prepared, Secrets]:
     store = TokenDataset.load(path)
-    datasets = [run.dataset for run in store.runs]
-    is_restricted = bool(_is_restricted(path, sharing, bool(store.settings["is_restricted"]), datasets))
+    is_restricted = restriction_of(path, sharing, store)
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "dataset", is_restricted, sharing.is_private, sharing.right_to_share)
-    store.settings["is_restricted"] = is_restricted
+    store.settings["is_restricted"] = bool(is_restricted)
     published, left_out = published_runs(store, Pseudonyms.beside(path), phenotypes, keep_subjects)
     export_parquet(store, out, on_progress=on_progress, published=published)
     kept = list(published[0].phenotypes)
@@ -451,10 +467,13 @@ def _prepare_tokens(
         "repetition time": ", ".join(f"{value:g} s" for value in seconds[:6]) + (", ..." if seconds[6:] else ""),
         "tokens": f"{store.geometry.num_cells} of {store.geometry.token_size:,} numbers a frame, kept as {store.dtype}",
     }
+    num_alone, told = (0, []) if keep_subjects else people_alone(published)
+    training = TrainingFacts.of_store(store)
+    alone = f"{num_alone} of {training.people} people are the only ones with their {', '.join(told)}"
     card = dataset_card(
         repo,
         without_paths(store.preprocessing),
-        training=TrainingFacts.of_store(store),
+        training=training,
         facts=facts,
         phenotypes=kept,
         are_renamed=not keep_subjects,
@@ -462,9 +481,13 @@ def _prepare_tokens(
         license=sharing.license,
         right_to_share=sharing.right_to_share,
         is_gated=bool(sharing.is_gated),
+        limits=[f"{alone}: other names do not hide them from who knows as much (source: `{INDEX_FILE}`)."]
+        * bool(num_alone),
     )
     (out / CARD).write_text(card, encoding="utf-8")
     notes = [] if keep_subjects else [f"People have other names; {path.name}.salt, which tells them, stays here."]
+    if num_alone:
+        notes.append(f"{alone}: who knows as much of somebody finds them; --phenotype sends along only what it names.")
     notes += [f"{name} stays behind: {why}." for name, why in left_out.items()]
     known = {RUNS_FOLDER, DATA_FOLDER, INDEX_FILE}
     left_behind = tuple(name for name in _left_behind(path, out) if name.rstrip("/") not in known)
@@ -500,8 +523,9 @@ def publish(
         endpoint: of the Hub; by default HF_ENDPOINT or the public one.
 
     Raises:
-        InputError: words that tell what must not be told, no or a wrong token, no right to write there, a repository
-            that everybody can see though this must not be, a tag that is there, or no way to the Hub.
+        InputError: files that are not as they were looked through, words that tell what must not be told, no or a wrong
+            token, no right to write there, a repository that everybody can see though this must not be, a tag that is
+            there, or no way to the Hub.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -509,6 +533,12 @@ def publish(
     for what, words in {"--message": message, "--tag": tag, "--revision": revision, repo: repo}.items():
         if faults := leaks_of_words(words or "", prepared.secrets):
             raise InputError(f"{what}: it holds {faults[0]}, which others would see; choose other words.")
+    found = {name: file_checksum(prepared.folder / name) for name in prepared.files}
+    if changed := sorted(dict(found.items() ^ prepared.checksums.items())):
+        raise InputError(
+            f"{prepared.folder / changed[0]}: it is not as it was when it was looked through, so nothing was sent; "
+            "prepare it again."
+        )
     api = HfApi(endpoint=endpoint, token=token, library_name="tablet_hf")
     kind, sharing = prepared.kind, prepared.sharing
     with _told(repo):
@@ -522,8 +552,11 @@ def publish(
         if revision is not None:
             api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
         there = set(api.list_repo_files(repo, repo_type=kind, revision=revision))
-        operations: list[Any] = [CommitOperationAdd(name, str(prepared.folder / name)) for name in prepared.files]
-        gone = there - set(prepared.files) - {".gitattributes"}
+        operations: list[Any] = [CommitOperationAdd(name, str(prepared.folder / name)) for name in found]
+        for operation in operations:
+            # A large file is stored under this name, which the Hub compares with what arrives.
+            operation.upload_info.sha256 = bytes.fromhex(found[operation.path_in_repo])
+        gone = there - set(found) - {".gitattributes"}
         operations += [CommitOperationDelete(name, is_folder=False) for name in sorted(gone)]
         commit = api.create_commit(
             repo,
@@ -532,7 +565,8 @@ def publish(
             repo_type=kind,
             revision=revision,
         )
-        if tag is not None:
+    if tag is not None:
+        with _told(repo, f"it was sent, but its tag {tag} was not set"):
             api.create_tag(repo, tag=tag, revision=commit.oid, repo_type=kind)
     prefix = "datasets/" if kind == "dataset" else ""
     return Published(f"{api.endpoint}/{prefix}{repo}", commit.oid, was_there, tuple(notes))
@@ -566,8 +600,8 @@ def _checked_repository(api: Any, repo: str, kind: str, sharing: Sharing, tag: s
 class _told:
     """What went wrong on the way to the Hub as one sentence, without the token and without addresses."""
 
-    def __init__(self, repo: str):
-        self.repo = repo
+    def __init__(self, repo: str, state: str = "nothing there was changed"):
+        self.repo, self.state = repo, state
 
     def __enter__(self) -> None:
         return None
@@ -596,13 +630,11 @@ class _told:
                     "for writing (hf auth login)."
                 ) from None
             said = (error.server_message or f"answer {status}").strip().splitlines()[0].rstrip(".")
-            raise InputError(
-                f"{repo}: the Hub did not take it ({said}); nothing there was changed. Try again later."
-            ) from None
+            raise InputError(f"{repo}: the Hub did not take it ({said}); {self.state}. Try again later.") from None
         if _is_of_network(error):
             raise InputError(
-                f"{repo}: the connection to the Hub was lost or not to be had ({type(error).__name__}); nothing there "
-                "was changed. Run the same again: what had arrived is not sent twice."
+                f"{repo}: the connection to the Hub was lost or not to be had ({type(error).__name__}); {self.state}. "
+                "Run the same again: what had arrived is not sent twice."
             ) from None
 
 

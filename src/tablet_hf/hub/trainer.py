@@ -19,7 +19,8 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from tablet_hf.errors import InputError
-from tablet_hf.hub.publishing import Published, Sharing, check_repo, prepare, publish
+from tablet_hf.hub.governance import check_may_be_published
+from tablet_hf.hub.publishing import Published, Sharing, check_repo, prepare, publish, restriction_of
 
 __all__ = ["PublishingTrainer"]
 
@@ -67,11 +68,7 @@ class PublishingTrainer(Trainer):
             raise InputError("push_to_hub: name the repository with hub_model_id='owner/name'.")
         check_repo(self.args.hub_model_id)
         if self._store is not None:
-            from tablet_hf.hub.governance import check_may_be_published, sounds_restricted
-
-            is_restricted = bool(self._store.settings["is_restricted"] or self._sharing.is_restricted)
-            if self._sharing.is_restricted is None and sounds_restricted(run.dataset for run in self._store.runs):
-                is_restricted = True
+            is_restricted = restriction_of(self._store.folder, self._sharing, self._store)
             check_may_be_published(
                 self.args.hub_model_id, "model", is_restricted, self._sharing.is_private, self._sharing.right_to_share
             )
