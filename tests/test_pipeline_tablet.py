@@ -167,6 +167,10 @@ def test_runs_that_hold_nothing_or_no_numbers_are_refused(task):
     run.tokens[1, 2, 3] = float("nan")
     with pytest.raises(InputError, match="run: no finite"):
         run_pipeline(run)
+    run = make_run(3)
+    run.tokens = run.tokens[:, 1:]
+    with pytest.raises(InputError, match=r"run: its tokens have the shape \(frames, 7, 12\).*reads \(frames, 8, 12\)"):
+        run_pipeline(run)
 
 
 # --- embeddings

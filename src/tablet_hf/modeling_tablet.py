@@ -453,10 +453,13 @@ class TabletPreTrainedModel(PreTrainedModel):
         As everywhere in the library, and for checkpoints of the code released with arXiv 2604.03619 as well: a folder
         or repository laid out as `beotborry/TABLeT_pretrained` is converted in memory, a warning telling what was
         concluded, assumed and left out. Fields of [`TabletConfig`] may be given, as ever, for what it does not tell.
+        Weights are read from safetensors; pickled ones only with `use_safetensors=False`.
 
         Raises:
             `InputError`: where the weights of such a checkpoint are not those of this network.
         """
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except ReleasedLayoutError:

@@ -157,6 +157,7 @@ class ScanPipeline(ChunkPipeline):
         if isinstance(getattr(scan, "tokens", None), Tensor):  # of this class, or of custom code from elsewhere
             name, length = scan.name, len(scan.tokens)
             seconds = check_repetition_time(scan.repetition_time, f"{name}: its repetition time")
+            self.check_shape(scan)
             blocks = iter(scan.tokens.split(FRAMES_PER_BLOCK))
         else:
             self.check_extractor()
@@ -176,6 +177,15 @@ class ScanPipeline(ChunkPipeline):
                 "window": window,
                 "is_last": window is windows[-1],
             }
+
+    def check_shape(self, run: Any) -> None:
+        """Compare the shape of a run's tokens with those that the model was made for."""
+        found, known = tuple(run.tokens.shape[1:]), (self.model.config.grid_size**3, self.model.config.token_size)
+        if found != known:
+            raise InputError(
+                f"{run.name}: its tokens have the shape (frames, {', '.join(map(str, found))}), but this model reads "
+                f"(frames, {known[0]}, {known[1]}); tokenize the scan with the extractor saved beside the model."
+            )
 
     def check_extractor(self) -> None:
         """Load the autoencoder, and compare its tokens with those that the model was made for."""

@@ -10,12 +10,27 @@ import numpy as np
 import pytest
 import torch
 from loopback_hub import LoopbackHub
+from transformers import AutoModelForSequenceClassification
 
-from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
+from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter, export_parquet
 from tablet_hf.feature_extraction_tablet import TokenizedRun
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
 from tablet_hf.token_files import save_tokens
+
+
+def test_pickled_weights_are_not_read_unless_they_are_asked_for(tmp_path):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = TabletForSequenceClassification(TabletConfig(**sizes, intermediate_size=8, num_labels=2))
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    for model_class in (TabletModel, TabletForSequenceClassification, AutoModelForSequenceClassification):
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            model_class.from_pretrained(tmp_path)
+    loaded = TabletForSequenceClassification.from_pretrained(tmp_path, use_safetensors=False)
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+
 
 PRELUDE = """
 import json, sys, warnings
