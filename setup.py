@@ -32,7 +32,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     package_dir={"": "src"},
-    packages=find_packages("src"),
+    # A plugin in the namespace of another package, which has no __init__.py and so is not found.
+    packages=[*find_packages("src"), "brainmarks.models"],
     cmdclass={"build_py": BuildWithCards},
     package_data={
         "tablet_hf.autoencoders": ["weights/*/*"],
@@ -71,6 +72,7 @@ setup(
             "tensorboardX>=2.6",
         ],
         "report": ["pillow>=10"],
+        "brainmarks": ["brainmarks>=0.1.1"],
         "train": ["peft>=0.15", "pillow>=10", "tensorboardX>=2.6"],
     },
     entry_points={"console_scripts": ["tablet-hf=tablet_hf.cli:main"]},
