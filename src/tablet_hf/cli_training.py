@@ -44,7 +44,10 @@ SIZES: dict[str, dict[str, Any]] = {
 
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Folder of a token dataset, or its Hub id.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder; run it again, and it goes on where it was stopped.")]
-InitOption = Annotated[str | None, typer.Option("--init", help="Folder or Hub id of a model to start from.")]
+InitOption = Annotated[
+    str | None,
+    typer.Option("--init", help="Folder or Hub id of a model to start from; in finetune {fold} stands for the fold."),
+]
 SizeOption = Annotated[
     str, typer.Option("--size", help="Of a model from scratch: published, or for small studies small or tiny.")
 ]

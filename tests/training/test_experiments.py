@@ -16,7 +16,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.pipelines import load_model
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import checksums, initial_model, people_learnt_from, save_model
-from tablet_hf.training.experiments import _known_before, evaluate
+from tablet_hf.training.experiments import _known_before, evaluate, finetune
 from tablet_hf.training.finetuning import _stopping, finetune_fold
 from tablet_hf.training.inference import task_of_config
 from tablet_hf.training.tasks import find_task
@@ -125,13 +125,30 @@ class TestWhoIsJudged:
         assert "none of whom the models had learnt from" not in (tmp_path / "index.html").read_text()
 
     def test_people_whom_pre_training_saw_are_told(self, planted_split, tmp_path):
-        assert _known_before(None, [planted_split]) == []
+        assert _known_before([None], [planted_split]) == []
         tested = planted_split.subjects("test")
         for split, count in (({"train": ["x"], "validation": []}, 0), ({"train": tested[:3], "validation": ["x"]}, 3)):
             (tmp_path / "training.json").write_text(json.dumps({"split": split}))
-            said = _known_before(tmp_path / "model", [planted_split])
+            said = _known_before([str(tmp_path / "model")], [planted_split])
             assert len(said) == (count > 0)
             assert all(sentence.startswith(f"{count} of {len(tested)} people who are predicted") for sentence in said)
+
+    def test_each_fold_can_start_from_a_model_of_its_own(self, planted_store, planted_split, untrained, tmp_path):
+        """Of which one learnt from the people whom its fold predicts."""
+        turned = {"train": "train", "validation": "test", "test": "validation"}
+        other = Split("other", {name: turned[part] for name, part in planted_split.assignment.items()})
+        for split, known in ((planted_split, ["x"]), (other, other.subjects("test")[:2])):
+            shutil.copytree(untrained, tmp_path / "start" / split.name / "model")
+            described = json.dumps({"split": {"train": known, "validation": []}})
+            (tmp_path / "start" / split.name / "training.json").write_text(described)
+        options = {"init": tmp_path / "start" / "{fold}" / "model", "mode": "head", "on_note": lambda _: None}
+        results = finetune(
+            planted_store, [planted_split, other], "group", tmp_path / "out", SETTINGS, is_quiet=True, **options
+        )
+        assert results["warnings"][0].startswith("2 of 16 people who are predicted are called like people")
+        begun = json.loads((tmp_path / "out" / "other" / "training.json").read_text())
+        assert begun["init"] == str(tmp_path / "start" / "other" / "model")
+        assert "none of whom the models had learnt from" not in (tmp_path / "out" / "index.html").read_text()
 
 
 class TestClasses:

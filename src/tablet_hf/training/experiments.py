@@ -48,7 +48,8 @@ def finetune(
         scans, atlas: for the baselines, see `baseline_predictions`.
         on_fold: is told of every fold that is done.
         on_note: is told what had to be decided.
-        options: of `finetune_fold`.
+        options: of `finetune_fold`. In `init` the word {fold} stands for the name of each split: what is pre-trained on
+            the training part of a fold knows nobody of its test part.
 
     Returns:
         What `write_results` gives; None on processes other than the main one.
@@ -59,13 +60,16 @@ def finetune(
     from accelerate import PartialState
 
     out = Path(out)
-    remarks = _known_before(options.get("init"), splits)
+    start = options.pop("init", None)
+    starts = [start if start is None else str(start).replace("{fold}", split.name) for split in splits]
+    remarks = _known_before(starts, splits)
     if on_note is not None:
         for remark in remarks:
             on_note(remark)
     folds = []
-    for split in splits:
-        folds.append(finetune_fold(store, split, label, out / split.name, settings, on_note=on_note, **options))
+    for split, init in zip(splits, starts, strict=True):
+        folder = out / split.name
+        folds.append(finetune_fold(store, split, label, folder, settings, init=init, on_note=on_note, **options))
         if on_fold is not None:
             on_fold(folds[-1])
     if not PartialState().is_main_process:
@@ -83,7 +87,7 @@ def finetune(
         "signal": store.preprocessing.get("signal"),
         "autoencoder": store.preprocessing.get("autoencoder"),
         "window (frames)": settings.window_frames,
-        "started from": options.get("init") or "scratch",
+        "started from": str(start or "scratch"),
         "mode": options.get("mode", "full"),
         "learning rate by fold": ", ".join(_rate(fold) for fold in folds),
         "chosen by": f"{folds[0].metric} of the validation part",
@@ -192,17 +196,20 @@ def _write(out: Path, methods: Sequence[Predictions], about: Mapping[str, Any], 
     return write_results(out, methods, about=about, **more)
 
 
-def _known_before(init: str | Path | None, splits: Sequence[Split]) -> list[str]:
-    """What is to be said of people who are predicted, but whom the weights that it starts from had learnt from."""
-    if init is None or not (learnt_from := people_learnt_from(init)):
-        return []
-    tested = {subject for split in splits for subject in split.subjects("test")}
-    if not (known := tested & learnt_from):
+def _known_before(starts: Sequence[str | None], splits: Sequence[Split]) -> list[str]:
+    """What is to be said of people who are predicted, but whom the weights that a fold starts from had learnt from."""
+    tested, known = set(), set()
+    for init, split in zip(starts, splits, strict=True):
+        tested |= set(split.subjects("test"))
+        if init is not None:
+            known |= people_learnt_from(init) & set(split.subjects("test"))
+    if not known:
         return []
     return [
-        f"{len(known)} of {len(tested)} people who are predicted are called like people whom {init} learnt from. If "
-        "they are the same, they are not new to the model, even if it saw no labels; pre-train on the training part of "
-        "each fold (command line: pretrain --splits FILE --fold NAME) and fine-tune that fold from there."
+        f"{len(known)} of {len(tested)} people who are predicted are called like people whom the model had learnt from "
+        "before. If they are the same, they are not new to it, even if it saw no labels; pre-train for each fold "
+        "(command line: pretrain --splits FILE --fold fold-1 --out pretrained/fold-1, and so on) and fine-tune from "
+        "there (--init 'pretrained/{fold}/model')."
     ]
 
 
