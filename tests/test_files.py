@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,6 @@ import torch
 
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.demo.results import Split, write_results
-from tablet_hf.demo.run import _save_model
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
 from tablet_hf.files import folder_written_whole, written_whole
 from tablet_hf.hub.conversion import save_model
@@ -24,6 +24,8 @@ from tablet_hf.prediction_table import PredictionTable
 from tablet_hf.report.page import write_page
 from tablet_hf.report.pictures import results_figure, save_figure
 from tablet_hf.token_files import save_tokens
+from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.checkpoints import save_model as save_trained_model
 
 
 def names_in(folder):
@@ -207,8 +209,10 @@ def save_converted(folder):
     save_model(small_model(), folder)
 
 
-def save_of_the_demo(folder):
-    _save_model(small_model(), TabletFeatureExtractor(), folder)
+def save_trained(folder):
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(Settings(device="cpu"), scratch, report_to=[])
+        save_trained_model(make_trainer(small_model(), arguments), folder, TabletFeatureExtractor().to_dict())
 
 
 def small_model():
@@ -216,7 +220,7 @@ def small_model():
     return TabletModel(TabletConfig(**sizes, num_hidden_layers=1, num_attention_heads=4))
 
 
-@pytest.mark.parametrize("save", [save_converted, save_of_the_demo])
+@pytest.mark.parametrize("save", [save_converted, save_trained])
 def test_every_model_is_written_so(tmp_path, monkeypatch, save):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -233,7 +237,7 @@ def test_every_model_is_written_so(tmp_path, monkeypatch, save):
     assert names_in(tmp_path) == ["model"]
 
 
-@pytest.mark.parametrize("save", [save_converted, save_of_the_demo])
+@pytest.mark.parametrize("save", [save_converted, save_trained])
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_files_of_a_model_follow_the_umask(tmp_path, save, umask):
     before = os.umask(umask)
