@@ -143,6 +143,22 @@ class TestModelCards:
         assert "tablet-hf predict lab/sex scan.nii.gz" in text
 
 
+class TestNamesOfOthers:
+    """Labels and columns are called as whoever made the data liked."""
+
+    NAME = "age\n\n# Not measured | 1 | <script>"
+
+    def test_they_stay_in_their_line(self):
+        made = {"autoencoder": "natural-f32c32"}
+        dataset = dataset_card(
+            "lab/x", made, training=TrainingFacts(), phenotypes=[self.NAME], left_out={self.NAME: "so"}
+        )
+        model = model_card("lab/x", CONFIG | {"target_name": self.NAME, "id2label": {0: self.NAME}})
+        for text in (dataset, model):
+            assert "age # Not measured \\| 1 \\| &lt;script>" in text
+            assert "\n# Not measured" not in text
+
+
 class TestDatasetCards:
     def test_what_it_holds_and_leaves_out(self, make_store, tmp_path):
         prepare(make_store().folder, tmp_path / "sent", "lab/tokens")

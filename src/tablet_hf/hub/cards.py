@@ -270,7 +270,7 @@ def model_card(
         architecture=architecture,
         auto_class=auto_classes.get(architecture, "AutoModel"),
         with_code=with_code,
-        facts=model_facts(config, parameters),
+        facts=_in_lines(model_facts(config, parameters)),
         facts_source=facts_source,
         training_data=training_data or str(training),
         terms=terms_of(training.datasets, training.is_restricted),
@@ -283,7 +283,7 @@ def model_card(
 
 def _summary_of_model(architecture: str, config: Mapping[str, Any]) -> str:
     if architecture == "TabletForSequenceClassification":
-        return f"Predicts {config.get('target_name') or 'a phenotype'} of a person from an fMRI run."
+        return f"Predicts {_in_a_line(config.get('target_name') or 'a phenotype')} of a person from an fMRI run."
     if architecture == "TabletForMaskedTokenModeling":
         return "Pre-trained on fMRI runs by masked token modeling: it predicts tokens that are hidden from it."
     return "Gives states of fMRI runs, to be fine-tuned or read by simpler models."
@@ -444,11 +444,11 @@ def dataset_card(
         repo=repo,
         is_restricted=training.is_restricted,
         right_to_share=right_to_share,
-        facts=table,
+        facts=_in_lines(table),
         facts_source=facts_source,
         terms=terms_of(training.datasets, training.is_restricted),
         people=people,
-        left_out=dict(left_out or {}),
+        left_out=_in_lines(left_out or {}),
         limits=limits,
     )
     return _tidy(str(card))
@@ -499,6 +499,15 @@ def autoencoder_card(
         training=trained,
     )
     return _tidy(str(card))
+
+
+def _in_lines(facts: Mapping[str, str]) -> dict[str, str]:
+    return {_in_a_line(name): _in_a_line(value) for name, value in facts.items()}
+
+
+def _in_a_line(text: str) -> str:
+    """In one line and one cell of a table: labels and columns are called as whoever made the data liked."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _tidy(text: str) -> str:
