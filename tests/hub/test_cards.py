@@ -71,7 +71,7 @@ class TestFilledCards:
                 assert "Not measured." in text
             assert re.search(r"not recorded|Not recorded", text)
         for name in ("tokens-hcp.md", "tokens-ukb.md", "tablet-sex.md"):
-            assert "forbid passing on" in cards[name]
+            assert "forbid or limit passing on" in cards[name]
 
 
 def numbers_without_source(card):

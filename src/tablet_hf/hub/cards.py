@@ -34,8 +34,9 @@ FILLED = "cards.json"
 TERMS = {
     "HCP-YA": (
         "[Human Connectome Project, Young Adult](https://www.humanconnectome.org/study/hcp-young-adult)",
-        "Its data use terms forbid passing on data of single people; restricted data (family, exact age, ...) are "
-        "under terms of their own. Everybody who uses it agrees to them with the consortium first.",
+        "Its data use terms limit to whom data of single people may be passed on, more strictly for restricted data "
+        "(family, exact age, ...). Everybody who uses it agrees to them with the consortium first, and they decide, "
+        "not this card.",
     ),
     "UKB": (
         "[UK Biobank](https://www.ukbiobank.ac.uk)",
@@ -190,7 +191,9 @@ def terms_of(datasets: Iterable[str], is_restricted: bool | None) -> str:
     if not known:
         known.append(f"Terms of the data: {UNKNOWN} here.")
     if is_restricted:
-        known.append("They are marked as restricted: their terms forbid passing on what concerns single people.")
+        known.append(
+            "They are marked as restricted: their terms forbid or limit passing on what concerns single people."
+        )
     return "\n\n".join(known)
 
 
