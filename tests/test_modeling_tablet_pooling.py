@@ -120,12 +120,23 @@ class TestStandardizedTokens:
             counted = {cell: [t for t in frames if hidden is None or not hidden[run, t, cell]] for cell in range(8)}
             squares, number = 0.0, 0
             for cell, moments in counted.items():
-                mean = tokens[run, moments, cell].mean(0) if moments else torch.zeros(12)
+                mean = tokens[run, moments or frames, cell].mean(0)
                 torch.testing.assert_close(means[run, 0, cell], mean)
                 squares += float((tokens[run, moments, cell] - mean).square().sum())
                 number += len(moments) * 12
             assert float(stds[run]) == pytest.approx((squares / number) ** 0.5, rel=1e-5)
             torch.testing.assert_close(found[run], (tokens[run] - means[run]) / stds[run])
+
+    @pytest.mark.parametrize("frame_mask", [None, PADDED.bool()], ids=["whole", "padded"])
+    def test_a_cell_hidden_in_all_frames_has_its_own_mean(self, tokens, frame_mask):
+        hidden = torch.zeros(2, 5, 8, dtype=torch.bool)
+        hidden[:, :, 3] = True
+        found, means, stds = standardize_over_frames(tokens + 50, frame_mask, hidden)
+        for run in range(2):
+            frames = 5 if frame_mask is None else int(frame_mask[run].sum())
+            mean = (tokens[run, :frames, 3] + 50).mean(0)
+            torch.testing.assert_close(means[run, 0, 3], mean)
+            torch.testing.assert_close(found[run, :frames, 3], (tokens[run, :frames, 3] + 50 - mean) / stds[run, 0])
 
     def test_a_run_that_stands_still_is_zeros(self):
         still = torch.randn(1, 1, 8, 12).expand(1, 5, 8, 12)

@@ -65,7 +65,8 @@ def standardize_over_frames(
     """
     Take from the tokens of each cell their mean over the frames of the window, and divide by the standard deviation of
     what is left over the whole window, so that how far a token swings is kept. Counted are frames that are there and
-    tokens that are not hidden: a mean would tell of what is to be predicted.
+    tokens that are not hidden: a mean would tell of what is to be predicted. Of a cell that is hidden in all frames its
+    own mean is taken.
 
     Returns:
         Standardised tokens, shaped as `input_values`; the means, `(batch_size, 1, num_cells, token_size)`; the standard
@@ -77,9 +78,16 @@ def standardize_over_frames(
         counts = counts & frame_mask.unsqueeze(-1)
     if bool_masked_pos is not None:
         counts = counts & ~bool_masked_pos.bool()
+    if bool_masked_pos is not None:
+        # A cell hidden in all frames has no other mean than its own, without which its target would be still anatomy.
+        is_there = counts.any(dim=1, keepdim=True)
+        frames = torch.ones_like(counts) if frame_mask is None else frame_mask.unsqueeze(-1).expand_as(counts)
+        averaged = torch.where(is_there, counts, frames).unsqueeze(-1)
+    else:
+        averaged = counts.unsqueeze(-1)
     counts = counts.unsqueeze(-1)
-    total = input_values.masked_fill(~counts, 0).sum(dim=1, keepdim=True)
-    mean = total / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    total = input_values.masked_fill(~averaged, 0).sum(dim=1, keepdim=True)
+    mean = total / averaged.sum(dim=1, keepdim=True).clamp(min=1)
     centered = input_values - mean
     squares = centered.square().mean(dim=-1, keepdim=True).masked_fill(~counts, 0).sum(dim=(1, 2), keepdim=True)
     std = (squares / counts.sum(dim=(1, 2), keepdim=True).clamp(min=1)).sqrt()

@@ -75,7 +75,6 @@ class TestLearning:
         assert all(math.isfinite(loss) for _, loss in result.loss)
         if fields.get("norm_target"):
             assert result.mean_predictor_loss == pytest.approx(1, abs=0.05)
-        assert any("still anatomy" in sentence for sentence in result.said) == (fields["mask_strategy"] == "tube")
 
     def test_streamed_windows(self, planted_store, planted_split, tiny, tmp_path):
         windows = StreamedWindows(planted_store.folder, 8)

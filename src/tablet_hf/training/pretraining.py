@@ -135,11 +135,6 @@ def pretrain(
         TabletForMaskedTokenModeling, init, {"num_frames": settings.window_frames} | dict(model or {}), preprocessing
     )
     said += told
-    if network.config.mask_strategy == "tube" and network.config.standardize_tokens:
-        said.append(
-            "A cell that is hidden in all frames has no mean that could be taken from it, so most of the loss is its "
-            "still anatomy; to learn what changes over time choose the mask strategy random or frame."
-        )
     training, validation = _windows(store, settings, split, network.config)
     config = {name: value for name, value in network.config.to_dict().items() if name != "transformers_version"}
     runs = store.all_runs if is_streamed else store.runs
