@@ -158,7 +158,7 @@ class TestTokens:
     def test_a_real_scan(self, real_data, autoencoder, tmp_path):
         (whole,) = real_data("bold/sub-01/func").glob("*preproc_bold.nii.gz")
         scan = tmp_path / "scan.nii.gz"
-        nibabel.save(nibabel.load(whole).slicer[..., :20], scan)
+        nibabel.save(nibabel.load(whole).slicer[..., :9], scan)
         extractor = make_extractor(autoencoder)
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
         tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES)
