@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
-from tablet_hf import TabletConfig, TabletForSequenceClassification
+from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import (
     EpochCallback,
     EvaluationWindows,
@@ -73,6 +73,8 @@ def main() -> None:
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model()
+    if trainer.is_world_process_zero():  # how scans become the tokens that it knows, for `tablet-hf predict`
+        TabletFeatureExtractor.from_dict(store.preprocessing).save_pretrained(arguments.output_dir)
 
     # A person is the mean of his or her windows.
     logits = trainer.predict(test).predictions

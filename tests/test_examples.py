@@ -131,3 +131,5 @@ def test_trainer_scripts_run_as_they_are_written(tmp_path, monkeypatch, capsys, 
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert said in capsys.readouterr().out
     assert (tmp_path / "model" / "model.safetensors").is_file()
+    if label:
+        assert TabletFeatureExtractor.from_pretrained(tmp_path / "model").signal == "intensity"

@@ -92,7 +92,7 @@ def finetune(
         "learning rate by fold": ", ".join(_rate(fold) for fold in folds),
         "chosen by": f"{folds[0].metric} of the validation part",
     }
-    return _write(out, methods, about, remarks=remarks, are_held_out=not remarks)
+    return _write(out, methods, about, remarks=[*remarks, *_absent(methods)], are_held_out=not remarks)
 
 
 def evaluate(
@@ -151,7 +151,7 @@ def evaluate(
         device = "cuda" if settings.on_gpu else "cpu"
         methods += baselines(store, [(split, task)], scans, atlas, device, Path(out) / CACHE, on_note, part)
     about = {"store": store.folder.name, "part": "everybody" if split is None else part} | dict(about or {})
-    return _write(Path(out), methods, about, remarks=remarks, are_held_out=not remarks)
+    return _write(Path(out), methods, about, remarks=[*remarks, *_absent(methods)], are_held_out=not remarks)
 
 
 def baselines(
@@ -188,6 +188,18 @@ def baselines(
         for table in tables:
             by_method.setdefault(table.method, []).append(table)
     return [joined(parts) for parts in by_method.values() if len(parts) == len(folds)]
+
+
+def _absent(methods: Sequence[Predictions]) -> list[str]:
+    """What a reader of results misses, in sentences."""
+    from tablet_hf.training.baselines import CONNECTIVITY
+
+    if any(method.method.startswith(CONNECTIVITY) for method in methods):
+        return []
+    return [
+        "Functional connectivity does not stand beside the model, so whether it does better than a linear model of "
+        "that is not known; the command said why, and --scans with the folder of the scans lets it be computed."
+    ]
 
 
 def _write(out: Path, methods: Sequence[Predictions], about: Mapping[str, Any], **more: Any) -> dict[str, Any]:
