@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.demo.results import Split, write_results
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
-from tablet_hf.files import folder_written_whole, written_whole
+from tablet_hf.files import folder_written_whole, saved_weights_checksum, weights_checksum, written_whole
 from tablet_hf.hub.conversion import save_model
 from tablet_hf.modeling_tablet import TabletModel
 from tablet_hf.prediction_table import PredictionTable
@@ -248,3 +249,15 @@ def test_files_of_a_model_follow_the_umask(tmp_path, save, umask):
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
     assert modes == dict.fromkeys(modes, 0o666 & ~umask)
     assert "model.safetensors" in modes
+
+
+def test_checksums_tell_weights_by_name_and_number(tmp_path):
+    weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
+    known = weights_checksum(weights)
+    assert weights_checksum(dict(reversed(weights.items()))) == known
+    others = [{"a": weights["a"], "c": weights["b"]}, weights | {"b": torch.tensor([1.0, 1.0001])}]
+    others += [weights | {"a": weights["a"].view(3, 2)}, {"a": weights["a"]}]
+    assert known not in [weights_checksum(other) for other in others]
+    for name, tensor in weights.items():
+        save_file({name: tensor}, tmp_path / f"{name}.safetensors")
+    assert saved_weights_checksum(tmp_path) == known

@@ -1,15 +1,23 @@
 """Files and folders: what tells one from a changed one, and names that never stand for half of what is written."""
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["folder_written_whole", "scan_identity", "source_identity", "written_whole"]
+__all__ = [
+    "folder_written_whole",
+    "saved_weights_checksum",
+    "scan_identity",
+    "source_identity",
+    "weights_checksum",
+    "written_whole",
+]
 
 
 def source_identity(scan: Path) -> dict[str, Any]:
@@ -25,6 +33,26 @@ def scan_identity(scan: Path) -> dict[str, Any]:
     """What tells a scan from a changed one; its name alone, since folders may name people or places."""
     state = Path(scan).stat()
     return {"name": Path(scan).name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
+
+
+def weights_checksum(tensors: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that tell weights, by name and number, from others; the same however they are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().float().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def saved_weights_checksum(folder: str | Path) -> str:
+    """`weights_checksum` of a model's safetensors files."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= load_file(path)
+    return weights_checksum(tensors)
 
 
 @contextmanager

@@ -109,6 +109,17 @@ class TestModelCards:
         assert numbers_without_source(text) == []
         assert "Not measured" not in text
 
+    @pytest.mark.parametrize("are_held_out", [False, None])
+    def test_figures_of_people_it_may_have_learnt_from_are_not_in_the_header(self, evaluation, tmp_path, are_held_out):
+        results = json.loads(evaluation.read_text())
+        results.pop("are_held_out")
+        results |= {} if are_held_out is None else {"are_held_out": are_held_out}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        text = model_card("lab/sex", CONFIG, evaluation=read_evaluation(tmp_path))
+        assert "model-index" not in check_card(text)
+        assert "40 people, whom the model may have learnt from" in text
+        assert "held-out" not in text
+
     def test_figures_of_another_label(self, evaluation):
         with pytest.raises(InputError, match="figures are of sex, but the model predicts age"):
             model_card("lab/age", CONFIG | {"target_name": "age"}, evaluation=read_evaluation(evaluation))

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tablet_hf import TabletForSequenceClassification
 from tablet_hf.cli import app
 from tablet_hf.errors import InputError
+from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.publishing import Sharing, check_repo, kind_of, prepare, publish
 
 RIGHT = "Our agreement with the consortium names this project"
@@ -417,6 +418,20 @@ class TestCommand:
         assert "Not sent: trainer_state.json, training_args.bin." in told(ended)
         assert not hub.repositories["models", "lab/sex"].is_private
         assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tablet")] == []
+
+    def test_figures_of_other_weights_are_refused(self, model_folder, evaluation, tmp_path):
+        results = json.loads(evaluation.read_text())
+        told_apart = tmp_path / "results.json"
+        words = (model_folder, "lab/sex", "--evaluation", told_apart, "--dry-run", tmp_path / "dry")
+        told_apart.write_text(json.dumps(results | {"about": {"weights": "0123456789abcdef"}}))
+        ended = run(*words, token=LAB)
+        assert ended.exit_code == 2
+        assert "these figures are of other weights than those in" in told(ended)
+        own = saved_weights_checksum(model_folder)
+        told_apart.write_text(json.dumps(results | {"about": {"weights": f"0123456789abcdef, {own}"}}))
+        ended = run(*words, token=LAB)
+        assert ended.exit_code == 0, told(ended)
+        assert "does not say of which weights" not in told(ended)
 
     def test_what_it_was_trained_on_decides_whether_everybody_may_see_it(self, hub, model_folder):
         assert "--source-open" in told(run(model_folder, "lab/sex", "--public", token=LAB))

@@ -13,6 +13,7 @@ from transformers import TrainerControl, TrainerState
 from tablet_hf import TabletForMaskedTokenModeling
 from tablet_hf.datasets import EvaluationWindows, Split, runs_in
 from tablet_hf.errors import InputError
+from tablet_hf.files import saved_weights_checksum
 from tablet_hf.pipelines import load_model
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import checksums, initial_model, people_learnt_from, save_model
@@ -107,6 +108,8 @@ class TestWhoIsJudged:
         model = load_model(out / "model")
         results = evaluate(model, planted_store, planted_split, tmp_path, on_note=lambda _: None, **options)
         assert list(results["methods"]) == methods
+        assert results["are_held_out"] == (said is None)
+        assert results["about"]["weights"] == saved_weights_checksum(out / "model")
         page = (tmp_path / "index.html").read_text()
         assert ("none of whom the models had learnt from" in page) == (said is None)
         if said is not None:

@@ -30,6 +30,12 @@ TAGS = ["fmri", "neuroimaging", "nifti", "tablet"]
 UNKNOWN = "not recorded"
 FILLED = "cards.json"
 
+POOLINGS = {
+    "cls": "the CLS state",
+    "mean": "the mean of all states",
+    "variability": "how much the states of each cell vary over the frames",
+}
+
 # What is known of the terms of datasets by the names that the sources give them. Who owns them says more, and decides.
 TERMS = {
     "HCP-YA": (
@@ -110,8 +116,8 @@ class TrainingFacts:
             return f"{names}. How many people, runs and frames: {UNKNOWN}."
         return (
             f"{names}: a store of {_counted(self.people, 'person', 'people')}, {_counted(self.runs, 'run')} and "
-            f"{_counted(self.frames, 'frame')}, of which a part was held out to judge it (source: the store's table of "
-            "runs)."
+            f"{_counted(self.frames, 'frame')} (source: the store's table of runs). Who of them was learnt from, and "
+            "who was held out, is not recorded."
         )
 
 
@@ -126,6 +132,9 @@ class EvaluationFacts:
         metrics: names, the main one first.
         found: of each method, `{metric: (value, low, high)}`; None where it is not defined.
         notes: what a reader must know.
+        are_held_out: whether the model is known to have learnt from none of them; else the figures stand in the text
+            with their notes, but not in the header, where nobody would see those.
+        weights: checksums of the weights that were judged, see `weights_checksum`; none where it was not recorded.
     """
 
     label: str
@@ -134,6 +143,8 @@ class EvaluationFacts:
     metrics: tuple[str, ...]
     found: Mapping[str, Mapping[str, tuple[float | None, float | None, float | None]]]
     notes: tuple[str, ...] = ()
+    are_held_out: bool = False
+    weights: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[list[str]]:
@@ -159,7 +170,10 @@ def read_evaluation(path: str | Path) -> EvaluationFacts:
             for name, values in results["methods"].items()
         }
         notes = tuple(str(note) for note in results["warnings"])
-        return EvaluationFacts(str(results["label"]), int(results["num_people"]), method, tuple(names), found, notes)
+        are_held_out = results.get("are_held_out") is True
+        label, people = str(results["label"]), int(results["num_people"])
+        weights = tuple(str(results.get("about", {}).get("weights") or "").replace(",", " ").split())
+        return EvaluationFacts(label, people, method, tuple(names), found, notes, are_held_out, weights)
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; give results.json of tablet-hf evaluate.") from error
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
@@ -320,6 +334,10 @@ def model_facts(config: Mapping[str, Any], parameters: int | None) -> dict[str, 
         layers, width, heads, key_heads = (config[name] for name in network)
         facts["network"] = f"{layers} layers of width {width}, {heads} heads ({key_heads} for keys and values)"
     facts["positions"] = said("position_embedding_type")
+    if known("pooling_type"):
+        facts["read from the network"] = POOLINGS.get(config["pooling_type"], UNKNOWN)
+    if config.get("standardize_tokens"):
+        facts["windows"] = "standardised over time"
     facts["window"] = f"{config['num_frames']} frames" if known("num_frames") else UNKNOWN
     facts["tokens"] = UNKNOWN
     if known("grid_size", "token_size"):
@@ -344,7 +362,7 @@ def preprocessing_facts(made: Mapping[str, Any]) -> dict[str, str]:
 def _eval_results(evaluation: EvaluationFacts | None, training: TrainingFacts) -> list[Any]:
     from huggingface_hub import EvalResult
 
-    if evaluation is None:
+    if evaluation is None or not evaluation.are_held_out:
         return []
     results = []
     for name in evaluation.metrics:

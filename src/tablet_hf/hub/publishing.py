@@ -19,7 +19,9 @@ from tablet_hf.datasets.parquet import DATA_FOLDER, export_parquet, without_path
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import INDEX_FILE, RUNS_FOLDER, STORE_FILE, file_checksum
 from tablet_hf.errors import InputError
+from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.cards import (
+    EvaluationFacts,
     TrainingFacts,
     autoencoder_card,
     check_card,
@@ -272,6 +274,24 @@ def _left_behind(path: Path, out: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _whose_figures(judged: EvaluationFacts, model: Path, evaluation: Path) -> list[str]:
+    """What is to be said of figures before they stand on a model's card."""
+    if judged.weights and saved_weights_checksum(model) not in judged.weights:
+        raise InputError(
+            f"{evaluation}: these figures are of other weights than those in {model}; judge this model by tablet-hf "
+            "evaluate, or give results.json of its own."
+        )
+    notes = []
+    if not judged.weights:
+        notes.append(f"{evaluation} does not say of which weights its figures are; nothing compared them with {model}.")
+    if not judged.are_held_out:
+        notes.append(
+            "The model may have learnt from people whom it is judged on, so the figures stand in the card's text with "
+            "that said, and not in its header; give tablet-hf evaluate a split and the fold of the model."
+        )
+    return notes
+
+
 def _prepare_model(
     path: Path,
     out: Path,
@@ -329,12 +349,15 @@ def _prepare_model(
         notes.append("Which data it was trained on is not told, so the card does not say it; --dataset STORE does.")
     if evaluation is None and "SequenceClassification" in str(config.get("architectures")):
         notes.append("No figures are given, so the card says that nothing was measured; --evaluation does.")
+    judged = None if evaluation is None else read_evaluation(evaluation)
+    if judged is not None:
+        notes += _whose_figures(judged, path, Path(evaluation))
     card = model_card(
         repo,
         config,
         parameters=sum(map(_parameters, weights)),
         training=TrainingFacts(training.datasets, training.people, training.runs, training.frames, is_restricted),
-        evaluation=None if evaluation is None else read_evaluation(evaluation),
+        evaluation=judged,
         license=sharing.license,
         right_to_share=sharing.right_to_share,
         is_gated=bool(sharing.is_gated),

@@ -10,6 +10,7 @@ from typing import Any
 
 from tablet_hf.datasets.splits import Split, runs_in, subject_ids
 from tablet_hf.errors import InputError
+from tablet_hf.files import saved_weights_checksum, weights_checksum
 from tablet_hf.training.arguments import Settings, training_arguments
 from tablet_hf.training.checkpoints import people_learnt_from
 from tablet_hf.training.finetuning import FinetunedFold, finetune_fold
@@ -91,6 +92,7 @@ def finetune(
         "mode": options.get("mode", "full"),
         "learning rate by fold": ", ".join(_rate(fold) for fold in folds),
         "chosen by": f"{folds[0].metric} of the validation part",
+        "weights": ", ".join(saved_weights_checksum(fold.folder) for fold in folds),
     }
     return _write(out, methods, about, remarks=[*remarks, *_absent(methods)], are_held_out=not remarks)
 
@@ -151,6 +153,7 @@ def evaluate(
         device = "cuda" if settings.on_gpu else "cpu"
         methods += baselines(store, [(split, task)], scans, atlas, device, Path(out) / CACHE, on_note, part)
     about = {"store": store.folder.name, "part": "everybody" if split is None else part} | dict(about or {})
+    about["weights"] = weights_checksum(model.state_dict())
     return _write(Path(out), methods, about, remarks=[*remarks, *_absent(methods)], are_held_out=not remarks)
 
 
@@ -194,8 +197,8 @@ def _absent(methods: Sequence[Predictions]) -> list[str]:
     """What a reader of results misses, in sentences."""
     from tablet_hf.training.baselines import CONNECTIVITY
 
-    if any(method.method.startswith(CONNECTIVITY) for method in methods):
-        return []
+    if len(methods) == 1 or any(method.method.startswith(CONNECTIVITY) for method in methods):
+        return []  # of no baselines at all `write_results` tells
     return [
         "Functional connectivity does not stand beside the model, so whether it does better than a linear model of "
         "that is not known; the command said why, and --scans with the folder of the scans lets it be computed."

@@ -88,6 +88,7 @@ def write_results(
             "classes": first.classes,
             "num_people": first.num_people,
             "num_entries": first.num_entries,
+            "are_held_out": are_held_out,
             "main_metric": first.main_metric,
             "warnings": warnings,
             "baselines": baselines,
