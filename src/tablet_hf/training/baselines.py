@@ -85,7 +85,8 @@ class LinearModel:
 
     Classes weigh alike, as in the loss of TABLeT, in fits and in that choice. Without that, a strong penalty leaves
     little but how frequent the classes are, and where people of several folds are judged together that alone ranks
-    them: the connectivity of semi-real people ranked their sex at an AUROC of 0.52 so, and of 0.64 to 0.72 with it.
+    them: the connectivity of semi-real people ranked their sex at an AUROC of 0.52 so, and that of the courses that
+    they were made from at 0.60 with it (docs/semireal.md).
 
     Args:
         num_classes: None for a regression.
