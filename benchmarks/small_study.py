@@ -30,9 +30,8 @@ import torch
 import transformers
 
 from tablet_hf import TabletModel
-from tablet_hf.cli_training import SIZES
 from tablet_hf.datasets import Split, TokenDataset, folds, subject_ids
-from tablet_hf.training.arguments import Settings
+from tablet_hf.training.arguments import SIZES, Settings
 from tablet_hf.training.experiments import baselines
 from tablet_hf.training.finetuning import finetune_fold, read_fold
 from tablet_hf.training.predictions import joined

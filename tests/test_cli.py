@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_autoencoders import residual_autoencoder
 from typer.testing import CliRunner
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
@@ -85,21 +86,7 @@ def tokens(folder, scans):
 
 def small_autoencoder(compression):
     """An AutoencoderDC with four latent channels and random weights."""
-    from diffusers import AutoencoderDC
-
-    widths = (4,) * compression.bit_length()
-    return AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        encoder_layers_per_block=(1,) * len(widths),
-        decoder_layers_per_block=(1,) * len(widths),
-        encoder_qkv_multiscales=((),) * len(widths),
-        decoder_qkv_multiscales=((),) * len(widths),
-    )
+    return residual_autoencoder((4,) * compression.bit_length())
 
 
 def rows_of(path):

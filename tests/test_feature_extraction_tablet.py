@@ -23,6 +23,7 @@ from diffusers import (
     AutoencoderTiny,
 )
 from safetensors.torch import load_file
+from small_autoencoders import residual_autoencoder
 from torch import nn
 from transformers import AutoFeatureExtractor, BatchFeature
 
@@ -41,18 +42,7 @@ def tiny_dc(compression=32, channels=32):
     torch.manual_seed(0)
     levels = int(math.log2(compression)) + 1
     widths = (4, 4, 8, 8, 16, 32)[:levels]
-    return AutoencoderDC(
-        latent_channels=channels,
-        attention_head_dim=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        encoder_layers_per_block=(1,) * levels,
-        decoder_layers_per_block=(1,) * levels,
-        encoder_qkv_multiscales=((),) * levels,
-        decoder_qkv_multiscales=((),) * levels,
-    )
+    return residual_autoencoder(widths, channels)
 
 
 def tiny_kl():

@@ -11,37 +11,6 @@ from rich.markup import escape
 from tablet_hf.errors import InputError
 from tablet_hf.terminal import Bars, DeviceOption, choose_device, messages, one_sentence, output
 
-FOR_SMALL_STUDIES = {
-    "hidden_act": "gelu",
-    "standardize_tokens": True,
-    "use_feature_norm": False,
-    "use_output_norm": True,
-    "pooling_type": "variability",
-    "hidden_dropout_prob": 0.1,
-}
-"""What told people apart in a study of 140, where the published settings did not (docs/semireal.md)."""
-
-SIZES: dict[str, dict[str, Any]] = {
-    "published": {},
-    "small": FOR_SMALL_STUDIES
-    | {
-        "hidden_size": 256,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 1024,
-    },
-    "tiny": FOR_SMALL_STUDIES
-    | {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "intermediate_size": 256,
-    },
-}
-"""129.5 million weights, 5 million, and a third of a million."""
-
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Folder of a token dataset, or its Hub id.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder; run it again, and it goes on where it was stopped.")]
 InitOption = Annotated[
@@ -285,6 +254,8 @@ def _settings(context: typer.Context) -> Any:
 
 def _fields(size: str, init: str | None, assignments: Sequence[str]) -> dict[str, Any]:
     """Fields of `TabletConfig` from --size and --set; a model to start from brings a size of its own."""
+    from tablet_hf.training.arguments import SIZES
+
     if size not in SIZES:
         raise InputError(f"--size {size}: choose {', '.join(SIZES)}.")
     fields: dict[str, Any] = {} if init is not None else dict(SIZES[size])

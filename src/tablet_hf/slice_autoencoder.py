@@ -177,7 +177,7 @@ def load_autoencoder(
         )
     if folder is None:
         return SliceAutoencoder(model, name, _hub_commit(name, subfolder, revision))
-    found = _fingerprint(folder / (subfolder or ""))
+    found = weights_fingerprint(folder / (subfolder or ""))
     if revision is not None and revision != found:
         raise InputError(
             f"{name}: its weights are {found}, but {revision} was asked for; tokens of different weights do not mix, "
@@ -225,7 +225,7 @@ def _local_folder(name: str) -> Path | None:
     return Path(name) if name and Path(name).is_dir() else None
 
 
-def _fingerprint(folder: Path) -> str:
+def weights_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for weights in sorted(folder.glob("*.safetensors")):
         digest.update(weights.read_bytes())

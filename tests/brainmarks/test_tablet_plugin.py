@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderDC
+from small_autoencoders import residual_autoencoder
 from torch.utils.data import default_collate
 from transformers import pipeline
 
@@ -55,19 +55,7 @@ def brain():
 
 def make_extractor(**settings):
     torch.manual_seed(0)
-    widths = (4, 4, 8, 8)
-    autoencoder = AutoencoderDC(
-        latent_channels=CHANNELS,
-        attention_head_dim=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        encoder_layers_per_block=(1,) * len(widths),
-        decoder_layers_per_block=(1,) * len(widths),
-        encoder_qkv_multiscales=((),) * len(widths),
-        decoder_qkv_multiscales=((),) * len(widths),
-    )
+    autoencoder = residual_autoencoder((4, 4, 8, 8), CHANNELS)
     extractor = TabletFeatureExtractor(volume_size=VOLUME_SIZE, **settings)
     extractor.slice_autoencoder = SliceAutoencoder(autoencoder, name="tiny")
     return extractor

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_autoencoders import save_f32
 from typer.testing import CliRunner
 
 from tablet_hf.cli import app
@@ -69,15 +70,7 @@ def held(writer):
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
     """A folder with a small f32 autoencoder of random weights."""
-    from diffusers import AutoencoderDC
-
-    blocks = {"block_types": "ResBlock", "block_out_channels": (4,) * 6, "layers_per_block": (0, 1, 1, 1, 1, 1)}
-    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in blocks.items()}
-    model = AutoencoderDC(latent_channels=4, attention_head_dim=4, encoder_qkv_multiscales=((),) * 6,
-                          decoder_qkv_multiscales=((),) * 6, **sides)  # fmt: skip
-    folder = tmp_path_factory.mktemp("autoencoder")
-    model.save_pretrained(folder)
-    return folder
+    return save_f32(tmp_path_factory.mktemp("autoencoder"))
 
 
 class TestPlaces:

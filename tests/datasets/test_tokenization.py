@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from small_autoencoders import save_f32
 from typer.testing import CliRunner
 
 from tablet_hf import TabletFeatureExtractor
@@ -37,24 +38,7 @@ RESOURCES = Resources(readers=2, cache_bytes=2**20, slices_at_once=100, is_compi
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
     """A folder with a small f32 autoencoder of random weights, so that most of the time goes into everything else."""
-    from diffusers import AutoencoderDC
-
-    torch.manual_seed(0)
-    model = AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=(4,) * 6,
-        decoder_block_out_channels=(4,) * 6,
-        encoder_layers_per_block=(0, 1, 1, 1, 1, 1),
-        decoder_layers_per_block=(0, 1, 1, 1, 1, 1),
-        encoder_qkv_multiscales=((),) * 6,
-        decoder_qkv_multiscales=((),) * 6,
-    )
-    folder = tmp_path_factory.mktemp("autoencoder")
-    model.save_pretrained(folder)
-    return folder
+    return save_f32(tmp_path_factory.mktemp("autoencoder"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from small_autoencoders import save_f32
 from small_cohort import AFFINE, PREPROCESSING, write_atlas, write_cohort
 
 from tablet_hf import TabletFeatureExtractor
@@ -223,24 +224,7 @@ class TestCoursesOfScans:
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
     """A folder with a small f32 autoencoder of random weights."""
-    from diffusers import AutoencoderDC
-
-    torch.manual_seed(0)
-    model = AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=(4,) * 6,
-        decoder_block_out_channels=(4,) * 6,
-        encoder_layers_per_block=(0, 1, 1, 1, 1, 1),
-        decoder_layers_per_block=(0, 1, 1, 1, 1, 1),
-        encoder_qkv_multiscales=((),) * 6,
-        decoder_qkv_multiscales=((),) * 6,
-    )
-    folder = tmp_path_factory.mktemp("autoencoder")
-    model.save_pretrained(folder)
-    return folder
+    return save_f32(tmp_path_factory.mktemp("autoencoder"))
 
 
 class TestDecodedCourses:

@@ -7,7 +7,6 @@ First a folder is made of all that will be sent, and looked through; then it is 
 is as it was or as it shall be. Large files that arrived before a connection broke are not sent again.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -253,7 +252,7 @@ def check_repo(repo: str) -> None:
 
 def _checksums_of_code() -> dict[str, str]:
     package = Path(__file__).parents[1]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in package.glob("*.py")}
+    return {path.name: file_checksum(path) for path in package.glob("*.py")}
 
 
 def _link(source: Path, target: Path) -> None:
@@ -432,7 +431,7 @@ def _parameters(weights: Path) -> int:
 
 
 def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> tuple[Prepared, Secrets]:
-    from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, _fingerprint
+    from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, weights_fingerprint
 
     sharing = _decided(sharing, bool(sharing.is_restricted))
     check_may_be_published(str(path), "model", sharing.is_restricted, sharing.is_private, sharing.right_to_share)
@@ -455,7 +454,7 @@ def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> 
             repo,
             config,
             parameters=sum(map(_parameters, weights)),
-            revision=_fingerprint(path),
+            revision=weights_fingerprint(path),
             training=training,
             license=sharing.license,
         )

@@ -9,9 +9,40 @@ import torch
 
 from tablet_hf.errors import InputError
 
-__all__ = ["Settings", "make_trainer", "training_arguments"]
+__all__ = ["SIZES", "Settings", "make_trainer", "training_arguments"]
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+FOR_SMALL_STUDIES = {
+    "hidden_act": "gelu",
+    "standardize_tokens": True,
+    "use_feature_norm": False,
+    "use_output_norm": True,
+    "pooling_type": "variability",
+    "hidden_dropout_prob": 0.1,
+}
+"""What told people apart in a study of 140, where the published settings did not (docs/semireal.md)."""
+
+SIZES: dict[str, dict[str, Any]] = {
+    "published": {},
+    "small": FOR_SMALL_STUDIES
+    | {
+        "hidden_size": 256,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 1024,
+    },
+    "tiny": FOR_SMALL_STUDIES
+    | {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 256,
+    },
+}
+"""129.5 million weights, 5 million, and a third of a million."""
 
 
 @dataclass(frozen=True)
