@@ -1,0 +1,104 @@
+"""What data a model learnt from: a record beside its weights, which goes wherever they go.
+
+    stages = LearntFrom.read("pretrained/model")      # () where there is no record
+    stages[-1].studies, stages[-1].people             # ("ADHD-200",), 112
+
+It holds studies and counts, and nobody's name. Whether a model may be passed on depends on it.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tablet_hf.errors import InputError
+from tablet_hf.files import written_whole
+
+__all__ = ["LEARNT_FROM_FILE", "LearntFrom"]
+
+LEARNT_FROM_FILE = "learnt_from.json"
+
+
+@dataclass(frozen=True)
+class LearntFrom:
+    """One training of a model; the trainings before it, of the weights that it started from, have records before it.
+
+    Attributes:
+        task: "masked token modeling", or the phenotype that was learnt.
+        studies: as sources name them, such as "ADHD-200"; scans of a table or of BIDS may have none.
+        people: how many were learnt from.
+        people_chosen_by: how many judged when to stop, and at which learning rate.
+        runs, frames: how many of the people learnt from.
+        is_restricted: whether their tokens were marked as such, see `TokenStoreWriter`.
+        started_from: Hub id, or a folder's name without where it lies; None for new weights.
+    """
+
+    task: str
+    studies: tuple[str, ...]
+    people: int
+    people_chosen_by: int
+    runs: int
+    frames: int
+    is_restricted: bool
+    started_from: str | None = None
+
+    @classmethod
+    def of_runs(
+        cls,
+        task: str,
+        learnt: Iterable[Any],
+        chosen_by: Iterable[Any],
+        is_restricted: bool,
+        started_from: str | Path | None = None,
+    ) -> "LearntFrom":
+        """Of a store's runs.
+
+        Args:
+            task: see above.
+            learnt: runs of the training part.
+            chosen_by: runs of the validation part.
+            is_restricted: `store.settings["is_restricted"]`.
+            started_from: folder or Hub id.
+        """
+        learnt = list(learnt)
+        if started_from is not None:
+            is_folder = Path(started_from).exists()
+            started_from = Path(started_from).resolve().name if is_folder else str(started_from)
+        return cls(
+            task,
+            tuple(sorted({run.dataset for run in learnt if run.dataset})),
+            len({(run.dataset, run.subject) for run in learnt}),
+            len({(run.dataset, run.subject) for run in chosen_by}),
+            len(learnt),
+            sum(run.num_frames for run in learnt),
+            bool(is_restricted),
+            started_from,
+        )
+
+    @classmethod
+    def read(cls, folder: str | Path) -> tuple["LearntFrom", ...]:
+        """The trainings of the model in a folder, the first one first; none where nothing is recorded.
+
+        Raises:
+            InputError: the record cannot be read.
+        """
+        path = Path(folder) / LEARNT_FROM_FILE
+        if not path.is_file():
+            return ()
+        names = {field.name for field in fields(cls)}
+        try:
+            stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+            stages = [{name: value for name, value in stage.items() if name in names} for stage in stages]
+            return tuple(cls(**stage | {"studies": tuple(stage["studies"])}) for stage in stages)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: it does not say what a model learnt from; copy it again from where the model was trained."
+            ) from error
+
+    @staticmethod
+    def write(folder: str | Path, stages: Sequence["LearntFrom"]) -> None:
+        """Put the record of some trainings, the first one first, into a model's folder."""
+        with written_whole(Path(folder) / LEARNT_FROM_FILE) as unfinished:
+            record = {"stages": [asdict(stage) for stage in stages]}
+            unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
