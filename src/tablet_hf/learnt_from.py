@@ -14,10 +14,12 @@ from typing import Any
 
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
+from tablet_hf.hub_files import fetch
 
 __all__ = ["LEARNT_FROM_FILE", "LearntFrom"]
 
 LEARNT_FROM_FILE = "learnt_from.json"
+UNNAMED = "a study that was not named"
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class LearntFrom:
 
     Attributes:
         task: "masked token modeling", or the phenotype that was learnt.
-        studies: as sources name them, such as "ADHD-200"; scans of a table or of BIDS may have none.
-        people: how many were learnt from.
+        studies: as sources name them, such as "ADHD-200"; scans of a table or of BIDS may have none, and stand as
+            `UNNAMED` beside others that have one.
+        people: how many were learnt from; 0 where it is not known.
         people_chosen_by: how many judged when to stop, and at which learning rate.
         runs, frames: how many of the people learnt from.
         is_restricted: whether their tokens were marked as such, see `TokenStoreWriter`.
@@ -42,6 +45,10 @@ class LearntFrom:
     frames: int
     is_restricted: bool
     started_from: str | None = None
+
+    def __str__(self) -> str:
+        studies = f" of {', '.join(self.studies)}" if self.studies else ""
+        return f"{self.task} ({self.people:,} people{studies}{', restricted' if self.is_restricted else ''})"
 
     @classmethod
     def of_runs(
@@ -62,12 +69,13 @@ class LearntFrom:
             started_from: folder or Hub id.
         """
         learnt = list(learnt)
+        studies = {run.dataset or UNNAMED for run in learnt}
         if started_from is not None:
             is_folder = Path(started_from).exists()
             started_from = Path(started_from).resolve().name if is_folder else str(started_from)
         return cls(
             task,
-            tuple(sorted({run.dataset for run in learnt if run.dataset})),
+            () if studies == {UNNAMED} else tuple(sorted(studies)),
             len({(run.dataset, run.subject) for run in learnt}),
             len({(run.dataset, run.subject) for run in chosen_by}),
             len(learnt),
@@ -90,11 +98,34 @@ class LearntFrom:
         try:
             stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
             stages = [{name: value for name, value in stage.items() if name in names} for stage in stages]
-            return tuple(cls(**stage | {"studies": tuple(stage["studies"])}) for stage in stages)
+            stages = tuple(cls(**stage | {"studies": tuple(stage["studies"])}) for stage in stages)
+            if not all(stage._is_of_its_types() for stage in stages):
+                raise ValueError
+            return stages
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path}: it does not say what a model learnt from; copy it again from where the model was trained."
             ) from error
+
+    @classmethod
+    def of_model(cls, name: str | Path) -> tuple["LearntFrom", ...]:
+        """The trainings of a model by its folder or Hub id; none where nothing is recorded, or where it cannot be had.
+
+        Raises:
+            InputError: the record cannot be read.
+        """
+        try:
+            path = fetch(name, LEARNT_FROM_FILE)
+        except InputError:
+            return ()
+        return cls.read(path.parent)
+
+    def _is_of_its_types(self) -> bool:
+        """Whether what was read from a file, which may be anybody's, holds what it should."""
+        texts = [self.task, *self.studies, *([] if self.started_from is None else [self.started_from])]
+        counts = (self.people, self.people_chosen_by, self.runs, self.frames)
+        are_counts = all(type(count) is int and count >= 0 for count in counts)
+        return all(isinstance(text, str) for text in texts) and are_counts and isinstance(self.is_restricted, bool)
 
     @staticmethod
     def write(folder: str | Path, stages: Sequence["LearntFrom"]) -> None:

@@ -28,6 +28,9 @@ def hub(tmp_path, online, monkeypatch):
     hub = LoopbackHub(tmp_path / "hub", users={LAB: "lab", OTHER: "other", READER: "lab"})
     hub.readers.add(READER)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+    address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     yield hub
     hub.stop()
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from typer.testing import CliRunner
 
 from tablet_hf import TabletForSequenceClassification
 from tablet_hf.cli import app
+from tablet_hf.datasets import StreamedWindows
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
+from tablet_hf.hub.cards import check_card
 from tablet_hf.hub.publishing import Sharing, check_repo, kind_of, prepare, publish
+from tablet_hf.learnt_from import UNNAMED, LearntFrom
 
 RIGHT = "Our agreement with the consortium names this project"
 
@@ -154,6 +158,82 @@ class TestModels:
         assert RIGHT in card
         assert "Human Connectome Project" in card
         assert "6 people, 6 runs and 30 frames" in card
+
+
+class TestWhatItLearntFrom:
+    """A record beside the weights, which goes along; one training of restricted data makes a model restricted."""
+
+    FIRST = LearntFrom("masked token modeling", ("ADHD-200",), 112, 12, 130, 20_190_304, False)
+    LAST = LearntFrom("sex", ("ADHD-200",), 40, 5, 41, 5_000, False, "pretrained")
+
+    def model(self, model_folder, folder, *stages):
+        shutil.copytree(model_folder, folder, copy_function=os.link, dirs_exist_ok=True)
+        LearntFrom.write(folder, stages)
+        return folder
+
+    @pytest.mark.parametrize("restricted", ["marked", "by its name"])
+    @pytest.mark.parametrize("which", [0, 1])
+    @pytest.mark.parametrize("how", [{}, {"dataset": "an open store"}])
+    def test_of_restricted_data_in_any_training(self, model_folder, make_store, tmp_path, restricted, which, how):
+        stages = [self.FIRST, self.LAST]
+        told = {"is_restricted": True} if restricted == "marked" else {"studies": ("HCP-YA",)}
+        stages[which] = replace(stages[which], **told)
+        model = self.model(model_folder, tmp_path / "model", *stages)
+        how = {"dataset": make_store().folder} if how else {}
+        for sharing in (Sharing(), Sharing(is_private=False)):
+            with pytest.raises(InputError, match="--i-have-the-right-to-share"):
+                prepare(model, tmp_path / "sent", "lab/sex", sharing, **how)
+        if restricted == "marked":
+            with pytest.raises(InputError, match="--source-open does not change that"):
+                prepare(model, tmp_path / "sent", "lab/sex", Sharing(is_restricted=False), **how)
+        prepared = prepare(model, tmp_path / "sent", "lab/sex", Sharing(right_to_share=RIGHT), **how)
+        assert (prepared.sharing.is_restricted, prepared.sharing.is_gated) == (True, True)
+
+    def test_of_open_data_it_may_be_public(self, model_folder, tmp_path):
+        model = self.model(model_folder, tmp_path / "model", self.FIRST, self.LAST)
+        prepared = prepare(model, tmp_path / "sent", "lab/sex", Sharing(is_private=False))
+        assert prepared.sharing.is_restricted is False
+        assert LearntFrom.read(tmp_path / "sent") == (self.FIRST, self.LAST)
+
+    @pytest.mark.parametrize(
+        "first", [{"studies": ()}, {"studies": ("ADHD-200", UNNAMED)}, {"started_from": "beotborry/TABLeT_pretrained"}]
+    )
+    def test_where_something_is_not_known_it_is_public_only_if_that_is_asked_for(
+        self, model_folder, make_store, tmp_path, first
+    ):
+        model = self.model(model_folder, tmp_path / "model", replace(self.FIRST, **first), self.LAST)
+        for how in ({}, {"dataset": make_store().folder}):
+            with pytest.raises(InputError, match=r"not recorded whether the terms.*say --source-open"):
+                prepare(model, tmp_path / "sent", "lab/sex", Sharing(is_private=False), **how)
+        prepare(model, tmp_path / "sent", "lab/sex", Sharing(is_private=False, is_restricted=False))
+
+    def test_the_card_says_it_training_by_training(self, model_folder, tmp_path):
+        model = self.model(model_folder, tmp_path / "model", replace(self.FIRST, started_from="lab/first"), self.LAST)
+        prepare(model, tmp_path / "sent", "lab/sex")
+        card = (tmp_path / "sent" / "README.md").read_text()
+        assert "1. masked token modeling: [ADHD-200]" in card
+        assert "112 people, 130 runs and 20,190,304 frames, starting from `lab/first`; 12 other people decided" in card
+        assert "40 people, 41 runs and 5,000 frames, starting from `pretrained`; 5 other people decided" in card
+        assert "What `lab/first` had learnt from before: not recorded." in card
+        assert check_card(card)["base_model"] == "lab/first"
+
+    def test_nothing_else_of_the_record_goes_along(self, model_folder, tmp_path):
+        model = self.model(model_folder, tmp_path / "model", replace(self.FIRST, started_from="/hospital-7/a/model"))
+        record = json.loads((model / "learnt_from.json").read_text())
+        record["stages"][0]["people by name"] = SUBJECTS
+        (model / "learnt_from.json").write_text(json.dumps(record | {"made by": "hospital-7"}))
+        prepare(model, tmp_path / "sent", "lab/sex")
+        sent = json.loads((tmp_path / "sent" / "learnt_from.json").read_text())
+        assert sent == {"stages": [json.loads(json.dumps(asdict(replace(self.FIRST, started_from="model"))))]}
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"stages": [{}]}', '{"stages": [1]}', "people"])
+    def test_a_record_that_cannot_be_read(self, model_folder, tmp_path, content):
+        model = self.model(model_folder, tmp_path / "model", self.FIRST)
+        if content == "people":
+            content = (model / "learnt_from.json").read_text().replace("112", '"Ann"')
+        (model / "learnt_from.json").write_text(content)
+        with pytest.raises(InputError, match=r"learnt_from.json: it does not say what a model learnt from"):
+            prepare(model, tmp_path / "sent", "lab/sex")
 
 
 class TestWhatWasLookedThrough:
@@ -535,7 +615,7 @@ def test_what_was_sent_comes_back_by_its_name(
 
 
 class TestTraining:
-    def trainer(self, hub, make_store, folder, sharing=None, **settings):
+    def trainer(self, hub, make_store, folder, sharing=None, started_from="", **settings):
         from transformers import TrainingArguments
 
         from tablet_hf import TabletConfig
@@ -551,6 +631,7 @@ class TestTraining:
         arguments = TrainingArguments(str(folder), hub_token=LAB, hub_always_push=True, **settings)
         windows = TrainingWindows(store, 4, None, "age")
         model = TabletForSequenceClassification(config)
+        model.name_or_path = started_from  # as from_pretrained has it
         return PublishingTrainer(model, arguments, TabletCollator("regression"), windows, sharing=sharing)
 
     def test_pushes_while_it_trains_send_model_extractor_and_card(self, hub, make_store, tmp_path):
@@ -562,14 +643,17 @@ class TestTraining:
         titles = [commit.title for commit in history]
         # The end of training changed nothing, and makes no commit.
         assert titles[:-1] == ["Training in progress, step 2", "Training in progress, step 1"]
-        files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", ".gitattributes"}
-        assert all(set(commit.files) == files for commit in history[:-1])
+        files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "learnt_from.json"}
+        assert all(set(commit.files) == files | {".gitattributes"} for commit in history[:-1])
         assert len({commit.files["model.safetensors"] for commit in history[:-1]}) == 2
         assert history[0].files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
         card = history[0].files["README.md"].decode()
         assert "Not measured." in card
         assert "model-index" not in card
-        assert "6 people" in card
+        assert "1. age: [ADHD-200]" in card
+        assert "6 people, 6 runs and 30 frames, starting from new weights." in card
+        (stage,) = LearntFrom.read(tmp_path / "out")
+        assert json.loads(history[0].files["learnt_from.json"]) == {"stages": [json.loads(json.dumps(asdict(stage)))]}
         assert repository.is_private
         assert not leaks_received(hub)
         assert not [body for body in hub.received if LAB.encode() in body]
@@ -585,6 +669,36 @@ class TestTraining:
         hub.start()
         trainer.push_to_hub()
         assert "model.safetensors" in hub.files("lab/age")
+
+    def test_what_its_first_weights_learnt_from_counts_too(self, hub, make_store, model_folder, tmp_path):
+        """They may lie in a folder or on a Hub."""
+        first = LearntFrom("sex", ("UKB",), 3, 0, 3, 9, True)
+        source = TestWhatItLearntFrom().model(model_folder, tmp_path / "first", first)
+        send(hub, source, "lab/first", tmp_path / "sent", sharing=Sharing(False, False, right_to_share=RIGHT))
+        for name in (str(source), "lab/first"):
+            with pytest.raises(InputError, match="--i-have-the-right-to-share"):
+                self.trainer(hub, make_store, tmp_path / "out", started_from=name)
+            trainer = self.trainer(
+                hub, make_store, tmp_path / "out", sharing=Sharing(right_to_share=RIGHT), started_from=name
+            )
+            trainer.save_model(str(tmp_path / "out"), _internal_call=True)
+            before, this = LearntFrom.read(tmp_path / "out")
+            assert before == first
+            assert this.started_from == ("lab/first" if name == "lab/first" else "first")
+
+    def test_windows_of_other_data_are_told_as_such(self, hub, make_store, tmp_path):
+        """Data sets of torch say nothing of whom they are of; those that are streamed do."""
+        trainer = self.trainer(hub, make_store, tmp_path / "out")
+        trainer.train_dataset, trainer._store, trainer._trainings = [{}], None, ()
+        trainer.save_model(str(tmp_path / "out"), _internal_call=True)
+        (this,) = LearntFrom.read(tmp_path / "out")
+        assert (this.studies, this.people, this.is_restricted) == ((UNNAMED,), 0, False)
+        store = make_store(is_restricted=True, dataset="HCP-YA").folder
+        prepare(store, tmp_path / "tokens", "lab/tokens", Sharing(right_to_share=RIGHT))
+        trainer.train_dataset, trainer._trainings = StreamedWindows(tmp_path / "tokens", 4), ()
+        trainer.save_model(str(tmp_path / "out"), _internal_call=True)
+        (this,) = LearntFrom.read(tmp_path / "out")
+        assert (this.studies, this.people, this.is_restricted) == (("HCP-YA",), 6, True)
 
     def test_what_is_not_allowed_is_told_before_it_trains(self, hub, make_store, tmp_path):
         with pytest.raises(InputError, match="--i-have-the-right-to-share"):

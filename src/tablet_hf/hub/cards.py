@@ -8,11 +8,12 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError
+from tablet_hf.learnt_from import LEARNT_FROM_FILE, LearntFrom
 
 __all__ = [
     "EvaluationFacts",
@@ -196,6 +197,34 @@ def _counted(number: int | None, one: str, several: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
+def trainings_in_words(stages: Sequence[LearntFrom]) -> str:
+    """A list of the trainings that a model went through, the first one first."""
+    lines = []
+    for number, stage in enumerate(stages, 1):
+        studies = ", ".join(TERMS[name][0] if name in TERMS else _in_a_line(name) for name in stage.studies)
+        start = "new weights" if stage.started_from is None else f"`{_in_a_line(stage.started_from)}`"
+        chosen = _counted(stage.people_chosen_by, "other person", "other people")
+        counts = (
+            f"{_counted(stage.people, 'person', 'people')}, {_counted(stage.runs, 'run')} and "
+            f"{_counted(stage.frames, 'frame')}"
+        )
+        lines.append(
+            f"{number}. {_in_a_line(stage.task)}: {studies or 'a study whose name is not recorded'}, "
+            f"{counts if stage.people else 'people, runs and frames ' + UNKNOWN}, starting from {start}"
+            + (f"; {chosen} decided when to stop." if stage.people_chosen_by else ".")
+        )
+    first = stages[0].started_from
+    if first is not None:
+        lines.append(f"\nWhat `{_in_a_line(first)}` had learnt from before: {UNKNOWN}.")
+    return f"Source: `{LEARNT_FROM_FILE}` in this repository.\n\n" + "\n".join(lines)
+
+
+def base_model_of(stages: Sequence[LearntFrom]) -> str | None:
+    """The last repository of the Hub that weights came from."""
+    names = [stage.started_from or "" for stage in stages]
+    return next((name for name in reversed(names) if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)), None)
+
+
 def terms_of(datasets: Iterable[str], is_restricted: bool | None) -> str:
     """What is known of the terms of datasets, in sentences."""
     known = [f"{TERMS[name][0]}: {TERMS[name][1]}" for name in datasets if name in TERMS]
@@ -221,6 +250,8 @@ def model_card(
     parameters: int | None = None,
     training: TrainingFacts | None = None,
     training_data: str | None = None,
+    learnt_from: Sequence[LearntFrom] = (),
+    datasets: Sequence[str] = (),
     evaluation: EvaluationFacts | None = None,
     title: str | None = None,
     summary: str | None = None,
@@ -239,11 +270,13 @@ def model_card(
         config: what its config.json says; what it does not say is told as not recorded.
         parameters: how many.
         training: the data it was trained on; `training_data` says it in words of one's own.
+        learnt_from: its trainings, where they were recorded; they say more than `training` and stand in its place.
+        datasets: Hub ids of the token datasets that it was trained on.
         evaluation: figures, see `read_evaluation`.
         title, summary: of words that are not the usual ones.
         facts_source: where the facts of the table come from.
         license: of the weights, as the Hub names it.
-        base_model: Hub id of what it was fine-tuned from.
+        base_model: Hub id of what it was fine-tuned from; by default as `learnt_from` says.
         right_to_share: why restricted data may be shared, in words of whoever shares them.
         is_gated: whether people are asked before they get it.
         with_code: whether the package's code lies beside it.
@@ -262,6 +295,10 @@ def model_card(
         )
     is_head = architecture == "TabletForSequenceClassification"
     training = training or TrainingFacts()
+    if learnt_from:
+        studies = dict.fromkeys(name for stage in learnt_from for name in stage.studies)
+        training = replace(training, datasets=tuple(dict.fromkeys((*studies, *training.datasets))))
+        training_data = training_data or trainings_in_words(learnt_from)
     name = repo.split("/")[-1]
     results = _eval_results(evaluation, training)
     card_data = ModelCardData(
@@ -269,7 +306,8 @@ def model_card(
         license=license,
         tags=[*TAGS, "dc-ae"] if "dc-ae" in str(config.get("autoencoder")) else list(TAGS),
         pipeline_tag="other" if is_head else "feature-extraction",
-        base_model=base_model,
+        base_model=base_model or base_model_of(learnt_from),
+        datasets=list(datasets) or None,
         model_name=name if results else None,
         eval_results=results or None,
         **_gate(is_gated),

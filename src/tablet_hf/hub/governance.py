@@ -21,6 +21,7 @@ from tablet_hf.datasets.records import store_key
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import StoredRun, file_of_key
 from tablet_hf.errors import InputError
+from tablet_hf.learnt_from import LEARNT_FROM_FILE
 
 __all__ = [
     "Pseudonyms",
@@ -492,6 +493,7 @@ def _hinted(text: str) -> str:
 
 
 def _of_json(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
+    counts = _COUNTS_LEARNT_FROM if path.name == LEARNT_FROM_FILE else ()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -507,7 +509,7 @@ def _of_json(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
                 yield from walk(inner, where)
         elif isinstance(value, str):
             yield where, value, where.lower() in _PERSON_COLUMNS
-        elif isinstance(value, int | float) and (number := _long_number(value)):
+        elif isinstance(value, int | float) and where not in counts and (number := _long_number(value)):
             yield where, number, False
 
     return list(walk(content, "it"))
@@ -617,6 +619,7 @@ def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]
     return parts
 
 
+_COUNTS_LEARNT_FROM = frozenset({"people", "people_chosen_by", "runs", "frames"})
 _COUNTS = frozenset({"num_bytes", "num_frames", "frame"})
 _MEASURED = frozenset({"repetition_time", "intensity_scale", "clipped_share", "frame_scale"})
 

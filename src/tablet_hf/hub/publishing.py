@@ -8,6 +8,7 @@ is as it was or as it shall be. Large files that arrived before a connection bro
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ from tablet_hf.hub.governance import (
     published_runs,
     sounds_restricted,
 )
+from tablet_hf.learnt_from import LEARNT_FROM_FILE, LearntFrom
 
 __all__ = ["Prepared", "Published", "Sharing", "kind_of", "prepare", "publish"]
 
@@ -174,8 +176,8 @@ def prepare(
     """Make a folder of what will be sent, with its card, and look through all of it.
 
     Args:
-        path: folder of a saved model (with its feature extractor, if that is there), of an autoencoder, of a store or
-            of its Parquet export.
+        path: folder of a saved model (with its feature extractor and `learnt_from.json`, if they are there), of an
+            autoencoder, of a store or of its Parquet export.
         out: folder to make; it must not hold anything yet.
         repo: where it will lie, `owner/name`.
         sharing: the conditions; private by default, and gated where it is restricted.
@@ -307,7 +309,8 @@ def _prepare_model(
 
     store = TokenDataset.load(dataset) if isinstance(dataset, str | Path) else dataset
     training = TrainingFacts() if store is None else TrainingFacts.of_store(store)
-    is_restricted = restriction_of(path, sharing, store)
+    learnt_from = _trainings(path)
+    is_restricted = restriction_of(path, sharing, store, learnt_from)
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "model", is_restricted, sharing.is_private, sharing.right_to_share)
     settings = _read_json(path / CONFIG)
@@ -344,8 +347,15 @@ def _prepare_model(
         from tablet_hf.hub.custom_code import write_custom_code
 
         write_custom_code(out)
-    if store is None:
-        notes.append("Which data it was trained on is not told, so the card does not say it; --dataset STORE does.")
+    if learnt_from:
+        LearntFrom.write(out, learnt_from)
+    if store is None and not learnt_from:
+        notes.append(
+            f"No {LEARNT_FROM_FILE} lies in {path}, so the card does not say which data it was trained on, and whether "
+            "these are restricted is not known; --dataset STORE says it."
+        )
+    elif store is None:
+        notes.append("Names of the people whom it learnt from are looked for in its files only with --dataset STORE.")
     if evaluation is None and "SequenceClassification" in str(config.get("architectures")):
         notes.append("No figures are given, so the card says that nothing was measured; --evaluation does.")
     judged = None if evaluation is None else read_evaluation(evaluation)
@@ -355,7 +365,9 @@ def _prepare_model(
         repo,
         config,
         parameters=sum(map(_parameters, weights)),
-        training=TrainingFacts(training.datasets, training.people, training.runs, training.frames, is_restricted),
+        training=replace(training, is_restricted=is_restricted),
+        learnt_from=learnt_from,
+        datasets=[str(dataset)] if isinstance(dataset, str) and not Path(dataset).exists() else [],
         evaluation=judged,
         license=sharing.license,
         right_to_share=sharing.right_to_share,
@@ -367,26 +379,51 @@ def _prepare_model(
     return prepared, secrets
 
 
-def restriction_of(what: str | Path, sharing: Sharing, store: TokenDataset | None) -> bool | None:
-    """Whether the terms of a store's data forbid passing on what concerns single people.
+def _trainings(path: Path) -> tuple[LearntFrom, ...]:
+    """What a model learnt from, as it is recorded beside it; of a folder that it started from, the name alone."""
+
+    def plain(name: str | None) -> str | None:
+        is_path = name is not None and (name.count("/") > 1 or name.startswith((".", "~", "/")) or "\\" in name)
+        return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
+
+    return tuple(replace(stage, started_from=plain(stage.started_from)) for stage in LearntFrom.read(path))
+
+
+def restriction_of(
+    what: str | Path, sharing: Sharing, store: TokenDataset | None, learnt_from: Sequence[LearntFrom] = ()
+) -> bool | None:
+    """Whether the terms of data forbid passing on what concerns single people.
 
     As it is marked, said, or to be concluded from the names of studies, in this order; None where that tells nothing,
-    since scans that came as a table or as BIDS may be anybody's.
+    since scans that came as a table or as BIDS may be anybody's, and so may what the first weights learnt from.
+
+    Args:
+        what: path, for the sentence.
+        sharing: what is said.
+        store: of tokens, or the one that a model is said to have learnt from.
+        learnt_from: all trainings of a model. One of restricted data makes it restricted for good, whatever came later
+            and whichever store is named.
 
     Raises:
-        InputError: the store is marked, and the contrary is said.
+        InputError: it is marked, and the contrary is said.
     """
-    is_marked = store is not None and bool(store.settings["is_restricted"])
+    marks = [stage.is_restricted for stage in learnt_from]
+    studies = [set(stage.studies) for stage in learnt_from]
+    if store is not None:
+        marks.append(bool(store.settings["is_restricted"]))
+        studies.append({run.dataset for run in store.runs})
+    is_marked = any(marks)
     if is_marked and sharing.is_restricted is False:
         raise InputError(
             f"{what}: its data are marked as restricted, and --source-open does not change that; leave it out."
         )
     if is_marked or sharing.is_restricted is not None:
         return is_marked or sharing.is_restricted
-    studies = set() if store is None else {run.dataset for run in store.runs}
-    if sounds_restricted(studies):
+    if sounds_restricted(set().union(*studies)):
         return True
-    return False if studies and studies <= OPEN_STUDIES else None
+    is_known_from_the_start = not learnt_from or learnt_from[0].started_from is None
+    is_open = bool(studies) and all(names and names <= OPEN_STUDIES for names in studies)
+    return False if is_open and is_known_from_the_start else None
 
 
 def _decided(sharing: Sharing, is_restricted: bool | None) -> Sharing:

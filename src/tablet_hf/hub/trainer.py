@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,29 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 
+from tablet_hf.datasets.parquet import StreamedWindows
 from tablet_hf.errors import InputError
 from tablet_hf.hub.governance import check_may_be_published
 from tablet_hf.hub.publishing import Published, Sharing, check_repo, prepare, publish, restriction_of
+from tablet_hf.hub_files import fetch
+from tablet_hf.learnt_from import LEARNT_FROM_FILE, UNNAMED, LearntFrom
 
 __all__ = ["PublishingTrainer"]
 
 
+def _trainings_before(name: str) -> tuple[LearntFrom, ...]:
+    """What the weights of a folder or Hub id learnt from; none where that is not recorded or cannot be had."""
+    try:
+        return LearntFrom.read(fetch(name, LEARNT_FROM_FILE).parent)
+    except InputError:
+        if (Path(name) / LEARNT_FROM_FILE).is_file():
+            raise
+        return ()
+
+
 class PublishingTrainer(Trainer):
-    """`Trainer` with `push_to_hub=True`: configuration, weights, feature extractor and card are sent, and nothing else.
+    """`Trainer` with `push_to_hub=True`: configuration, weights, feature extractor and card are sent, and nothing else
+    but `learnt_from.json`, which lies beside all weights that it saves.
 
     Pushes run in a thread of their own, the last one at the end of training in the open. A push that fails while it
     trains is told in a warning, and training goes on; the next one sends everything.
@@ -46,6 +61,7 @@ class PublishingTrainer(Trainer):
         arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
         windows = kwargs.get("train_dataset", args[3] if len(args) > 3 else None)
         self._store = store if store is not None else getattr(windows, "store", None)
+        self._trainings: tuple[LearntFrom, ...] = ()
         is_private = True
         self._token = None
         if arguments is not None:
@@ -57,6 +73,34 @@ class PublishingTrainer(Trainer):
         self._pushing: Future | None = None
         super().__init__(*args, **kwargs)
 
+    def _set_trainings(self) -> None:
+        """All trainings of the model, from the record beside the weights that it started from and from its windows."""
+        if self._trainings:
+            return
+        started_from = self.model.name_or_path or None
+        before = () if started_from is None else _trainings_before(started_from)
+        task = getattr(self.model.config, "target_name", None) or "masked token modeling"
+        learnt, is_restricted = self._runs_of(self.train_dataset)
+        chosen_by, _ = self._runs_of(self.eval_dataset)
+        this = LearntFrom.of_runs(task, learnt, chosen_by, is_restricted, started_from)
+        self._trainings = (*before, this if learnt else replace(this, studies=(UNNAMED,)))
+
+    def _runs_of(self, windows: Any) -> tuple[list[Any], bool]:
+        """The runs that windows are cut from, and whether they are restricted; of other data nothing is known."""
+        if (store := getattr(windows, "store", None)) is not None:
+            return [store.runs[place] for place in windows.runs], bool(store.settings["is_restricted"])
+        if isinstance(windows, StreamedWindows):
+            return list(windows.runs.values()), bool(windows.settings["is_restricted"])
+        if windows is self.train_dataset and self._store is not None:
+            return list(self._store.runs), bool(self._store.settings["is_restricted"])
+        return [], False
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        self._set_trainings()
+        if self.is_world_process_zero():
+            LearntFrom.write(output_dir or self.args.output_dir, self._trainings)
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make sure that the pushes will be allowed, before hours of training; the repository is made by the first."""
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -67,11 +111,10 @@ class PublishingTrainer(Trainer):
         if self.args.hub_model_id is None:
             raise InputError("push_to_hub: name the repository with hub_model_id='owner/name'.")
         check_repo(self.args.hub_model_id)
-        if self._store is not None:
-            is_restricted = restriction_of(self._store.folder, self._sharing, self._store)
-            check_may_be_published(
-                self.args.hub_model_id, "model", is_restricted, self._sharing.is_private, self._sharing.right_to_share
-            )
+        self._set_trainings()
+        repo, sharing = self.args.hub_model_id, self._sharing
+        is_restricted = restriction_of(repo, sharing, self._store, self._trainings)
+        check_may_be_published(repo, "model", is_restricted, sharing.is_private, sharing.right_to_share)
         self.hub_model_id, self.push_in_progress = self.args.hub_model_id, None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -131,7 +174,7 @@ class PublishingTrainer(Trainer):
     def _gather(self, source: Path, folder: Path) -> None:
         """Copy the model's files of a folder that Trainer wrote, and put the extractor beside them."""
         folder.mkdir(parents=True)
-        for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json"):
+        for pattern in ("config.json", LEARNT_FROM_FILE, "*.safetensors", "*.safetensors.index.json"):
             for path in source.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
         if (source / FEATURE_EXTRACTOR_NAME).is_file():
