@@ -86,6 +86,17 @@ class LoopbackHub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
 
+    def answer_here(self, monkeypatch, cache: Path) -> None:
+        """Let the client in this process ask this Hub for files, and keep them in `cache`."""
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (
+            ("HF_HUB_OFFLINE", False),
+            ("HF_HUB_CACHE", str(cache)),
+            ("ENDPOINT", self.endpoint),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+        ):
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+
     def commit(self, repository: Path) -> str:
         """The name of the one commit of a repository that is a folder."""
         digest = hashlib.sha1()

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
 from tablet_hf.cli import app
+from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.prediction_table import PredictionTable
 
 TINY = {
@@ -420,6 +421,17 @@ class TestInfo:
         assert f"{parameters:,}" in result.output
         assert "female" in result.output
         assert "natural-f32c32" in result.output
+        assert "learnt from" not in result.output
+
+    def test_what_a_model_learnt_from(self, model, tmp_path):
+        shutil.copytree(model, tmp_path / "model")
+        stages = [LearntFrom("masked token modeling", ("HCP",), 1000, 0, 4000, 4_800_000, True, "lab/tablet")]
+        LearntFrom.write(tmp_path / "model", [*stages, LearntFrom("sex", (), 20, 5, 20, 4000, False, "model")])
+        told = " ".join(tablet_hf("info", tmp_path / "model").output.split())
+        assert (
+            "what lab/tablet did, not recorded, then masked token modeling (1,000 people of HCP, restricted), " in told
+        )
+        assert "then sex (20 people)" in told
 
     def test_model_in_several_files(self, model, tmp_path):
         whole = TabletForSequenceClassification.from_pretrained(model)

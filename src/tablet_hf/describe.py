@@ -7,6 +7,7 @@ from typing import Any
 
 from tablet_hf.errors import InputError
 from tablet_hf.hub_files import fetch
+from tablet_hf.learnt_from import LearntFrom
 
 MASK_SOURCES = {
     "given": "the one given",
@@ -111,6 +112,9 @@ def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
     if "TabletForSequenceClassification" in (config.architectures or []):
         facts["predicts"] = f"{', '.join(config.id2label.values())} ({config.problem_type or 'problem_type not set'})"
+    if trainings := LearntFrom.of_model(name):
+        start = [] if trainings[0].started_from is None else [f"what {trainings[0].started_from} did, not recorded"]
+        facts["learnt from"] = ", then ".join([*start, *map(str, trainings)])
     return facts
 
 

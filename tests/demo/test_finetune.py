@@ -11,6 +11,7 @@ from preprocessing import PREPROCESSING
 from tablet_hf import TabletForSequenceClassification
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter
 from tablet_hf.demo.finetune import MODEL, TRAINING, finetune
+from tablet_hf.learnt_from import LearntFrom
 
 SMALL = {"signal": "percent_change", "volume_size": 8, "token_size": 24, "grid_size": 2}
 NUM_PEOPLE, NUM_LEARNT_FROM = 60, 40
@@ -65,6 +66,7 @@ def test_a_difference_in_dynamics_is_learnt_and_reported_as_it_is(store, tmp_pat
     assert float(logits.softmax(-1)[0, 1]) == pytest.approx(found.probabilities[0], abs=1e-5)
     assert saved.config.id2label == {0: "together", 1: "apart"}
     assert saved.config.autoencoder == PREPROCESSING["autoencoder"]
+    assert LearntFrom.read(tmp_path / "model") == (LearntFrom("group", (), 40, 0, 40, 240, False),)
 
 
 def test_the_people_held_out_decide_nothing(store, tmp_path):

@@ -37,7 +37,7 @@ def untrained(planted_store, tiny, tmp_path_factory):
     model, _ = initial_model(TabletForMaskedTokenModeling, None, tiny, planted_store.preprocessing)
     folder = tmp_path_factory.mktemp("untrained")
     trainer = make_trainer(model, training_arguments(SETTINGS, folder / "work", report_to=[]))
-    save_model(trainer, folder / "model", planted_store.preprocessing)
+    save_model(trainer, folder / "model", planted_store.preprocessing, [])
     return folder / "model"
 
 

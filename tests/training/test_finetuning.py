@@ -1,6 +1,7 @@
 """Fine-tuning in folds: what is planted is found, what is not there is not, and nothing is done twice."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import EvaluationWindows, Split, average_by, folds, runs_in, subject_ids
 from tablet_hf.errors import InputError
+from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.pipelines import load_model
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import initial_model, save_model
@@ -39,7 +41,7 @@ def untrained(planted_store, tiny, tmp_path_factory):
     model, _ = initial_model(TabletForMaskedTokenModeling, None, tiny, planted_store.preprocessing)
     folder = tmp_path_factory.mktemp("untrained")
     arguments = training_arguments(SETTINGS, folder / "work", report_to=[])
-    save_model(make_trainer(model, arguments), folder / "model", planted_store.preprocessing)
+    save_model(make_trainer(model, arguments), folder / "model", planted_store.preprocessing, [])
     return folder / "model"
 
 
@@ -81,6 +83,12 @@ class TestPlantedDifference:
         assert (again.task, again.learning_rate, again.validation) == (fold.task, fold.learning_rate, fold.validation)
         with pytest.raises(InputError, match="a training with label 'group', not 'strength', was begun there"):
             finetune_fold(planted_store, planted_split, "strength", out, SETTINGS, model=tiny)
+
+    def test_what_it_learnt_from_lies_beside_it(self, tuned, planted_split):
+        out, _, _ = tuned
+        assert LearntFrom.read(out / "model") == (LearntFrom("group", (), 24, 8, 24, 24 * 24, False, None),)
+        record = (out / "model" / "learnt_from.json").read_text()
+        assert not any(f'"{subject}"' in record for subject in planted_split.assignment)
 
     def test_checkpoints_are_gone_when_it_is_done(self, tuned):
         out, _, _ = tuned
@@ -133,14 +141,22 @@ class TestFromATrainedNetwork:
         for name, weight in TabletForMaskedTokenModeling.from_pretrained(untrained).state_dict().items():
             if name in tuned:
                 torch.testing.assert_close(tuned[name], weight, rtol=0, atol=0)
+        # Of these weights nothing was recorded but that there were some.
+        stage = LearntFrom("group", (), 24, 8, 24, 24 * 24, False, "model")
+        assert LearntFrom.read(tmp_path / "model") == (stage,)
 
     def test_adapters_are_merged(self, planted_store, planted_split, untrained, tmp_path):
         pytest.importorskip("peft")
+        start, out = tmp_path / "start", tmp_path / "out"
+        shutil.copytree(untrained, start)
+        first = LearntFrom("masked token modeling", ("HCP",), 1000, 0, 4000, 4_800_000, True)
+        LearntFrom.write(start, [first])
         fold = finetune_fold(
-            planted_store, planted_split, "group", tmp_path, SETTINGS, init=untrained, mode="lora", is_quiet=True
+            planted_store, planted_split, "group", out, SETTINGS, init=start, mode="lora", is_quiet=True
         )
         assert fold.training_loss[-1][1] < fold.training_loss[0][1]
-        model = load_model(tmp_path / "model")  # needs no peft
+        assert LearntFrom.read(out / "model") == (first, LearntFrom("group", (), 24, 8, 24, 24 * 24, False, "start"))
+        model = load_model(out / "model")  # needs no peft
         before = TabletForMaskedTokenModeling.from_pretrained(untrained).tablet.layers[0].mlp.fc1.weight
         change = model.tablet.layers[0].mlp.fc1.weight - before
         assert 1 <= torch.linalg.matrix_rank(change.detach(), atol=1e-6) <= 8

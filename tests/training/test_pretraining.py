@@ -1,6 +1,8 @@
 """Masked token modeling with Trainer: it learns, goes on where it was killed, and shows what it learnt."""
 
 import contextlib
+import copy
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -17,6 +19,7 @@ from pretraining_process import pretrain_here
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import StreamedWindows, write_splits
 from tablet_hf.errors import InputError
+from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.training.arguments import Settings
 from tablet_hf.training.checkpoints import initial_model, last_checkpoint
 from tablet_hf.training.pretraining import MaskedWindows, _windows, mean_predictor_loss, pretrain
@@ -31,6 +34,14 @@ SETTINGS = Settings(
 def pretrained(planted_store, planted_split, tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("pretrained")
     return out, pretrain(planted_store, out, SETTINGS, split=planted_split, model=tiny, is_quiet=True)
+
+
+def with_all_runs_of(store, study):
+    """The same tokens, but of people of a study whose terms forbid to pass them on."""
+    changed = copy.copy(store)
+    changed.runs = [dataclasses.replace(run, dataset=study) for run in store.runs]
+    changed.settings = store.settings | {"is_restricted": True}
+    return changed
 
 
 class TestLearning:
@@ -52,6 +63,7 @@ class TestLearning:
         assert model.config.signal == "intensity"
         assert sorted(path.name for path in (out / "model").iterdir()) == [
             "config.json",
+            "learnt_from.json",
             "model.safetensors",
             "preprocessor_config.json",
         ]
@@ -62,6 +74,20 @@ class TestLearning:
         again = pretrain(planted_store, out, SETTINGS, split=planted_split, model=tiny)
         assert again == result
         assert (out / "model" / "model.safetensors").stat().st_mtime_ns == weights
+
+    def test_what_it_learnt_from_lies_beside_it(self, pretrained):
+        _, result = pretrained
+        (stage,) = LearntFrom.read(result.folder)
+        assert stage == LearntFrom("masked token modeling", (), 24, 8, 24, 24 * 24, False, None)
+
+    def test_what_weights_had_learnt_from_stands_before(self, pretrained, planted_store, planted_split, tiny, tmp_path):
+        _, before = pretrained
+        settings = Settings(window_frames=8, max_steps=1, batch_size=4, device="cpu")
+        options = {"split": planted_split, "init": before.folder, "is_quiet": True}
+        result = pretrain(with_all_runs_of(planted_store, "LAB"), tmp_path, settings, **options)
+        first, second = LearntFrom.read(result.folder)
+        assert (first,) == LearntFrom.read(before.folder)
+        assert second == LearntFrom("masked token modeling", ("LAB",), 24, 8, 24, 24 * 24, True, "model")
 
     def test_another_training_is_refused_there(self, pretrained, planted_store, planted_split, tiny):
         out, _ = pretrained
@@ -86,6 +112,8 @@ class TestLearning:
         training, _ = _windows(windows, settings, planted_split, None)
         assert {run.subject for run in training.runs.values()} == set(planted_split.subjects("train"))
         assert [step for step, _ in result.loss] == [1, 2, 3, 4]
+        (stage,) = LearntFrom.read(result.folder)
+        assert (stage.people, stage.runs, stage.frames, stage.is_restricted) == (24, 24, 24 * 24, False)
 
     def test_tensorboard_has_the_loss(self, pretrained):
         out, _ = pretrained

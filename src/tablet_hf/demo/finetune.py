@@ -14,6 +14,7 @@ from transformers import TrainerCallback, set_seed
 
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
+from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import initial_model, save_model
@@ -108,7 +109,9 @@ def finetune(
     history = trainer.state.log_history
     arguments = training_arguments(settings, scratch, eval_strategy="no", **never)
     predictions = predict_people(network, store, held_out, task, arguments)
-    save_model(trainer, folder, store.preprocessing)
+    learnt = [store.runs[run] for run in train]
+    record = LearntFrom.of_runs(label, learnt, [], store.settings["is_restricted"])
+    save_model(trainer, folder, store.preprocessing, [record])
     return FinetuneResult(
         model=network.eval(),
         probabilities=predictions.outputs[:, 1],

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers.trainer_callback import TrainerCallback
 from tablet_hf.errors import InputError, not_on_hub
 from tablet_hf.files import folder_written_whole, written_whole
 from tablet_hf.hub_files import check_model_name
+from tablet_hf.learnt_from import LearntFrom
 
 __all__ = [
     "TRAINING_FILE",
@@ -140,8 +141,15 @@ class LogWithCheckpoints(TrainerCallback):
         control.should_log |= control.should_save
 
 
-def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any]) -> None:
-    """Write the trained model, and beside it how its tokens are made; all processes call it, the main one writes."""
+def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], trainings: Sequence[LearntFrom]) -> None:
+    """Write the trained model, and beside it how its tokens are made and what it learnt from; all processes call it.
+
+    Args:
+        trainer: whose model it is; its main process writes.
+        folder: replaced as a whole.
+        preprocessing: see `TabletFeatureExtractor.to_dict`.
+        trainings: this one after those of the weights it started from; empty for a model that has learnt nothing.
+    """
     scratch = Path(trainer.args.output_dir) / "finished"
     trainer.save_model(str(scratch))
     if trainer.is_world_process_zero():
@@ -151,6 +159,8 @@ def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any]) -> 
                     shutil.copy2(path, unfinished / path.name)
             record = json.dumps(dict(preprocessing), indent=2)
             (unfinished / "preprocessor_config.json").write_text(record + "\n", encoding="utf-8")
+            if trainings:
+                LearntFrom.write(unfinished, trainings)
         shutil.rmtree(scratch)
 
 

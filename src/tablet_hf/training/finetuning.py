@@ -24,6 +24,7 @@ from tablet_hf.datasets.splits import PARTS, Split, runs_in
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
+from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import (
@@ -168,6 +169,7 @@ def finetune_fold(
         return done
 
     note(f"{split.name}: {task}; {task.reason}.")
+    trainings = () if init is None else LearntFrom.of_model(init)
     if mode == "head":
         attempts = {None: work.fit_head()}
     else:
@@ -206,7 +208,7 @@ def finetune_fold(
         chosen.validation_loss,
         work.said,
     )
-    work.finish(chosen.model, result)
+    work.finish(chosen.model, result, [*trainings, work.record()])
     return result
 
 
@@ -342,13 +344,18 @@ class _Fold:
             ),
         )
 
-    def finish(self, model: Any, result: FinetunedFold) -> None:
+    def record(self) -> LearntFrom:
+        """Whose labels decide what comes out."""
+        learnt, chosen_by = ([self.store.runs[run] for run in part.runs] for part in (self.training, self.validation))
+        return LearntFrom.of_runs(self.task.label, learnt, chosen_by, self.store.settings["is_restricted"], self.init)
+
+    def finish(self, model: Any, result: FinetunedFold, trainings: Sequence[LearntFrom]) -> None:
         """Write model and result; after that checkpoints are not needed any more."""
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
         arguments = training_arguments(self.settings, self.out / "work", eval_strategy="no", save_strategy="no")
         trainer = make_trainer(model, arguments, is_quiet=True)
-        save_model(trainer, self.out / MODEL_FOLDER, self.store.preprocessing)
+        save_model(trainer, self.out / MODEL_FOLDER, self.store.preprocessing, trainings)
         if trainer.is_world_process_zero():
             facts = asdict(replace(result, folder=MODEL_FOLDER, predictions=None))
             facts["predictions"] = result.predictions.to_json()

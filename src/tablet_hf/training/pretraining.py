@@ -21,6 +21,7 @@ from tablet_hf.datasets.splits import Split, runs_in, subject_ids
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
+from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import (
@@ -36,6 +37,7 @@ __all__ = ["MaskedWindows", "PretrainingResult", "pretrain"]
 MODEL_FOLDER = "model"
 CHECKPOINTS = "checkpoints"
 RESULT_FILE = "pretraining.json"
+TASK = "masked token modeling"
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,9 @@ def pretrain(
         if on_note is not None:
             on_note(sentence)
 
+    trainings = () if init is None else LearntFrom.of_model(init)
+    learnt, chosen_by = ([] if windows is None else _runs_of(windows) for windows in (training, validation))
+    this = LearntFrom.of_runs(TASK, learnt, chosen_by, store.settings["is_restricted"], init)
     checkpoint = agreed_checkpoint(out / CHECKPOINTS)
     judging = {"eval_strategy": "no"}
     if validation is not None:
@@ -166,7 +171,7 @@ def pretrain(
         None if validation is None else mean_predictor_loss(validation, network.config),
         said,
     )
-    save_model(trainer, result.folder, preprocessing)
+    save_model(trainer, result.folder, preprocessing, [*trainings, this])
     if trainer.is_world_process_zero():
         with written_whole(out / RESULT_FILE) as unfinished:
             facts = asdict(replace(result, folder=MODEL_FOLDER))
@@ -227,6 +232,13 @@ def _windows(store: Any, settings: Settings, split: Split | None, config: Any) -
         return training, None
     held_out = runs_in(split, store.runs, "validation")
     return training, MaskedWindows(store, settings.window_frames, held_out, config, settings.seed, most=256)
+
+
+def _runs_of(windows: Any) -> list[Any]:
+    """What windows are cut from, as records of runs."""
+    if isinstance(windows, StreamedWindows):
+        return list(windows.runs.values())
+    return [windows.store.runs[run] for run in windows.runs]
 
 
 def _num_steps(num_windows: int, settings: Settings) -> int:
