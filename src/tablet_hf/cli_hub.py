@@ -41,10 +41,20 @@ def push(
         bool, typer.Option("--with-code", help="Of a model: let it load where tablet_hf is not installed.")
     ] = False,
     phenotype: Annotated[
-        list[str], typer.Option("--phenotype", help="Of tokens: a phenotype that goes along; may be repeated.")
+        list[str],
+        typer.Option("--phenotypes", "--phenotype", help="Of tokens: phenotypes that go along, as sex,age; no others."),
+    ] = [],  # noqa: B006
+    without: Annotated[
+        list[str], typer.Option("--without", help="Of tokens: phenotypes that stay behind, as sex,age.")
     ] = [],  # noqa: B006
     keep_subjects: Annotated[
         bool, typer.Option("--keep-subjects", help="Of open tokens: people keep the names of the source.")
+    ] = False,
+    keep_sites: Annotated[
+        bool, typer.Option("--keep-sites", help="Of tokens: sites keep their names, in place of numbers.")
+    ] = False,
+    exact_ages: Annotated[
+        bool, typer.Option("--exact-ages", help="Of open tokens: ages as they are, in place of whole years.")
     ] = False,
     source_restricted: Annotated[
         bool | None,
@@ -77,8 +87,11 @@ def push(
         "dataset": dataset,
         "evaluation": evaluation,
         "with_code": with_code,
-        "phenotypes": phenotype or None,
+        "phenotypes": _names(phenotype) or None,
+        "without": _names(without),
         "keep_subjects": keep_subjects,
+        "keep_sites": keep_sites,
+        "exact_ages": exact_ages,
         "token": token or _known_token(),
     }
     if not messages.is_terminal:
@@ -98,6 +111,10 @@ def push(
     state = "private" if private else "public"
     messages.print(f"Sent to {escape(repo)} ({state}), commit {published.commit[:12]}.")
     output.print(escape(published.url))
+
+
+def _names(said: list[str]) -> list[str]:
+    return [name.strip() for words in said for name in words.split(",") if name.strip()]
 
 
 def _known_token() -> str | None:

@@ -162,7 +162,7 @@ class TestNamesOfOthers:
     def test_they_stay_in_their_line(self):
         made = {"autoencoder": "natural-f32c32"}
         dataset = dataset_card(
-            "lab/x", made, training=TrainingFacts(), phenotypes=[self.NAME], left_out={self.NAME: "so"}
+            "lab/x", made, training=TrainingFacts(), phenotypes={self.NAME: ""}, left_out={self.NAME: "so"}
         )
         model = model_card("lab/x", CONFIG | {"target_name": self.NAME, "id2label": {0: self.NAME}})
         for text in (dataset, model):
@@ -177,7 +177,7 @@ class TestDatasetCards:
         header = check_card(text)
         assert header["configs"] == [{"config_name": "default", "data_files": "data/*.parquet"}]
         assert "| people | 6 |" in text
-        assert "| phenotypes | `age`, `sex`, `dx` |" in text
+        assert "| phenotypes | `age` (in whole years, 90 from 90 on), `sex`, `dx` |" in text
         assert "- remark: columns called remark lead to people" in text
         assert TERMS["ADHD-200"][1] in text
         assert numbers_without_source(text) == []

@@ -100,11 +100,11 @@ class TestWhatGoesAlong:
         assert len({run.subject for run in runs}) == len({run.key for run in runs}) == 6
         assert [run.family == runs[0].family for run in runs] == [True, True, False, False, False, False]
         assert [run.session for run in runs[1:]] == ["01"] * 5
-        assert {run.site for run in runs} == {"NYU"}
+        assert {run.site for run in runs} == {"site-1"}
         told = json.dumps([vars(run) for run in runs], default=str)
         assert not [secret for secret in PLANTED if secret in told]
         assert set(runs[0].phenotypes) == {"age", "sex", "dx"}
-        assert set(left_out) == {"scan_day", "remark", "eid", "seen", "labels of session"}
+        assert set(left_out) == {"scan_day", "remark", "eid", "seen", "labels of session", "labels of site"}
 
     def test_of_restricted_data_only_what_is_named(self, make_store):
         store = make_store(is_restricted=True)
@@ -117,6 +117,58 @@ class TestWhatGoesAlong:
         assert None not in {run.family for run in runs}
         with pytest.raises(InputError, match="restricted; people do not keep their names"):
             published_runs(store, Pseudonyms(b"s" * 32), keep_subjects=True)
+        with pytest.raises(InputError, match="restricted; ages go in whole years"):
+            published_runs(store, Pseudonyms(b"s" * 32), ["age"], exact_ages=True)
+
+    def test_ages_go_in_whole_years(self, tmp_path):
+        ages = [7.9167, 21.0, 35.9999, 89.99, 90.2, 101.5]
+        store = runs_with(tmp_path, [{"Age_in_Yrs": age, "stage": age, "p21003_i2": int(age)} for age in ages])
+        runs, _ = published_runs(store, Pseudonyms(b"s" * 32))
+        assert [run.phenotypes["Age_in_Yrs"] for run in runs] == [7.0, 21.0, 35.0, 89.0, 90.0, 90.0]
+        assert [run.phenotypes["p21003_i2"] for run in runs] == [7, 21, 35, 89, 90, 90]
+        assert [run.phenotypes["stage"] for run in runs] == ages
+        runs, _ = published_runs(store, Pseudonyms(b"s" * 32), exact_ages=True)
+        assert [run.phenotypes["Age_in_Yrs"] for run in runs] == ages
+
+    @pytest.mark.parametrize(
+        ("name", "age"), [("age_months", 95.2), ("AgeInDays", 99.0), ("age", 431.0), ("age_z", -1.2)]
+    )
+    def test_ages_that_cannot_be_rounded_stay_behind(self, tmp_path, name, age):
+        store = runs_with(tmp_path, [{name: age + number / 8} for number in range(6)])
+        assert "ages that are not in years" in published_runs(store, Pseudonyms(b"s" * 32), exact_ages=False)[1][name]
+
+    def test_groups_of_ages_are_categories(self, tmp_path):
+        store = runs_with(tmp_path, [{"age": ["22-25", "26-30"][number % 2]} for number in range(6)])
+        assert published_runs(store, Pseudonyms(b"s" * 32))[0][0].phenotypes == {"age": "22-25"}
+
+    def test_what_is_not_wanted_stays_behind(self, make_store):
+        runs, left_out = published_runs(make_store(), Pseudonyms(b"s" * 32), without=["age", "family"])
+        assert set(runs[0].phenotypes) == {"sex", "dx"}
+        assert {run.family for run in runs} == {None}
+        assert left_out["age"] == "it was not wanted"
+        with pytest.raises(InputError, match="no phenotype 'iq'"):
+            published_runs(make_store(), Pseudonyms(b"s" * 32), without=["iq"])
+
+    def test_sites_are_numbered(self, tmp_path):
+        made = {"autoencoder": "natural-f32c32", "signal": "intensity", "scaling": "max", "volume_size": 96}
+        writer = TokenStoreWriter(tmp_path / "store", made | {"grid_size": 1, "token_size": 2})
+        sites = ["UM_1", "NYU", "UM_1", None, "Leiden_2180"]
+        for number, site in enumerate(sites):
+            record = ScanRecord(f"person{number}", tmp_path, site=site, phenotypes={"Site": number // 2})
+            writer.write(record, torch.zeros(1, 1, 2), 2.0, {})
+        store = writer.finish()
+        runs, left_out = published_runs(store, Pseudonyms(b"s" * 32))
+        told = [run.site for run in runs]
+        assert (told[0], told[3], set(told)) == (told[2], None, {"site-1", "site-2", "site-3", None})
+        assert "--keep-sites" in left_out["labels of site"]
+        assert "where people were scanned" in left_out["Site"]
+        orders = {
+            tuple(run.site for run in published_runs(store, Pseudonyms(bytes([salt] * 16)))[0]) for salt in range(9)
+        }
+        assert len(orders) > 1, "their order tells their names"
+        runs, left_out = published_runs(store, Pseudonyms(b"s" * 32), keep_sites=True)
+        assert [run.site for run in runs] == sites
+        assert "Site" in runs[0].phenotypes
 
     @pytest.mark.parametrize(
         ("name", "why"),

@@ -93,7 +93,7 @@ class TestKinds:
             check_repo(repo)
 
     def test_options_of_another_kind(self, tmp_path, model_folder, make_store):
-        with pytest.raises(InputError, match="--phenotype belongs to token datasets"):
+        with pytest.raises(InputError, match="--phenotypes belongs to token datasets"):
             prepare(model_folder, tmp_path / "sent", "lab/x", phenotypes=["age"])
         with pytest.raises(InputError, match="--with-code belongs to models"):
             prepare(make_store().folder, tmp_path / "sent", "lab/x", with_code=True)
@@ -293,6 +293,9 @@ class TestStudiesOfUnknownTerms:
 def test_how_many_people_are_told_by_what_is_sent_of_them(make_store, tmp_path):
     store = make_store().folder
     prepared = prepare(store, tmp_path / "all", "lab/x")
+    assert prepared.notes[0].startswith(
+        "Of phenotypes go along: age (in whole years, 90 from 90 on), sex, dx, families;"
+    )
     alone = "6 of 6 people are the only ones with their site, age, dx, sex"
     assert any(note.startswith(alone) for note in prepared.notes)
     assert alone in (tmp_path / "all" / "README.md").read_text()
@@ -472,8 +475,9 @@ class TestCommand:
         assert "--i-have-the-right-to-share" in told(ended)
         words = (store.folder, "lab/hcp", "--dry-run", tmp_path / "dry", "--i-have-the-right-to-share", RIGHT)
         assert "leave out --public" in told(run(*words, "--public", token=LAB))
-        ended = run(*words, "--phenotype", "age", token=LAB)
+        ended = run(*words, "--phenotypes", "age,sex", "--without", "sex", token=LAB)
         assert ended.exit_code == 0, told(ended)
+        assert "Of phenotypes go along: age (in whole years, 90 from 90 on); --phenotypes and --without" in told(ended)
         assert "Nothing was sent." in told(ended)
         sent = {
             path.relative_to(tmp_path / "dry").as_posix() for path in (tmp_path / "dry").rglob("*") if path.is_file()

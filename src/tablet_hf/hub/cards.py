@@ -450,7 +450,7 @@ def dataset_card(
     *,
     training: TrainingFacts,
     facts: Mapping[str, str] | None = None,
-    phenotypes: Sequence[str] = (),
+    phenotypes: Mapping[str, str] | None = None,
     are_renamed: bool = True,
     left_out: Mapping[str, str] | None = None,
     title: str | None = None,
@@ -468,7 +468,7 @@ def dataset_card(
         preprocessing: how its tokens were made.
         training: what it holds: datasets, people, runs, frames, and whether it is restricted.
         facts: further rows of the table.
-        phenotypes: that go along.
+        phenotypes: that go along, each with what is to be said of it.
         are_renamed: whether people have other names than at the source.
         left_out: what stays behind, and why.
         right_to_share, is_gated, title, facts_source, license, limits: as for `model_card`.
@@ -488,7 +488,8 @@ def dataset_card(
     counts = {"people": training.people, "runs": training.runs, "frames": training.frames}
     table = {name: UNKNOWN if value is None else f"{value:,}" for name, value in counts.items()} | dict(facts or {})
     table |= preprocessing_facts(preprocessing)
-    table["phenotypes"] = ", ".join(f"`{name}`" for name in phenotypes) or "none"
+    told = [f"`{name}`" + (f" ({how})" if how else "") for name, how in (phenotypes or {}).items()]
+    table["phenotypes"] = ", ".join(told) or "none"
     people = "People have the names that they have at the source, which is open."
     if are_renamed:
         people = (

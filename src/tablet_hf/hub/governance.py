@@ -8,6 +8,7 @@ said. What it can do is to leave behind what nobody else needs, and to look for 
 import hashlib
 import hmac
 import json
+import math
 import os
 import re
 import secrets as random_secrets
@@ -28,6 +29,7 @@ __all__ = [
     "Secrets",
     "check_may_be_published",
     "find_leaks",
+    "holds_ages",
     "leaks_of_words",
     "people_alone",
     "published_runs",
@@ -148,7 +150,15 @@ TELLING_NAMES = frozenset((
     "names", "note", "notes", "participant", "path", "phone", "postcode", "remark", "remarks", "sub", "subject",
     "text", "time", "uuid", "yob", "zip",
 ))
+PLACE_NAMES = frozenset((
+    "center", "centers", "centre", "centres", "city", "clinic", "hospital", "institute", "institution", "site", "sites",
+))
 # fmt: on
+# UK Biobank's field of the age at a visit.
+AGE_NAMES, FINER_THAN_YEARS = frozenset({"age", "ages", "21003"}), ("month", "week", "day")
+# "All ages over 89 [...] may be aggregated into a single category of age 90 or older": the safe harbour of the US
+# privacy rule for health data, 45 CFR 164.514(b)(2)(i)(C).
+OLDEST_TOLD, OLDEST = 90, 130
 
 
 def published_runs(
@@ -156,50 +166,67 @@ def published_runs(
     pseudonyms: Pseudonyms,
     phenotypes: Collection[str] | None = None,
     keep_subjects: bool = False,
+    *,
+    without: Collection[str] = (),
+    keep_sites: bool = False,
+    exact_ages: bool = False,
 ) -> tuple[list[StoredRun], dict[str, str]]:
     """The runs of a store as others may see them, in the order of the store.
 
-    People, families and runs get other names; sessions, tasks and runs whose labels are no plain ones too. Of
-    phenotypes go along numbers and categories, but neither dates, nor numbers that tell a person, nor texts. Of
-    restricted data none goes along unless it is named.
+    People, families and runs get other names; sites are called site-1, site-2 and so on; sessions, tasks and runs
+    whose labels are no plain ones get other names too. Of phenotypes go along numbers and categories, but neither
+    dates, nor numbers that tell a person, nor texts; ages in whole years, and as 90 from 90 on. Of restricted data none
+    goes along unless it is named.
 
     Args:
         store: the store.
         pseudonyms: the other names.
         phenotypes: which go along; None for all that may.
         keep_subjects: people and families keep the names that they have, of data that are open.
+        without: phenotypes that stay behind, "family" too.
+        keep_sites: sites whose labels are plain words keep these.
+        exact_ages: ages go along as they are, of data that are open.
 
     Returns:
         The runs, and of each phenotype or label that is left out why.
 
     Raises:
         InputError: a phenotype that the store does not have, or that tells of single people though it was asked for;
-            names of people are to be kept, though the data are restricted.
+            names of people or exact ages are to be kept, though the data are restricted.
     """
     is_restricted = bool(store.settings["is_restricted"])
     if is_restricted and keep_subjects:
         raise InputError(
             f"{store.folder}: its data are restricted; people do not keep their names; leave out --keep-subjects."
         )
+    if is_restricted and exact_ages:
+        raise InputError(f"{store.folder}: its data are restricted; ages go in whole years; leave out --exact-ages.")
     kinds = store.phenotype_types()
-    if unknown := sorted(set(phenotypes or ()) - {*kinds, "family"}):
+    if unknown := sorted({*(phenotypes or ()), *without} - {*kinds, "family"}):
         known = ", ".join(sorted(kinds)) or "none"
         raise InputError(f"{store.folder}: it has no phenotype {unknown[0]!r}; there are {known}.")
     left_out, kept = {}, []
     for name in kinds:
-        why = _why_left_out(store, name, is_named=name in (phenotypes or ()))
-        if phenotypes is not None and name not in phenotypes:
+        is_named = name in (phenotypes or ())
+        why = _why_left_out(store, name, is_named, keep_sites, exact_ages)
+        if name in without:
+            why = why or "it was not wanted"
+        elif phenotypes is not None and name not in phenotypes:
             why = why or "it was not asked for"
         elif phenotypes is not None and why is not None:
-            raise InputError(f"{store.folder}: the phenotype {name!r} is not sent: {why}; leave it out of --phenotype.")
+            raise InputError(
+                f"{store.folder}: the phenotype {name!r} is not sent: {why}; leave it out of --phenotypes."
+            )
         elif phenotypes is None and is_restricted:
-            why = why or "the data are restricted; --phenotype sends it along"
+            why = why or "the data are restricted; --phenotypes sends it along"
         if why is None:
             kept.append(name)
         else:
             left_out[name] = why
-    labels = {name: _Labels(store.runs, name) for name in ("session", "task", "run", "site")}
-    keeps_families = not is_restricted or "family" in (phenotypes or ())
+    labels = {name: _Labels(store.runs, name) for name in ("session", "task", "run")}
+    labels["site"] = _Labels(store.runs, "site") if keep_sites else _Numbered(store.runs, "site", pseudonyms)
+    keeps_families = (not is_restricted or "family" in (phenotypes or ())) and "family" not in without
+    in_years = set() if exact_ages else {name for name in kept if holds_ages(name)}
     runs = []
     for run in store.runs:
         told = {name: label.of(getattr(run, name), pseudonyms) for name, label in labels.items()}
@@ -217,7 +244,10 @@ def published_runs(
             scan={"sha256": mark},
             made=made or None,
             beside=None,
-            phenotypes={name: run.phenotypes.get(name) for name in kept},
+            phenotypes={
+                name: _in_whole_years(run.phenotypes.get(name)) if name in in_years else run.phenotypes.get(name)
+                for name in kept
+            },
         )
         key = store_key(published)
         runs.append(replace(published, key=key, file=file_of_key(key).as_posix()))
@@ -225,8 +255,24 @@ def published_runs(
         raise InputError(f"{store.folder}: {twice} of its runs would be called as others are; give runs plain labels.")
     for name, label in labels.items():
         if label.is_renamed:
-            left_out[f"labels of {name}"] = "some are no plain ones and get other names"
+            left_out[f"labels of {name}"] = label.why
     return runs, left_out
+
+
+def holds_ages(name: str) -> bool:
+    """Whether a phenotype of this name is people's age."""
+    return bool(_words(name) & AGE_NAMES)
+
+
+def _words(name: str) -> set[str]:
+    """Of the name of a column, in lower case: Age_in_Yrs is {"age", "in", "yrs"}."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)}
+
+
+def _in_whole_years(age: Any) -> Any:
+    """The same type, so that the column keeps its own; a group such as "26-30" is one already."""
+    is_number = isinstance(age, int | float) and not isinstance(age, bool)
+    return type(age)(min(math.floor(age), OLDEST_TOLD)) if is_number else age
 
 
 def people_alone(runs: Sequence[StoredRun]) -> tuple[int, list[str]]:
@@ -250,6 +296,7 @@ _MADE = ("tokens", "software", "space", "voxel_size", "shape", "is_resampled", "
 class _Labels:
     """The labels of one kind: plain words that many share go along, others get names of their own."""
 
+    why = "some are no plain ones and get other names"
     PLAIN = r"[A-Za-z][A-Za-z_ -]{0,23}\d{0,3}[A-Za-z]{0,8}\d{0,2}|\d{1,3}"
 
     def __init__(self, runs: Sequence[StoredRun], name: str):
@@ -270,9 +317,24 @@ class _Labels:
         return pseudonyms.of("label", label)[:9]
 
 
-def _why_left_out(store: TokenDataset, name: str, is_named: bool) -> str | None:
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)
-    words = {word.lower() for word in words}
+class _Numbered:
+    """The labels of one kind get numbers, in an order that the salt decides."""
+
+    why = "they are numbered (site-1, site-2, ...); --keep-sites sends them as they are"
+
+    def __init__(self, runs: Sequence[StoredRun], name: str, pseudonyms: Pseudonyms):
+        labels = sorted({getattr(run, name) for run in runs} - {None}, key=lambda label: pseudonyms.of(name, label))
+        self._names: dict[str | None, str | None] = {label: f"{name}-{place}" for place, label in enumerate(labels, 1)}
+        self.is_renamed = bool(labels)
+
+    def of(self, label: str | None, pseudonyms: Pseudonyms) -> str | None:
+        return self._names.get(label)
+
+
+def _why_left_out(
+    store: TokenDataset, name: str, is_named: bool, keep_sites: bool = False, exact_ages: bool = False
+) -> str | None:
+    words = _words(name)
     if not is_named and (telling := {word for word in words if word in TELLING_NAMES or word.endswith("date")}):
         return f"columns called {min(telling)} lead to people"
     by_person = {(run.dataset, run.subject): run.phenotypes.get(name) for run in store.runs}
@@ -282,6 +344,12 @@ def _why_left_out(store: TokenDataset, name: str, is_named: bool) -> str | None:
     if {str(value).lstrip("0") for value in different} & people:
         return "it holds names of people"
     texts = [value for value in different if isinstance(value, str)]
+    if holds_ages(name) and not exact_ages and not texts:
+        is_finer = any(word.startswith(FINER_THAN_YEARS) for word in words)
+        if is_finer or not all(0 <= value <= OLDEST for value in different):
+            return "it holds ages that are not in years; --exact-ages sends ages as they are"
+    if words & PLACE_NAMES and not keep_sites and not is_named:
+        return "it tells where people were scanned; --keep-sites sends it along"
     if texts:
         if any(fault for text in texts for fault in _faults_of_text(text)) or any(map(DATE_IN_A_CELL.search, texts)):
             return "it holds dates, paths or addresses"
@@ -336,7 +404,9 @@ class Secrets:
                     ids.add(value)
             for name in ("session", "task", "run", "site"):
                 value = getattr(run, name)
-                if value is not None and other is not None and getattr(other, name) != value:
+                is_renamed = value is not None and other is not None and getattr(other, name) != value
+                # A study may be called after its place.
+                if is_renamed and not (name == "site" and value in (run.dataset or "")):
                     texts.add(value)
             for known in (run.scan, *_identities(run.beside)):
                 texts.add(str(known.get("name") or ""))

@@ -31,11 +31,13 @@ from tablet_hf.hub.cards import (
     shipped_card,
 )
 from tablet_hf.hub.governance import (
+    OLDEST_TOLD,
     OPEN_STUDIES,
     Pseudonyms,
     Secrets,
     check_may_be_published,
     find_leaks,
+    holds_ages,
     leaks_of_words,
     people_alone,
     published_runs,
@@ -170,6 +172,9 @@ def prepare(
     with_code: bool = False,
     phenotypes: Sequence[str] | None = None,
     keep_subjects: bool = False,
+    without: Sequence[str] = (),
+    keep_sites: bool = False,
+    exact_ages: bool = False,
     token: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
@@ -184,7 +189,7 @@ def prepare(
         dataset: of a model, the store it was trained on, for the card and for the names that must not be sent.
         evaluation: of a model, results.json of `tablet-hf evaluate`.
         with_code: put the code beside a model, so that it loads where this package is not installed.
-        phenotypes, keep_subjects: of tokens, see `published_runs`.
+        phenotypes, keep_subjects, without, keep_sites, exact_ages: of tokens, see `published_runs`.
         token: an access token that must not stand in any file.
         on_progress: of tokens, is told runs done and runs in all.
 
@@ -197,9 +202,11 @@ def prepare(
     kind = kind_of(path)
     of_kind = {"dataset": dataset, "evaluation": evaluation, "with_code": with_code or None}
     of_kind = {f"--{name.replace('_', '-')}": value for name, value in of_kind.items()}
+    choices = {"phenotypes": phenotypes, "without": without}
+    choices |= {"keep_subjects": keep_subjects, "keep_sites": keep_sites, "exact_ages": exact_ages}
     if kind not in ("store", "export"):
-        of_tokens = {"--phenotype": phenotypes, "--keep-subjects": keep_subjects or None}
-        if unfit := [name for name, value in of_tokens.items() if value is not None]:
+        of_tokens = {f"--{name.replace('_', '-')}": value for name, value in choices.items()}
+        if unfit := [name for name, value in of_tokens.items() if value]:
             raise InputError(f"{unfit[0]} belongs to token datasets, and {path} holds a {kind}; leave it out.")
     if kind != "model" and (unfit := [name for name, value in of_kind.items() if value is not None]):
         raise InputError(f"{unfit[0]} belongs to models, and {path} holds a {kind}; leave it out.")
@@ -216,7 +223,7 @@ def prepare(
         elif kind == "autoencoder":
             prepared, more = _prepare_autoencoder(path, out, repo, sharing)
         else:
-            prepared, more = _prepare_tokens(path, out, repo, sharing, phenotypes, keep_subjects, on_progress)
+            prepared, more = _prepare_tokens(path, out, repo, sharing, choices, on_progress)
         check_card((out / CARD).read_text(encoding="utf-8"))
         own_code = _checksums_of_code() if with_code else {}
         # Before they are looked through: weights are the same file as at the source, and it may change meanwhile.
@@ -507,8 +514,7 @@ def _prepare_tokens(
     out: Path,
     repo: str,
     sharing: Sharing,
-    phenotypes: Sequence[str] | None,
-    keep_subjects: bool,
+    choices: Mapping[str, Any],
     on_progress: Callable[[int, int], None] | None,
 ) -> tuple[Prepared, Secrets]:
     store = TokenDataset.load(path)
@@ -516,9 +522,12 @@ def _prepare_tokens(
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "dataset", is_restricted, sharing.is_private, sharing.right_to_share)
     store.settings["is_restricted"] = bool(is_restricted)
-    published, left_out = published_runs(store, Pseudonyms.beside(path), phenotypes, keep_subjects)
+    keep_subjects = choices["keep_subjects"]
+    published, left_out = published_runs(store, Pseudonyms.beside(path), **choices)
     export_parquet(store, out, on_progress=on_progress, published=published)
-    kept = list(published[0].phenotypes)
+    kept = {name: "" for name in published[0].phenotypes}
+    if not choices["exact_ages"]:
+        kept |= {name: f"in whole years, {OLDEST_TOLD} from {OLDEST_TOLD} on" for name in kept if holds_ages(name)}
     seconds = sorted({round(run.repetition_time, 4) for run in published})
     frames = [run.num_frames for run in published]
     facts = {
@@ -544,9 +553,15 @@ def _prepare_tokens(
         * bool(num_alone),
     )
     (out / CARD).write_text(card, encoding="utf-8")
-    notes = [] if keep_subjects else [f"People have other names; {path.name}.salt, which tells them, stays here."]
+    named = [name + (f" ({how})" if how else "") for name, how in kept.items()]
+    named += ["families"] * any(run.family is not None for run in published)
+    notes = [f"Of phenotypes go along: {', '.join(named) or 'none'}; --phenotypes and --without choose others."]
+    if keep_subjects:
+        notes.append("People keep the names that they have at the source.")
+    else:
+        notes.append(f"People have other names; {path.name}.salt, which tells them, stays here.")
     if num_alone:
-        notes.append(f"{alone}: who knows as much of somebody finds them; --phenotype sends along only what it names.")
+        notes.append(f"{alone}: who knows as much of somebody finds them; --phenotypes sends along only what it names.")
     notes += [f"{name} stays behind: {why}." for name, why in left_out.items()]
     known = {RUNS_FOLDER, DATA_FOLDER, INDEX_FILE}
     left_behind = tuple(name for name in _left_behind(path, out) if name.rstrip("/") not in known)
