@@ -171,7 +171,7 @@ def initial_model(
 
     Args:
         model_class: a class of `modeling_tablet`.
-        init: folder or Hub id of a model, fine-tuned or pre-trained, or None.
+        init: folder or Hub id of a model, fine-tuned or pre-trained, in the layout of the released code too; or None.
         fields: of its `TabletConfig`, over those of `init`.
         preprocessing: of the tokens that it will learn from, see `TabletFeatureExtractor.to_dict`.
 
@@ -180,21 +180,36 @@ def initial_model(
     """
     from safetensors import SafetensorError
 
-    from tablet_hf.configuration_tablet import TabletConfig
+    from tablet_hf.configuration_tablet import ReleasedLayoutError, TabletConfig
+    from tablet_hf.modeling_tablet import TabletForSequenceClassification
+    from tablet_hf.released_checkpoint import PUBLISHED_TOKEN_SIZE, convert_in_memory
 
     made = {name: preprocessing.get(name) for name in (*TabletConfig.token_geometry, *TabletConfig.token_provenance)}
     made = {name: value for name, value in made.items() if value is not None}
     if init is None:
         return model_class(_config(made | dict(fields))), []
     check_model_name(init)
+    weights = None
     try:
-        config = TabletConfig.from_pretrained(str(init))
+        try:
+            config = TabletConfig.from_pretrained(str(init))
+        except ReleasedLayoutError:
+            # How many cells a frame has is told by the size of published tokens, and of others by nothing.
+            names = () if made.get("token_size") == PUBLISHED_TOKEN_SIZE else ("grid_size",)
+            told_by_tokens = {name: made[name] for name in names if name in made}
+            with_classifier = issubclass(model_class, TabletForSequenceClassification)
+            config, weights, _ = convert_in_memory(model_class, with_classifier, str(init), **told_by_tokens)
         if config.model_type != TabletConfig.model_type:
             raise InputError(f"{init}: it holds no TABLeT; give the folder or Hub id of one.")
         config.check_tokens_compatible(preprocessing)
         config = _config(_without_task(config.to_dict()) | made | dict(fields))
         model, info = model_class.from_pretrained(
-            str(init), config=config, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True
+            None if weights else str(init),
+            config=config,
+            state_dict=weights,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
         )
     except InputError:
         raise

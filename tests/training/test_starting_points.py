@@ -1,0 +1,143 @@
+"""Where training starts from: weights in the layout of the released code do as those of this package do."""
+
+import json
+
+import pytest
+import torch
+from loopback_hub import LoopbackHub
+from safetensors.torch import save_file
+
+from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification, TabletModel
+from tablet_hf.errors import InputError
+from tablet_hf.pipelines import load_model
+from tablet_hf.training.arguments import Settings
+from tablet_hf.training.checkpoints import initial_model
+from tablet_hf.training.finetuning import finetune_fold
+from tablet_hf.training.pretraining import pretrain
+
+SETTINGS = Settings(window_frames=12, max_steps=1, batch_size=8, learning_rate=1e-12, device="cpu")
+
+CONFIG = {
+    "input_feature_size": 96,
+    "num_tokens": 324,
+    "num_classes": 1,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "d_model": 64,
+    "d_ff": 48,
+    "dropout": 0.0,
+    "feature_dropout": False,
+    "hidden_act": "relu",
+    "norm_type": "ln",
+    "mlp_type": "vanilla",
+    "qk_norm": False,
+    "input_norm": True,
+    "out_norm": False,
+    "feature_norm": True,
+}
+
+
+def write_released(folder, token_size=96):
+    """A checkpoint as the released code lays it out, of random weights, which are given back."""
+    shapes = {"cls_token": (1, 1, 64), "feature_projection.weight": (64, token_size), "feature_projection.bias": (64,)}
+    for name, size in (("feature_norm", token_size), ("input_norm", 64)):
+        shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+    for layer in ("layers.0.", "layers.1."):
+        for name, rows, columns in (
+            ("self_attn.q_proj", 64, 64),
+            ("self_attn.k_proj", 32, 64),
+            ("self_attn.v_proj", 32, 64),
+            ("self_attn.out_proj", 64, 64),
+            ("ff.0", 48, 64),
+            ("ff.3", 64, 48),
+        ):
+            shapes |= {f"{layer}{name}.weight": (rows, columns), f"{layer}{name}.bias": (rows,)}
+        for name in ("norm1", "norm2"):
+            shapes |= {f"{layer}{name}.weight": (64,), f"{layer}{name}.bias": (64,)}
+    shapes |= {"fc.weight": (1, 64), "fc.bias": (1,)}
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"input_feature_size": token_size}))
+    return weights
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released") / "model"
+    return folder, write_released(folder)
+
+
+def assert_is_of(model, weights):
+    """Whether a model of this package has the released weights, as far as a step of next to no length changes them."""
+    network = model if isinstance(model, TabletModel) else model.tablet
+    found = {
+        "feature_projection.weight": network.embeddings.projection.weight,
+        "cls_token": network.embeddings.cls_token,
+        "layers.1.self_attn.k_proj.weight": network.layers[1].attention.k_proj.weight,
+        "layers.1.ff.3.bias": network.layers[1].mlp.fc2.bias,
+        "layers.0.norm2.weight": network.layers[0].norm_after.weight,
+    }
+    for name, weight in found.items():
+        torch.testing.assert_close(weight.detach(), weights[name], atol=1e-6, rtol=0)
+
+
+class TestReleasedLayout:
+    def test_pretraining_starts_from_it(self, released, planted_store, planted_split, tmp_path):
+        folder, weights = released
+        result = pretrain(planted_store, tmp_path, SETTINGS, split=planted_split, init=folder, is_quiet=True)
+        assert_is_of(TabletForMaskedTokenModeling.from_pretrained(result.folder), weights)
+        assert result.said[0].endswith("decoder.weight, tablet.embeddings.mask_token, which start anew.")
+        config = TabletForMaskedTokenModeling.from_pretrained(result.folder).config
+        assert (config.position_embedding_type, config.intermediate_size) == ("none", 48)
+        assert (config.autoencoder, config.num_frames) == ("natural-f32c32", 12)
+
+    def test_fine_tuning_starts_from_it(self, released, planted_store, planted_split, tmp_path):
+        folder, weights = released
+        options = {"init": folder, "is_quiet": True}
+        fold = finetune_fold(planted_store, planted_split, "kind", tmp_path, SETTINGS, **options)
+        model = load_model(fold.folder)
+        assert_is_of(model, weights)
+        assert model.config.num_labels == 3
+        assert "classifier.bias with (1,) instead of (3,)" in fold.said[0]
+
+    def test_head_of_one_label_is_taken_over(self, released, planted_store):
+        folder, weights = released
+        fields = {"num_labels": 1, "problem_type": "multi_label_classification"}
+        model, said = initial_model(TabletForSequenceClassification, folder, fields, planted_store.preprocessing)
+        assert torch.equal(model.classifier.weight, weights["fc.weight"])
+        assert said == []
+
+    def test_from_a_hub(self, planted_store, tmp_path, monkeypatch):
+        weights = write_released(tmp_path / "hub" / "models" / "lab" / "released")
+        hub = LoopbackHub(tmp_path / "hub")
+        try:
+            hub.answer_here(monkeypatch, tmp_path / "cache")
+            model, _ = initial_model(
+                TabletForMaskedTokenModeling, "lab/released", {"num_frames": 12}, planted_store.preprocessing
+            )
+        finally:
+            hub.stop()
+        assert_is_of(model, weights)
+
+    def test_tokens_of_another_shape_are_refused(self, planted_store, tmp_path):
+        write_released(tmp_path / "model", token_size=3072)
+        with pytest.raises(InputError, match=r"model: no training can start from it; .* token_size 96 instead of 3072"):
+            initial_model(TabletForMaskedTokenModeling, tmp_path / "model", {}, planted_store.preprocessing)
+
+    def test_how_these_tokens_were_made_is_recorded_and_not_how_the_published_ones_were(self, tmp_path):
+        write_released(tmp_path / "model", token_size=3072)
+        tokens = {"token_size": 3072, "grid_size": 3, "signal": "percent_change", "autoencoder": "natural-f32c32"}
+        model, _ = initial_model(TabletForMaskedTokenModeling, tmp_path / "model", {}, tokens)
+        assert (model.config.signal, model.config.autoencoder) == ("percent_change", "natural-f32c32")
+
+    def test_weights_of_another_network_are_refused(self, released, planted_store, tmp_path):
+        folder, weights = released
+        (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+        save_file(
+            {name: weight for name, weight in weights.items() if "k_proj" not in name}, tmp_path / "model.safetensors"
+        )
+        with pytest.raises(InputError, match="k_proj"):
+            initial_model(TabletForMaskedTokenModeling, tmp_path, {}, planted_store.preprocessing)
