@@ -27,10 +27,7 @@ def online(monkeypatch, tmp_path):
 def hub(tmp_path, online, monkeypatch):
     hub = LoopbackHub(tmp_path / "hub", users={LAB: "lab", OTHER: "other", READER: "lab"})
     hub.readers.add(READER)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
-    address = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.answer_here(monkeypatch, tmp_path / "cache")
     yield hub
     hub.stop()
 

@@ -120,6 +120,29 @@ class TestModelCards:
         assert "40 people, whom the model may have learnt from" in text
         assert "held-out" not in text
 
+    def test_one_person_gives_no_interval(self, evaluation, tmp_path):
+        """Drawn anew it is always the same one: 1.0 to 1.0 would say that the model is certain."""
+        results = json.loads(evaluation.read_text()) | {"num_people": 1}
+        for values in results["methods"].values():
+            values["metrics"] = {name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in values["metrics"]}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        text = model_card("lab/sex", CONFIG, evaluation=read_evaluation(tmp_path))
+        assert "model-index" not in check_card(text)
+        assert "sex, 1 person. Baselines" in text
+        assert "| 1 | 1 |" in text
+        assert "1 to 1" not in text
+        assert "Nobody can tell from one person how far off these figures are" in text
+
+    def test_an_interval_without_length_is_none(self, evaluation, tmp_path):
+        results = json.loads(evaluation.read_text())
+        results["methods"]["TABLeT"]["metrics"]["accuracy"] = {"value": 1.0, "low": 1.0, "high": 1.0}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        text = model_card("lab/sex", CONFIG, evaluation=read_evaluation(tmp_path))
+        measured = [metric["type"] for metric in check_card(text)["model-index"][0]["results"][0]["metrics"]]
+        assert "auroc" in measured
+        assert "accuracy" not in measured
+        assert "No interval is given for accuracy: drawn anew" in text
+
     def test_figures_of_another_label(self, evaluation):
         with pytest.raises(InputError, match="figures are of sex, but the model predicts age"):
             model_card("lab/age", CONFIG | {"target_name": "age"}, evaluation=read_evaluation(evaluation))

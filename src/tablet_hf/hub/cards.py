@@ -131,7 +131,8 @@ class EvaluationFacts:
         people: how many were judged.
         method: the model's name there.
         metrics: names, the main one first.
-        found: of each method, `{metric: (value, low, high)}`; None where it is not defined.
+        found: of each method, `{metric: (value, low, high)}`; None where it is not defined, and for the ends of an
+            interval that says nothing.
         notes: what a reader must know.
         are_held_out: whether the model is known to have learnt from none of them; else the figures stand in the text
             with their notes, but not in the header, where nobody would see those.
@@ -146,6 +147,10 @@ class EvaluationFacts:
     notes: tuple[str, ...] = ()
     are_held_out: bool = False
     weights: tuple[str, ...] = ()
+
+    @property
+    def has_intervals(self) -> bool:
+        return any(low is not None for values in self.found.values() for _, low, _ in values.values())
 
     @property
     def rows(self) -> list[list[str]]:
@@ -166,13 +171,13 @@ def read_evaluation(path: str | Path) -> EvaluationFacts:
         # Metrics that are trained for stand first there; the main one is what comparisons are about.
         names = list(results["methods"][method]["metrics"])
         names.sort(key=lambda name: name != results["main_metric"])
+        label, people = str(results["label"]), int(results["num_people"])
         found = {
-            name: {metric: _value(values["metrics"][metric]) for metric in names}
+            name: {metric: _value(values["metrics"][metric], people) for metric in names}
             for name, values in results["methods"].items()
         }
-        notes = tuple(str(note) for note in results["warnings"])
+        notes = (*(str(note) for note in results["warnings"]), *_without_interval(found[method], people))
         are_held_out = results.get("are_held_out") is True
-        label, people = str(results["label"]), int(results["num_people"])
         weights = tuple(str(results.get("about", {}).get("weights") or "").replace(",", " ").split())
         return EvaluationFacts(label, people, method, tuple(names), found, notes, are_held_out, weights)
     except FileNotFoundError as error:
@@ -181,9 +186,22 @@ def read_evaluation(path: str | Path) -> EvaluationFacts:
         raise InputError(f"{path}: it is no results.json of tablet-hf evaluate; give one, or leave it out.") from error
 
 
-def _value(estimate: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+def _value(estimate: Mapping[str, Any], people: int) -> tuple[float | None, float | None, float | None]:
+    """A figure, and its interval where that says something: drawn anew, one person is always the same person."""
     value, low, high = (None if estimate[name] is None else float(estimate[name]) for name in ("value", "low", "high"))
-    return value, low, high
+    return (value, None, None) if people < 2 or low is None or high is None or low == high else (value, low, high)
+
+
+def _without_interval(found: Mapping[str, tuple[float | None, float | None, float | None]], people: int) -> list[str]:
+    """Why some of a method's figures stand without an interval, and not in the header."""
+    if people < 2:
+        return ["Nobody can tell from one person how far off these figures are; so they have no interval."]
+    if names := [name for name, (value, low, _) in found.items() if value is not None and low is None]:
+        return [
+            f"No interval is given for {', '.join(names)}: drawn anew, these people always give the same figure, or "
+            "none, which does not tell how far off it is."
+        ]
+    return []
 
 
 def _estimate(estimate: tuple[float | None, float | None, float | None]) -> str:
@@ -405,11 +423,9 @@ def _eval_results(evaluation: EvaluationFacts | None, training: TrainingFacts) -
     results = []
     for name in evaluation.metrics:
         value, low, high = evaluation.found[evaluation.method][name]
-        if value is None:
+        if value is None or low is None or high is None:  # a header has no room to say why
             continue
-        arguments = {"people": evaluation.people}
-        if low is not None and high is not None:
-            arguments |= {"interval": "95%", "low": _rounded(low), "high": _rounded(high)}
+        arguments = {"people": evaluation.people, "interval": "95%", "low": _rounded(low), "high": _rounded(high)}
         results.append(
             EvalResult(
                 task_type="other",

@@ -320,7 +320,7 @@ class _Labels:
 class _Numbered:
     """The labels of one kind get numbers, in an order that the salt decides."""
 
-    why = "they are numbered (site-1, site-2, ...); --keep-sites sends them as they are"
+    why = "they are numbered; --keep-sites sends them as they are"
 
     def __init__(self, runs: Sequence[StoredRun], name: str, pseudonyms: Pseudonyms):
         labels = sorted({getattr(run, name) for run in runs} - {None}, key=lambda label: pseudonyms.of(name, label))

@@ -292,6 +292,8 @@ def _whose_figures(judged: EvaluationFacts, model: Path, evaluation: Path) -> li
     notes = []
     if not judged.weights:
         notes.append(f"{evaluation} does not say of which weights its figures are; nothing compared them with {model}.")
+    if not judged.has_intervals:
+        notes.append("Its figures have no interval that says anything, so they stand in the card's text alone.")
     if not judged.are_held_out:
         notes.append(
             "The model may have learnt from people whom it is judged on, so the figures stand in the card's text with "

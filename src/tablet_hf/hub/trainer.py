@@ -23,20 +23,9 @@ from tablet_hf.datasets.parquet import StreamedWindows
 from tablet_hf.errors import InputError
 from tablet_hf.hub.governance import check_may_be_published
 from tablet_hf.hub.publishing import Published, Sharing, check_repo, prepare, publish, restriction_of
-from tablet_hf.hub_files import fetch
 from tablet_hf.learnt_from import LEARNT_FROM_FILE, UNNAMED, LearntFrom
 
 __all__ = ["PublishingTrainer"]
-
-
-def _trainings_before(name: str) -> tuple[LearntFrom, ...]:
-    """What the weights of a folder or Hub id learnt from; none where that is not recorded or cannot be had."""
-    try:
-        return LearntFrom.read(fetch(name, LEARNT_FROM_FILE).parent)
-    except InputError:
-        if (Path(name) / LEARNT_FROM_FILE).is_file():
-            raise
-        return ()
 
 
 class PublishingTrainer(Trainer):
@@ -78,7 +67,7 @@ class PublishingTrainer(Trainer):
         if self._trainings:
             return
         started_from = self.model.name_or_path or None
-        before = () if started_from is None else _trainings_before(started_from)
+        before = () if started_from is None else LearntFrom.of_model(started_from)
         task = getattr(self.model.config, "target_name", None) or "masked token modeling"
         learnt, is_restricted = self._runs_of(self.train_dataset)
         chosen_by, _ = self._runs_of(self.eval_dataset)
