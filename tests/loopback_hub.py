@@ -28,6 +28,7 @@ class LoopbackHub:
     Attributes:
         users: whose token it is.
         readers: tokens that may read only.
+        organisations: names that a user is a member of; nothing lies under them here.
         granted: (token, repository) to whom a gate was opened.
         repositories: by kind and name, what was pushed.
         requests: every request line.
@@ -38,6 +39,7 @@ class LoopbackHub:
     def __init__(self, folder: Path, users: dict[str, str] | None = None):
         self.folder, self.users, self.requests = folder, dict(users or {}), []
         self.readers, self.granted = set(), set()
+        self.organisations: dict[str, list[str]] = {}
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large_files: dict[str, bytes] = {}
         self.received: list[bytes] = []
@@ -292,7 +294,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         role = "read" if self._token in self.hub.readers else "write"
         token = {"displayName": "tests", "role": role}
-        self._json({"type": "user", "name": self._user(), "orgs": [], "auth": {"accessToken": token}})
+        orgs = [{"type": "org", "name": name} for name in self.hub.organisations.get(self._user(), ())]
+        self._json({"type": "user", "name": self._user(), "orgs": orgs, "auth": {"accessToken": token}})
 
     def info(self, kind: str, name: str, revision: str | None = None) -> None:
         repository = self._repository(kind, name)

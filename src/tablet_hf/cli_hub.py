@@ -77,7 +77,7 @@ def push(
     """Publish a model, an autoencoder or a token dataset on the Hub, with its card; private unless told otherwise."""
     from huggingface_hub.utils import disable_progress_bars
 
-    from tablet_hf.hub.publishing import Sharing, check_repo, prepare, publish
+    from tablet_hf.hub.publishing import Sharing, check_may_write, check_repo, kind_of, prepare, publish
     from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, shipped_autoencoders
 
     check_repo(repo)
@@ -101,6 +101,8 @@ def push(
         output.print(escape(str(dry_run)))
         messages.print("Nothing was sent.")
         return
+    kind_of(source)
+    check_may_write(repo, token)  # a store takes minutes to prepare
     # Beside the source: weights are linked, not copied, on the same disk, and a store's tokens may not fit elsewhere.
     with tempfile.TemporaryDirectory(prefix=".tablet-hf-push-", dir=_room_beside(source)) as scratch:
         prepared = _prepared(prepare, source, Path(scratch) / "to-be-sent", repo, sharing, options)

@@ -22,7 +22,7 @@ from tablet_hf.datasets import StreamedWindows
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.cards import check_card
-from tablet_hf.hub.publishing import Sharing, check_repo, kind_of, prepare, publish
+from tablet_hf.hub.publishing import Sharing, check_may_write, check_repo, kind_of, prepare, publish
 from tablet_hf.learnt_from import UNNAMED, LearntFrom
 
 RIGHT = "Our agreement with the consortium names this project"
@@ -376,9 +376,34 @@ def leaks_received(hub):
 class TestTokens:
     @pytest.mark.parametrize("token", [None, "hf_wrong" + "w" * 29])
     def test_none_or_a_wrong_one(self, hub, model_folder, tmp_path, token):
-        with pytest.raises(InputError, match=r"^lab/sex: the Hub wants an access token.*hf auth login") as caught:
-            send(hub, model_folder, "lab/sex", tmp_path / "a", token=token)
-        assert token is None or token not in str(caught.value)
+        why = "the Hub wants an access token, and none is here" if token is None else "does not know the access token"
+        for way in (lambda: send(hub, model_folder, "lab/sex", tmp_path / "a", token=token),
+                    lambda: check_may_write("lab/sex", token, hub.endpoint)):  # fmt: skip
+            with pytest.raises(InputError, match=rf"^lab/sex: .*{why}.*hf auth login") as caught:
+                way()
+            assert token is None or token not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("token", "repo", "said"),
+        [
+            (None, "lab/tokens", "none is here; log in"),
+            ("hf_wrong" + "w" * 29, "lab/tokens", "does not know the access token"),
+            (READER, "lab/tokens", "it is one for reading"),
+            (OTHER, "lab/tokens", "it is that of other; choose a name of other, or of clinic."),
+        ],
+    )
+    def test_it_is_asked_for_before_anything_is_prepared(self, hub, make_store, tmp_path, token, repo, said):
+        hub.organisations = {"other": ["clinic"]}
+        store = make_store(folder=tmp_path / "store")
+        ended = run(store.folder, repo, token=token)
+        assert ended.exit_code == 2
+        assert said in told(ended)
+        assert not (tmp_path / "store.salt").exists(), "it was prepared"
+        assert [line.split()[1] for line in hub.requests] == ["/api/whoami-v2"] * (token is not None)
+
+    def test_organisations_are_names_of_their_members(self, hub):
+        hub.organisations = {"other": ["clinic"]}
+        check_may_write("Clinic/tokens", OTHER, hub.endpoint)
 
     @pytest.mark.parametrize("token", [OTHER, READER])
     def test_one_that_may_not_write_there(self, hub, model_folder, tmp_path, token):
@@ -442,8 +467,10 @@ class TestWhatBreaks:
         arrived = list(hub.uploads)
         assert len(arrived) == 2
         hub.start()
-        send(hub, store.folder, "lab/tokens", tmp_path / "b")
+        again = send(hub, store.folder, "lab/tokens", tmp_path / "b")
         assert hub.uploads == arrived
+        assert not again.was_there
+        assert again.notes[0] == "lab/tokens was there already, with nothing in it, and is filled now."
 
     def test_no_hub_at_all(self, hub, model_folder, tmp_path, quick):
         hub.stop()
@@ -521,7 +548,7 @@ class TestCommand:
         assert "--source-open" in told(run(model_folder, "lab/sex", "--public", token=LAB))
         assert run(model_folder, "lab/sex", "--public", "--source-open", token=LAB).exit_code == 0
 
-    def test_a_mark_is_not_taken_away(self, make_store):
+    def test_a_mark_is_not_taken_away(self, hub, make_store):
         ended = run(make_store(is_restricted=True).folder, "lab/hcp", "--source-open", token=LAB)
         assert "--source-open does not change that" in told(ended)
 

@@ -45,7 +45,7 @@ from tablet_hf.hub.governance import (
 )
 from tablet_hf.learnt_from import LEARNT_FROM_FILE, LearntFrom
 
-__all__ = ["Prepared", "Published", "Sharing", "kind_of", "prepare", "publish"]
+__all__ = ["Prepared", "Published", "Sharing", "check_may_write", "kind_of", "prepare", "publish"]
 
 CARD = "README.md"
 CONFIG, EXTRACTOR, INDEX = "config.json", "preprocessor_config.json", "model.safetensors.index.json"
@@ -105,7 +105,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Published:
-    """Where it lies now: its address, the commit, and whether the repository was there before."""
+    """Where it lies now: its address, the commit, and whether there was something in the repository before."""
 
     url: str
     commit: str
@@ -574,6 +574,37 @@ def _prepare_tokens(
 # --- sending
 
 
+def check_may_write(repo: str, token: str | None = None, endpoint: str | None = None) -> None:
+    """Ask the Hub whose access token it is, before the long work: whether it is one for writing, and for this owner.
+
+    What a fine-grained token and the roles of an organisation allow is only told when something is sent.
+
+    Args:
+        repo: `owner/name`.
+        token, endpoint: see `publish`.
+
+    Raises:
+        InputError: no or a refused token, one for reading only, another owner, or no way to the Hub.
+    """
+    from huggingface_hub import HfApi
+
+    check_repo(repo)
+    with _told(repo, token):
+        known = HfApi(endpoint=endpoint, token=token, library_name="tablet_hf").whoami()
+    owner, user = repo.split("/")[0], known["name"]
+    if known.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise InputError(
+            f"{repo}: your access token may not write there, it is one for reading; make one for writing, and log in "
+            "with it (hf auth login)."
+        )
+    organisations = [each.get("name") for each in known.get("orgs") or ()]
+    if owner.lower() not in {name.lower() for name in (user, *organisations) if name}:
+        others = f", or of {', '.join(sorted(organisations))}" if organisations else ""
+        raise InputError(
+            f"{repo}: your access token may not write there, it is that of {user}; choose a name of {user}{others}."
+        )
+
+
 def publish(
     prepared: Prepared,
     repo: str,
@@ -617,7 +648,7 @@ def publish(
         )
     api = HfApi(endpoint=endpoint, token=token, library_name="tablet_hf")
     kind, sharing = prepared.kind, prepared.sharing
-    with _told(repo):
+    with _told(repo, token):
         was_there = api.repo_exists(repo, repo_type=kind)
         if not was_there:
             api.create_repo(repo, repo_type=kind, private=sharing.is_private, exist_ok=True)
@@ -625,6 +656,10 @@ def publish(
                 # Gated before anything is in it.
                 api.update_repo_settings(repo, repo_type=kind, gated="manual")
         notes = _checked_repository(api, repo, kind, sharing, tag) if was_there else []
+        was_empty = set(api.list_repo_files(repo, repo_type=kind)) <= {".gitattributes"}
+        if was_there:
+            state = "with nothing in it, and is filled now" if was_empty else "and is updated"
+            notes.insert(0, f"{repo} was there already, {state}.")
         if revision is not None:
             api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
         there = set(api.list_repo_files(repo, repo_type=kind, revision=revision))
@@ -642,10 +677,10 @@ def publish(
             revision=revision,
         )
     if tag is not None:
-        with _told(repo, f"it was sent, but its tag {tag} was not set"):
+        with _told(repo, token, f"it was sent, but its tag {tag} was not set"):
             api.create_tag(repo, tag=tag, revision=commit.oid, repo_type=kind)
     prefix = "datasets/" if kind == "dataset" else ""
-    return Published(f"{api.endpoint}/{prefix}{repo}", commit.oid, was_there, tuple(notes))
+    return Published(f"{api.endpoint}/{prefix}{repo}", commit.oid, was_there and not was_empty, tuple(notes))
 
 
 def _checked_repository(api: Any, repo: str, kind: str, sharing: Sharing, tag: str | None) -> list[str]:
@@ -664,7 +699,7 @@ def _checked_repository(api: Any, repo: str, kind: str, sharing: Sharing, tag: s
                 "another name."
             )
         raise InputError(f"{repo}: it is there already and everybody can see it; say --public, or choose another name.")
-    notes = [f"{repo} was there already, and is updated."]
+    notes = []
     if not sharing.is_private and info.private:
         notes.append(f"{repo} stays private; make it public on its page of the Hub if it shall be.")
     if sharing.is_gated and not info.gated:
@@ -676,13 +711,14 @@ def _checked_repository(api: Any, repo: str, kind: str, sharing: Sharing, tag: s
 class _told:
     """What went wrong on the way to the Hub as one sentence, without the token and without addresses."""
 
-    def __init__(self, repo: str, state: str = "nothing there was changed"):
-        self.repo, self.state = repo, state
+    def __init__(self, repo: str, token: str | None, state: str = "nothing there was changed"):
+        self.repo, self.has_token, self.state = repo, bool(token), state
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from huggingface_hub import get_token
         from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
         if error is None or isinstance(error, InputError):
@@ -692,14 +728,15 @@ class _told:
         known = (LocalTokenNotFoundError, OfflineModeIsEnabled, HfHubHTTPError)
         while error.__cause__ is not None and not isinstance(error, known) and not _is_of_network(error):
             error = error.__cause__
+        no_token = (_REFUSED if self.has_token or get_token() else _NO_TOKEN).format(repo=repo)
         if isinstance(error, LocalTokenNotFoundError):
-            raise InputError(_NO_TOKEN.format(repo=repo)) from None
+            raise InputError(no_token) from None
         if isinstance(error, OfflineModeIsEnabled):
             raise InputError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it.") from None
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
             if status == 401:
-                raise InputError(_NO_TOKEN.format(repo=repo)) from None
+                raise InputError(no_token) from None
             if status in (403, 404):
                 raise InputError(
                     f"{repo}: your access token may not write there; check the owner's name, and that the token is one "
@@ -715,8 +752,12 @@ class _told:
 
 
 _NO_TOKEN = (
-    "{repo}: the Hub wants an access token and got none that it knows; log in with `hf auth login`, or set the "
-    "environment variable HF_TOKEN to a token for writing."
+    "{repo}: the Hub wants an access token, and none is here; log in with `hf auth login`, or set the environment "
+    "variable HF_TOKEN to a token for writing."
+)
+_REFUSED = (
+    "{repo}: the Hub does not know the access token that it was given; it may be mistyped, expired or taken back: make "
+    "one for writing, and log in with it (hf auth login)."
 )
 
 

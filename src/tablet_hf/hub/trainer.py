@@ -22,7 +22,7 @@ from transformers.utils import FEATURE_EXTRACTOR_NAME
 from tablet_hf.datasets.parquet import StreamedWindows
 from tablet_hf.errors import InputError
 from tablet_hf.hub.governance import check_may_be_published
-from tablet_hf.hub.publishing import Published, Sharing, check_repo, prepare, publish, restriction_of
+from tablet_hf.hub.publishing import Published, Sharing, check_may_write, check_repo, prepare, publish, restriction_of
 from tablet_hf.learnt_from import LEARNT_FROM_FILE, UNNAMED, LearntFrom
 
 __all__ = ["PublishingTrainer"]
@@ -104,6 +104,8 @@ class PublishingTrainer(Trainer):
         repo, sharing = self.args.hub_model_id, self._sharing
         is_restricted = restriction_of(repo, sharing, self._store, self._trainings)
         check_may_be_published(repo, "model", is_restricted, sharing.is_private, sharing.right_to_share)
+        if self.is_world_process_zero():
+            check_may_write(repo, self._token)
         self.hub_model_id, self.push_in_progress = self.args.hub_model_id, None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
