@@ -356,6 +356,10 @@ def export(
             tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)
         )
     output.print(_said(path))
+    messages.print(
+        "People, families, sites and phenotypes are called there as in the store, and splits name them; tablet-hf push "
+        "gives people other names before anything leaves."
+    )
     if tokens.settings["is_restricted"]:
         messages.print(
             "These data are restricted: their terms forbid passing on what concerns single people. Keep the export "

@@ -68,7 +68,7 @@ def push(
         str | None,
         typer.Option("--i-have-the-right-to-share", help='Of restricted data: "what gives it"; stands in the card.'),
     ] = None,
-    license: Annotated[str | None, typer.Option("--license", help="Of the weights, such as apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option("--license", help="As the Hub names it, such as apache-2.0.")] = None,
     message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
     dry_run: Annotated[
         Path | None, typer.Option("--dry-run", help="Write all that would be sent to this folder, and send nothing.")

@@ -161,6 +161,8 @@ class TestModelCards:
         assert "| autoencoder | `natural-f32c32`, revision sha256:" in text
         assert "| window | 4 frames |" in text
         header = check_card(text)
+        assert "`apache-2.0` (the weights). The code of `tablet_hf` is under Apache-2.0" in text
+        assert "pip install -c constraints.txt ." in text
         assert (header["license"], header["library_name"], header["pipeline_tag"]) == (
             "apache-2.0",
             "transformers",
@@ -198,6 +200,9 @@ class TestDatasetCards:
         prepare(make_store().folder, tmp_path / "sent", "lab/tokens")
         text = (tmp_path / "sent" / "README.md").read_text()
         header = check_card(text)
+        assert (header["license"], header["license_name"]) == ("other", "terms-of-the-source")
+        prepare(make_store().folder, tmp_path / "other", "lab/tokens", Sharing(license="cc-by-4.0"))
+        assert check_card((tmp_path / "other" / "README.md").read_text())["license"] == "cc-by-4.0"
         assert header["configs"] == [{"config_name": "default", "data_files": "data/*.parquet"}]
         assert "| people | 6 |" in text
         assert "| phenotypes | `age` (in whole years, 90 from 90 on), `sex`, `dx` |" in text
@@ -214,7 +219,7 @@ class TestHeaders:
     @pytest.mark.parametrize(
         ("header", "said"),
         [
-            ("license: proprietary", "--license proprietary: choose one of"),
+            ("license: proprietary", "--license proprietary: the Hub knows no licence of this name; choose"),
             ("tags: fmri", "tags: 'fmri'"),
             ("tags: [1]", "not all text"),
             ("colour: red", "colour"),
@@ -234,12 +239,31 @@ class TestHeaders:
         prepare(shipped_autoencoder, tmp_path / "sent", "lab/autoencoder")
         text = (tmp_path / "sent" / "README.md").read_text()
         assert text == (CARDS / "natural-f32c32.md").read_text()
+        for license, said in (
+            ("nonsense", "the Hub knows no licence"),
+            ("mit", "comes with the package, under apache"),
+        ):
+            with pytest.raises(InputError, match=f"--license {license}: .*{said}"):
+                prepare(shipped_autoencoder, tmp_path / "other", "lab/autoencoder", Sharing(license=license))
+        public = Sharing(is_private=False, license="apache-2.0")
+        assert prepare(shipped_autoencoder, tmp_path / "public", "lab/x", public).sharing.is_restricted is False
         assert yaml.safe_load(text.split("---\n")[1])["library_name"] == "diffusers"
 
     def test_of_another_autoencoder(self, shipped_autoencoder, tmp_path):
         import shutil
 
         shutil.copytree(shipped_autoencoder, tmp_path / "mine")
+        with pytest.raises(InputError, match=r"not recorded whether the terms.*: say --source-open"):
+            prepare(tmp_path / "mine", tmp_path / "sent", "lab/mine", Sharing(is_private=False))
+        assert prepare(tmp_path / "mine", tmp_path / "open", "lab/mine").sharing.is_restricted is None
+        right = "Our agreement names this project"
+        restricted = Sharing(is_restricted=True, right_to_share=right, license="MIT")
+        assert prepare(tmp_path / "mine", tmp_path / "restricted", "lab/mine", restricted).sharing.is_gated
+        text = (tmp_path / "restricted" / "README.md").read_text()
+        assert right in text
+        assert check_card(text)["license"] == "mit"
+        assert "`mit` (the weights)." in text
+        assert "extra_gated_fields" in check_card(text)
         prepare(tmp_path / "mine", tmp_path / "sent", "lab/mine")
         text = (tmp_path / "sent" / "README.md").read_text()
         assert check_card(text)["library_name"] == "diffusers"

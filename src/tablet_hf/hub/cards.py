@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,10 @@ class TrainingFacts:
     def __str__(self) -> str:
         if not self.datasets and self.people is None:
             return "Not recorded."
-        names = ", ".join(TERMS[name][0] if name in TERMS else name for name in self.datasets) or "a study without name"
+        names = (
+            ", ".join(TERMS[name][0] if name in TERMS else name for name in self.datasets)
+            or "a study whose name is not recorded"
+        )
         if self.people is None:
             return f"{names}. How many people, runs and frames: {UNKNOWN}."
         return (
@@ -348,6 +352,7 @@ def model_card(
         training_data=training_data or str(training),
         terms=terms_of(training.datasets, training.is_restricted),
         evaluation=evaluation,
+        license=license,
         right_to_share=right_to_share,
         limits=limits,
     )
@@ -494,8 +499,8 @@ def dataset_card(
 
     configs = [{"config_name": "default", "data_files": "data/*.parquet"}]
     card_data = DatasetCardData(
-        license="other",
-        license_name=license or "terms-of-the-source",
+        license=license or "other",
+        license_name=None if license else "terms-of-the-source",
         tags=[*TAGS, *(["dc-ae"] if "dc-ae" in str(preprocessing.get("autoencoder")) else [])],
         pretty_name=title or repo.split("/")[-1],
         **({"configs": configs} if has_data else {}),
@@ -538,6 +543,8 @@ def autoencoder_card(
     revision: str | None,
     training: Mapping[str, Any] | None = None,
     license: str | None = None,
+    right_to_share: str | None = None,
+    is_gated: bool = False,
 ) -> str:
     """The card of an autoencoder that does not come with the package.
 
@@ -547,6 +554,7 @@ def autoencoder_card(
         parameters: how many.
         revision: what tells its weights.
         training: what `training.json` beside it says, where it was trained by this package.
+        license, right_to_share, is_gated: as for `model_card`.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -564,7 +572,7 @@ def autoencoder_card(
             f"photographs, {len(training.get('stages', []))} stages (source: `training.json` in this repository)."
         )
     card = ModelCard.from_template(
-        ModelCardData(library_name="diffusers", license=license, tags=["autoencoder", *TAGS]),
+        ModelCardData(library_name="diffusers", license=license, tags=["autoencoder", *TAGS], **_gate(is_gated)),
         template_path=str(template_file("autoencoder.md.jinja")),
         title=repo.split("/")[-1],
         summary="A 2D autoencoder of images that carries fMRI.",
@@ -573,6 +581,8 @@ def autoencoder_card(
         facts=facts,
         facts_source="`config.json` and the weights in this repository",
         training=trained,
+        license=license,
+        right_to_share=right_to_share,
     )
     return _tidy(str(card))
 
@@ -593,17 +603,19 @@ def _tidy(text: str) -> str:
 
 # --- whether the Hub will read it
 
-LICENSES = {
-    "apache-2.0",
-    "mit",
-    "bsd-3-clause",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "cc0-1.0",
-    "openrail",
-    "other",
-}
+# Those that are not of one model alone, of the list in the Hub's documentation of repositories ("Licenses").
+# fmt: off
+LICENSES = frozenset((
+    "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bigscience-openrail-m", "bsd", "bsd-2-clause",
+    "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0", "c-uda", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0",
+    "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0",
+    "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "creativeml-openrail-m", "ecl-2.0",
+    "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "eupl-1.2", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "isc", "lgpl",
+    "lgpl-2.1", "lgpl-3.0", "lppl-1.3c", "mit", "mpl-2.0", "ms-pl", "ncsa", "odbl", "odc-by", "ofl-1.1", "openrail",
+    "openrail++", "osl-3.0", "other", "pddl", "postgresql", "unknown", "unlicense", "wtfpl", "zlib",
+))
+# fmt: on
 KNOWN_FIELDS = {
     "library_name": str,
     "license": str,
@@ -619,6 +631,20 @@ KNOWN_FIELDS = {
     "extra_gated_fields": dict,
     "datasets": list,
 }
+
+
+def check_license(name: str | None) -> None:
+    """Refuse a licence that the Hub does not know; it says nothing and shows none.
+
+    Raises:
+        InputError: it names those that resemble it, and how to name one that is none of them.
+    """
+    if name is not None and name not in LICENSES:
+        resembling = get_close_matches(name.lower(), LICENSES, n=3, cutoff=0.5) or ["apache-2.0", "mit", "cc-by-4.0"]
+        raise InputError(
+            f"--license {name}: the Hub knows no licence of this name; choose one that it does, such as "
+            f'{", ".join(resembling)}, or "other".'
+        )
 
 
 def check_card(text: str) -> dict[str, Any]:
@@ -645,8 +671,7 @@ def check_card(text: str) -> dict[str, Any]:
     for name, value in header.items():
         if name not in KNOWN_FIELDS or not isinstance(value, KNOWN_FIELDS[name]):
             raise InputError(f"the card's header has {name}: {value!r}, which the Hub would not understand.")
-    if header.get("license") is not None and header["license"] not in LICENSES:
-        raise InputError(f"--license {header['license']}: choose one of {', '.join(sorted(LICENSES))}.")
+    check_license(header.get("license"))
     if not all(isinstance(tag, str) for tag in header.get("tags", [])):
         raise InputError("the card's tags are not all text.")
     if "model-index" in header:

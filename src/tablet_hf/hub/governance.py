@@ -46,7 +46,7 @@ def check_may_be_published(
 
     Args:
         what: the path, for the sentence.
-        kind: "model" or "dataset".
+        kind: "model", "autoencoder" or "dataset".
         is_restricted: whether the terms of the data forbid passing on what concerns single people; None where it is not
             known.
         is_private: whether only its owner will see the repository.

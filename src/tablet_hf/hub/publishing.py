@@ -25,6 +25,7 @@ from tablet_hf.hub.cards import (
     TrainingFacts,
     autoencoder_card,
     check_card,
+    check_license,
     dataset_card,
     model_card,
     read_evaluation,
@@ -62,7 +63,7 @@ class Sharing:
         is_restricted: whether the terms of the data forbid passing on what concerns single people, where that is not
             recorded; a store that is marked so stays so.
         right_to_share: why it may be shared all the same; it will stand in the card.
-        license: of weights, as the Hub names it.
+        license: as the Hub names it; tokens without one are under the terms of their source.
     """
 
     is_private: bool = True
@@ -199,6 +200,8 @@ def prepare(
     """
     path, out, sharing = Path(path), Path(out), sharing or Sharing()
     check_repo(repo)
+    sharing = replace(sharing, license=None if sharing.license is None else sharing.license.lower())
+    check_license(sharing.license)
     kind = kind_of(path)
     of_kind = {"dataset": dataset, "evaluation": evaluation, "with_code": with_code or None}
     of_kind = {f"--{name.replace('_', '-')}": value for name, value in of_kind.items()}
@@ -479,8 +482,14 @@ def _parameters(weights: Path) -> int:
 def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> tuple[Prepared, Secrets]:
     from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, weights_fingerprint
 
-    sharing = _decided(sharing, bool(sharing.is_restricted))
-    check_may_be_published(str(path), "model", sharing.is_restricted, sharing.is_private, sharing.right_to_share)
+    is_shipped = path.resolve().parent == SHIPPED_WEIGHTS.resolve()
+    card = shipped_card(path.resolve().name) if is_shipped else None
+    # What was shown to others is not known: scans of people are images too.
+    is_restricted = False if is_shipped and sharing.is_restricted is None else sharing.is_restricted
+    sharing = _decided(sharing, is_restricted)
+    check_may_be_published(str(path), "autoencoder", is_restricted, sharing.is_private, sharing.right_to_share)
+    if card is not None and sharing.license not in (None, own := check_card(card)["license"]):
+        raise InputError(f"--license {sharing.license}: {path.name} comes with the package, under {own}; leave it out.")
     config, weights = _read_json(path / CONFIG), _weights(path, OF_DIFFUSERS)
     out.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in config.items() if not name.startswith("_") or name in _OF_DIFFUSERS}
@@ -493,8 +502,6 @@ def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> 
     if (path / "training.json").is_file():
         training = _read_json(path / "training.json")
         _write_json(out / "training.json", training)
-    is_shipped = path.resolve().parent == SHIPPED_WEIGHTS.resolve()
-    card = shipped_card(path.resolve().name) if is_shipped else None
     if card is None:
         card = autoencoder_card(
             repo,
@@ -503,6 +510,8 @@ def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> 
             revision=weights_fingerprint(path),
             training=training,
             license=sharing.license,
+            right_to_share=sharing.right_to_share,
+            is_gated=bool(sharing.is_gated),
         )
     (out / CARD).write_text(card, encoding="utf-8")
     return Prepared(out, "model", "autoencoder", sharing, _left_behind(path, out)), Secrets()
@@ -539,7 +548,8 @@ def _prepare_tokens(
     }
     num_alone, told = (0, []) if keep_subjects else people_alone(published)
     training = TrainingFacts.of_store(store)
-    alone = f"{num_alone} of {training.people} people are the only ones with their {', '.join(told)}"
+    who = "1 person is the only one with this" if num_alone == 1 else f"{num_alone} people are the only ones with their"
+    alone = f"Of {training.people:,}, {who} {', '.join(told)}"
     card = dataset_card(
         repo,
         without_paths(store.preprocessing),
