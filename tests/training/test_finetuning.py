@@ -1,14 +1,19 @@
 """Fine-tuning in folds: what is planted is found, what is not there is not, and nothing is done twice."""
 
+import contextlib
 import json
+import random
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
+from training_process import ended, finetune_here, start
 
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
-from tablet_hf.datasets import EvaluationWindows, Split, average_by, folds, runs_in, subject_ids
+from tablet_hf.datasets import EvaluationWindows, Split, average_by, folds, runs_in, subject_ids, write_splits
 from tablet_hf.errors import InputError
 from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.pipelines import load_model
@@ -292,3 +297,48 @@ def test_several_runs_and_windows_of_a_person_count_as_one(planted_store, plante
     predictions = predict_people(model, planted_store, runs, fold.task, arguments, window_frames=5)
     assert len(predictions) == 8  # of 24 frames each, so four windows a person
     assert isinstance(planted_split, Split)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_figures_and_weights(planted_store, planted_split, tiny, tmp_path):
+    """Also where the first learning rate has come to its early end, and the second one is tried."""
+    write_splits([planted_split], tmp_path / "splits.csv")
+    sizes = tiny | {"hidden_dropout_prob": 0.1}
+
+    def begin(name, seconds=0.0):
+        return start(finetune_here, planted_store.folder, tmp_path / "splits.csv", tmp_path / name, sizes, seconds)
+
+    undisturbed, undisturbed_steps = begin("undisturbed")
+    random_kill = random.Random(7)
+    kills, told = 0, []
+    for num_steps in (5, 4, 5, 4):
+        process, steps = begin("killed", 0.05)
+        told.append([steps.recv() for _ in range(num_steps)])
+        time.sleep(random_kill.random() * 0.15)
+        process.kill()
+        kills += ended(process, tmp_path / "killed") == -signal.SIGKILL
+        told[-1] += rest(steps)
+    finished, finished_steps = begin("killed")
+    for process, name in ((finished, "killed"), (undisturbed, "undisturbed")):
+        assert ended(process, tmp_path / name) == 0, (tmp_path / f"{name}.txt").read_text()
+    assert kills == 4
+    # Of six epochs of three steps the first learning rate had three; when that was over, it did not begin again.
+    whole = rest(undisturbed_steps)
+    assert whole[:10] == [*range(1, 10), 1]
+    in_second = [steps for steps in (*told, rest(finished_steps)) if 1 in steps[1:]]
+    assert len(in_second) == 1
+    assert in_second[0][in_second[0].index(1, 1) - 1] == 9
+    results = [json.loads((tmp_path / name / "fold.json").read_text()) for name in ("undisturbed", "killed")]
+    assert results[0] == results[1]
+    models = [load_model(tmp_path / name / "model").state_dict() for name in ("undisturbed", "killed")]
+    for name, weight in models[0].items():
+        assert torch.equal(models[1][name], weight), name
+
+
+def rest(steps):
+    """What a process that has ended still told."""
+    told = []
+    with contextlib.suppress(EOFError):
+        while True:
+            told.append(steps.recv())
+    return told

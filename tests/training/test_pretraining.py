@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import json
 import math
-import multiprocessing
 import random
 import signal
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretraining_process import pretrain_here
+from training_process import ended, pretrain_here, start
 
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import StreamedWindows, write_splits
@@ -151,55 +150,35 @@ class TestMasks:
 
 
 @pytest.fixture
-def start(planted_store, planted_split, tiny, tmp_path):
-    """A function that begins pre-training into a folder of this name, and gives the process and what tells its steps.
-
-    The processes need not import for seconds: they are copies of one that has done so.
-    """
-    context = multiprocessing.get_context("forkserver")
-    libraries = ["tensorboardX", "transformers.trainer"]
-    context.set_forkserver_preload(["tablet_hf.datasets.store", "tablet_hf.training.pretraining", *libraries])
+def begin(planted_store, planted_split, tiny, tmp_path):
+    """A function that begins pre-training into a folder of this name, see `start`."""
     write_splits([planted_split], tmp_path / "splits.csv")
-
-    def start(name, *options):
-        steps, sending = context.Pipe(duplex=False)
-        words = (planted_store.folder, tmp_path / "splits.csv", tmp_path / name, tiny, sending, *options)
-        process = context.Process(target=pretrain_here, args=words)
-        process.start()
-        sending.close()
-        return process, steps
-
-    return start
-
-
-def ended(process, log):
-    """The exit code of a process that has ended; fails with what it wrote where that is late."""
-    process.join(timeout=300)
-    assert process.exitcode is not None, log.read_text()
-    return process.exitcode
+    return lambda name, *options: start(
+        pretrain_here, planted_store.folder, tmp_path / "splits.csv", tmp_path / name, tiny, *options
+    )
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_on_the_same_curve(start, tmp_path):
-    undisturbed, _undisturbed_steps = start("undisturbed")
+def test_killed_at_any_moment_it_ends_on_the_same_curve(begin, tmp_path):
+    undisturbed, _undisturbed_steps = begin("undisturbed")
     random_kill = random.Random(5)
     kills = 0
     for last_step in (7, 14):
-        process, steps = start("killed", 0.05)
+        process, steps = begin("killed", 0.05)
         with contextlib.suppress(EOFError):  # which it would be without having come so far
             while steps.recv() < last_step:
                 pass
         time.sleep(random_kill.random() * 0.3)
         process.kill()
-        kills += ended(process, tmp_path / "killed.txt") == -signal.SIGKILL
+        kills += ended(process, tmp_path / "killed") == -signal.SIGKILL
     assert kills == 2
     # What a kill in the middle of writing a checkpoint leaves behind.
     broken = tmp_path / "killed" / "checkpoints" / "checkpoint-9999"
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
-    finished, _finished_steps = start("killed")
+    finished, _finished_steps = begin("killed")
     for process, name in ((finished, "killed"), (undisturbed, "undisturbed")):
-        assert ended(process, tmp_path / f"{name}.txt") == 0, (tmp_path / f"{name}.txt").read_text()
+        assert ended(process, tmp_path / name) == 0, (tmp_path / f"{name}.txt").read_text()
     results = [json.loads((tmp_path / name / "pretraining.json").read_text()) for name in ("undisturbed", "killed")]
     for name in ("loss", "validation_loss"):
         expected, found = (dict(map(tuple, result[name])) for result in results)
@@ -218,15 +197,15 @@ def test_half_a_checkpoint_is_deleted_and_the_one_before_taken(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model(start, tmp_path):
+def test_two_processes_train_one_model(begin, tmp_path):
     """As a launcher such as torchrun or accelerate starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    running = [start("out", 0.0, place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    running = [begin("out", 0.0, place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
     for process, _ in running:
-        assert ended(process, tmp_path / "out.txt") == 0, (tmp_path / "out.txt").read_text()
+        assert ended(process, tmp_path / "out") == 0, (tmp_path / "out.txt").read_text()
     result = json.loads((tmp_path / "out" / "pretraining.json").read_text())
     assert result["loss"][-1][0] == 12  # six epochs of 24 windows in batches of 2 x 8: a last batch of 8
     assert result["validation_loss"][-1][1] < result["validation_loss"][0][1]

@@ -242,18 +242,26 @@ class _Fold:
 
     def attempt(self, learning_rate: float, mode: Mode) -> _Attempt:
         """Train with one learning rate, and go back to the epoch that the validation part likes best."""
+        from transformers.trainer import TRAINER_STATE_NAME
+        from transformers.trainer_callback import TrainerState
+
         folder = self.out / "work" / f"lr-{learning_rate:g}"
         network = self.network()
         if mode == "lora":
             network = self.adapted(network)
         stopping = [] if self.patience is None else [_stopping(self.patience)]
         checkpoint = agreed_checkpoint(folder)
+        settings = replace(self.settings, learning_rate=learning_rate, save_steps=None)
+        if checkpoint is not None and self.patience is not None:
+            state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            if _num_without_better(state) >= self.patience:
+                settings = replace(settings, max_steps=state.global_step)  # there it was stopped
         arguments = training_arguments(
-            replace(self.settings, learning_rate=learning_rate, save_steps=None),
+            settings,
             folder,
             eval_strategy="epoch",
             save_strategy="epoch",
-            save_total_limit=1,
+            save_total_limit=2,  # the best and the last one, from which all goes on; of one limit the best alone is left
             load_best_model_at_end=True,
             metric_for_best_model=self.metric,
             greater_is_better=self.metric not in SMALLER_IS_BETTER,
@@ -431,10 +439,15 @@ def _stopping(patience: int) -> Any:
     class StopsEarly(EarlyStoppingCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             super().on_train_begin(args, state, control, **kwargs)
-            evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
-            self.early_stopping_patience_counter = sum(step > (state.best_global_step or 0) for step in evaluated)
+            self.early_stopping_patience_counter = _num_without_better(state)
 
     return StopsEarly(patience)
+
+
+def _num_without_better(state: Any) -> int:
+    """How many evaluations there were since the best one."""
+    evaluated = {entry["step"] for entry in state.log_history if "eval_loss" in entry}
+    return sum(step > (state.best_global_step or 0) for step in evaluated)
 
 
 def _is_defined(metric: str, windows: EvaluationWindows, task: Task) -> bool:
