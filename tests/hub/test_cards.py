@@ -161,7 +161,7 @@ class TestModelCards:
         assert "| autoencoder | `natural-f32c32`, revision sha256:" in text
         assert "| window | 4 frames |" in text
         header = check_card(text)
-        assert "`apache-2.0` (the weights). The code of `tablet_hf` is under Apache-2.0" in text
+        assert "`apache-2.0` (the weights). The code of `tablet_hf` is under `apache-2.0`" in text
         assert "pip install -c constraints.txt ." in text
         assert (header["license"], header["library_name"], header["pipeline_tag"]) == (
             "apache-2.0",
@@ -253,7 +253,7 @@ class TestHeaders:
         import shutil
 
         shutil.copytree(shipped_autoencoder, tmp_path / "mine")
-        with pytest.raises(InputError, match=r"not recorded whether the terms.*: say --source-open"):
+        with pytest.raises(InputError, match=r"not recorded whether the terms.*; say --source-open"):
             prepare(tmp_path / "mine", tmp_path / "sent", "lab/mine", Sharing(is_private=False))
         assert prepare(tmp_path / "mine", tmp_path / "open", "lab/mine").sharing.is_restricted is None
         right = "Our agreement names this project"
