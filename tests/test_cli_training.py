@@ -107,6 +107,15 @@ def test_pretraining_from_a_stream(store, tmp_path):
     assert "give --splits" in (tmp_path / "index.html").read_text()
 
 
+def test_pretraining_from_a_stream_is_judged_by_the_validation_part(tuned, store, tmp_path):
+    words = ["--streamed", "--max-steps", 2, "--splits", tuned[0] / "splits.csv"]
+    ended = run("pretrain", "--dataset", store, "--out", tmp_path / "out", *SHORT, *words)
+    assert ended.exit_code == 0, ended.output
+    assert "naming each cell's mean reaches" in ended.stdout
+    assert "windows of the validation part" in ended.stderr
+    assert "was streamed" in (tmp_path / "out" / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -15,8 +15,8 @@ import pytest
 import torch
 from training_process import ended, pretrain_here, start
 
-from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
-from tablet_hf.datasets import StreamedWindows, write_splits
+from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSequenceClassification
+from tablet_hf.datasets import StreamedWindows, export_parquet, runs_in, write_splits
 from tablet_hf.errors import InputError
 from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.training.arguments import Settings
@@ -108,11 +108,45 @@ class TestLearning:
         settings = Settings(window_frames=8, max_steps=4, batch_size=8, device="cpu", log_steps=1)
         result = pretrain(windows, tmp_path / "out", settings, split=planted_split, model=tiny, is_quiet=True)
         assert len(windows.runs) == len(planted_store.runs)  # what was given stays as it is, for other folds
-        training, _ = _windows(windows, settings, planted_split, None)
+        training, _ = _windows(windows, settings, planted_split, TabletConfig())
         assert {run.subject for run in training.runs.values()} == set(planted_split.subjects("train"))
         assert [step for step, _ in result.loss] == [1, 2, 3, 4]
         (stage,) = LearntFrom.read(result.folder)
         assert (stage.people, stage.runs, stage.frames, stage.is_restricted) == (24, 24, 24 * 24, False)
+
+    @pytest.mark.parametrize("is_exported", [False, True])
+    def test_a_stream_is_judged_as_its_store_is(self, planted_store, planted_split, tiny, tmp_path, is_exported):
+        source = planted_store.folder
+        if is_exported:
+            source = export_parquet(planted_store, tmp_path / "export", shard_bytes=1_000_000)
+        settings = Settings(window_frames=5, max_steps=2, batch_size=8, device="cpu", learning_rate=1e-12, seed=4)
+        options = {"split": planted_split, "model": tiny, "is_quiet": True, "evaluations": 2}
+        notes = []
+        streamed = StreamedWindows(source, 5)
+        found = pretrain(streamed, tmp_path / "streamed", settings, on_note=notes.append, **options)
+        known = pretrain(planted_store, tmp_path / "store", settings, **options)
+        assert [step for step, _ in found.validation_loss] == [0, 1, 2]
+        for (_, streamed_loss), (_, loss) in zip(found.validation_loss, known.validation_loss, strict=True):
+            assert streamed_loss == pytest.approx(loss, rel=1e-6)
+        assert found.mean_predictor_loss == known.mean_predictor_loss
+        assert notes == ["Reading 32 windows of the validation part of split ..."]  # 8 people of 24 frames
+        assert LearntFrom.read(found.folder) == LearntFrom.read(known.folder)
+
+    def test_of_a_long_stream_as_many_windows_judge_as_go_into_memory(
+        self, planted_store, planted_split, tiny, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("tablet_hf.training.pretraining.KEPT_BYTES", 9 * 5 * 27 * 96 * 2 + 1)
+        streamed = StreamedWindows(planted_store.folder, 5)
+        settings = Settings(window_frames=5, max_steps=1, device="cpu", seed=4)
+        _, found = _windows(streamed, settings, planted_split, TabletConfig())
+        found.store.read(found.windows)
+        held_out = runs_in(planted_split, planted_store.runs, "validation")
+        known = MaskedWindows(planted_store, 5, held_out, TabletConfig(), seed=4, most=9)
+        assert len(found) == len(known) == len(found.store.tokens) == 9
+        assert found.windows == known.windows
+        for index in range(9):
+            for name, value in known[index].items():
+                assert torch.equal(torch.as_tensor(found[index][name]), torch.as_tensor(value)), name
 
     def test_tensorboard_has_the_loss(self, pretrained):
         out, _ = pretrained

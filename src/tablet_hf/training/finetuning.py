@@ -261,7 +261,7 @@ class _Fold:
             folder,
             eval_strategy="epoch",
             save_strategy="epoch",
-            save_total_limit=2,  # the best and the last one, from which all goes on; of one limit the best alone is left
+            save_total_limit=2,  # the best and the last one, from which it goes on; one would be the best alone
             load_best_model_at_end=True,
             metric_for_best_model=self.metric,
             greater_is_better=self.metric not in SMALLER_IS_BETTER,

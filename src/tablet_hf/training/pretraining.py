@@ -8,7 +8,9 @@ What was begun in a folder goes on from its last checkpoint, to the same loss cu
 
 import copy
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +40,12 @@ MODEL_FOLDER = "model"
 CHECKPOINTS = "checkpoints"
 RESULT_FILE = "pretraining.json"
 TASK = "masked token modeling"
+
+MOST_WINDOWS = 256
+"""That judge, evenly spaced over all of the validation part."""
+
+KEPT_BYTES = 2 * 2**30
+"""Of tokens of the validation part of a stream, which each process keeps in memory: 50 windows of 256 frames."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ def pretrain(
             goes on, and what has come to its end is given back as it is.
         settings: how to train; `max_steps` is needed for streamed windows.
         split: its training part is learnt from and its validation part judges; its test part is not looked at. None
-            takes all runs and judges by none.
+            takes all runs and judges by none. Of a stream the windows that judge are read once, at the start, and kept
+            in memory: as many as go into `KEPT_BYTES`.
         init: folder or Hub id of weights to start from.
         model: fields of `TabletConfig`, such as `mask_ratio`, `mask_strategy`, `norm_target` or sizes.
         evaluations: times that the validation loss is computed.
@@ -150,6 +159,10 @@ def pretrain(
         if on_note is not None:
             on_note(sentence)
 
+    if is_streamed and validation is not None:
+        if on_note is not None:
+            on_note(f"Reading {len(validation)} windows of the validation part of {split.name} ...")
+        validation.store.read(validation.windows)
     trainings = () if init is None else LearntFrom.of_model(init)
     learnt, chosen_by = ([] if windows is None else _runs_of(windows) for windows in (training, validation))
     this = LearntFrom.of_runs(TASK, learnt, chosen_by, store.settings["is_restricted"], init)
@@ -216,22 +229,63 @@ def mean_predictor_loss(windows: MaskedWindows, config: Any) -> float:
 # --- parts
 
 
+class _StreamedStore:
+    """Chosen windows of a stream, as `MaskedWindows` reads them from a store."""
+
+    def __init__(self, streamed: StreamedWindows):
+        self.streamed, self.runs = streamed, streamed.all_runs
+        self.tokens: dict[tuple[int, int, int], torch.Tensor] = {}
+
+    def read(self, windows: Sequence[tuple[int, int, int]]) -> None:
+        """Keep the windows of these places in `runs`, first frames and numbers of frames."""
+        streamed = copy.copy(self.streamed)
+        streamed.is_training, streamed.keep_remainder, streamed.labels = False, False, None
+        streamed.runs = {self.runs[run].key: self.runs[run] for run, _, _ in windows}
+        wanted, num_seen = set(windows), Counter()
+        for window in streamed:
+            run, tokens = window["run_index"], window["input_values"]
+            place = run, num_seen[run] * streamed.num_frames, len(tokens)
+            num_seen[run] += 1
+            if place in wanted:
+                self.tokens[place] = tokens
+            if len(self.tokens) == len(wanted):
+                return
+        lost = min(run for run, _, _ in wanted - self.tokens.keys())
+        raise InputError(f"{streamed.source}: {self.runs[lost].key} is in none of its files; copy it again.")
+
+    def window(self, run: int, start: int, frames: int) -> torch.Tensor:
+        return self.tokens[run, start, frames]
+
+
 def _windows(store: Any, settings: Settings, split: Split | None, config: Any) -> tuple[Any, MaskedWindows | None]:
+    """To learn from and to judge by; of a stream the latter are not read yet."""
     if isinstance(store, StreamedWindows):
-        if split is not None:
-            store, everybody = copy.copy(store), store.runs
-            store.runs = {
-                key: run for key, run in everybody.items() if split.assignment.get(store.subjects[key]) == "train"
-            }
-        if not store.runs:
-            raise InputError("The stream has no run of the training part; use a split that was made for this dataset.")
-        return store, None
+        return _streamed_windows(store, settings, split, config)
     runs = None if split is None else runs_in(split, store.runs, "train")
     training = TrainingWindows(store, settings.window_frames, runs, seed=settings.seed)
     if split is None or not split.counts["validation"]:
         return training, None
     held_out = runs_in(split, store.runs, "validation")
-    return training, MaskedWindows(store, settings.window_frames, held_out, config, settings.seed, most=256)
+    return training, MaskedWindows(store, settings.window_frames, held_out, config, settings.seed, MOST_WINDOWS)
+
+
+def _streamed_windows(
+    store: StreamedWindows, settings: Settings, split: Split | None, config: Any
+) -> tuple[StreamedWindows, MaskedWindows | None]:
+    training, parts = copy.copy(store), {}
+    if split is not None:
+        for part in ("train", "validation"):
+            parts[part] = {
+                key: run for key, run in store.runs.items() if split.assignment.get(store.subjects[key]) == part
+            }
+        training.runs = parts["train"]
+    if not training.runs:
+        raise InputError("The stream has no run of the training part; use a split that was made for this dataset.")
+    if not parts.get("validation"):
+        return training, None
+    held_out = [place for place, run in enumerate(store.all_runs) if run.key in parts["validation"]]
+    most = min(MOST_WINDOWS, max(1, KEPT_BYTES // (2 * store.num_frames * math.prod(store.geometry.shape))))
+    return training, MaskedWindows(_StreamedStore(store), store.num_frames, held_out, config, settings.seed, most)
 
 
 def _runs_of(windows: Any) -> list[Any]:

@@ -87,8 +87,8 @@ def write_pretraining_page(
     """Write `index.html` into the folder of a pre-training.
 
     Args:
-        store: a `TokenDataset` from whose validation people frames are shown; None, or one whose autoencoder is not to
-            be had, leaves them out, which the page says.
+        store: a `TokenDataset` from whose validation people frames are shown; None for one that was streamed, or one
+            whose autoencoder is not to be had, leaves them out, which the page says.
         split: of the pre-training.
         settings: of the pre-training.
     """
@@ -124,6 +124,8 @@ def _hidden_section(
     result: PretrainingResult, store: Any | None, split: Split | None, settings: Settings, pictures: Path
 ) -> Section:
     heading = "Hidden tokens, predicted"
+    if store is None and split is not None:
+        return Section(heading, ["The dataset was streamed, and frames are shown of one that lies on a disk."])
     if store is None or split is None or not split.counts["validation"]:
         return Section(heading, ["There were no held-out people whose frames could be shown; give --splits."])
     model = TabletForMaskedTokenModeling.from_pretrained(result.folder)
