@@ -146,7 +146,8 @@ def test_options_become_settings(store, tmp_path):
     ended = run("finetune", *words)
     assert ended.exit_code == 0, ended.output
     (path,) = tmp_path.glob("*/training.json")
-    settings = json.loads(path.read_text())["settings"]
+    training = json.loads(path.read_text())
+    settings = training["settings"] | training["carried_out"]
     asked = {"window_frames": None, "epochs": 1, "batch_size": 5, "accumulate": 2, "learning_rate": 3e-4, "seed": 7}
     asked |= {"warmup": 0.1, "weight_decay": 0.2, "precision": "fp32", "gradient_checkpointing": True, "fsdp": False}
     assert asked.items() <= settings.items()

@@ -338,9 +338,9 @@ def _drawn(store: Any, label: str, num_folds: int, seed: int, out: Path) -> list
 
 
 def _is_main_process() -> bool:
-    from accelerate import PartialState
+    from tablet_hf.training.arguments import process_state
 
-    return PartialState().is_main_process
+    return process_state().is_main_process
 
 
 def _note(sentence: str) -> None:

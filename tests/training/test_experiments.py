@@ -20,6 +20,7 @@ from tablet_hf.training.checkpoints import checksums, initial_model, people_lear
 from tablet_hf.training.experiments import _known_before, evaluate, finetune
 from tablet_hf.training.finetuning import _stopping, finetune_fold
 from tablet_hf.training.inference import task_of_config
+from tablet_hf.training.pretraining import pretrain
 from tablet_hf.training.tasks import find_task
 
 SETTINGS = Settings(window_frames=12, epochs=1, batch_size=8, learning_rate=3e-3, device="cpu")
@@ -76,6 +77,46 @@ class TestOneTrainingInOneFolder:
         ]
         with pytest.raises(InputError, match="with other labels of the same people was begun there"):
             finetune_fold(other, planted_split, "group", out, SETTINGS, model=tiny)
+
+    def test_what_was_begun_goes_on_by_as_many_processes_in_the_same_precision(
+        self, planted_store, planted_split, tiny, tmp_path
+    ):
+        def train(**changes):
+            settings = dataclasses.replace(SETTINGS, precision="fp32", **changes)
+            return pretrain(planted_store, tmp_path, settings, split=planted_split, model=tiny, is_quiet=True)
+
+        def begun_with(**changes):
+            begun = json.loads((tmp_path / "training.json").read_text())
+            begun["carried_out"] |= changes
+            (tmp_path / "training.json").write_text(json.dumps(begun))
+
+        train()
+        assert json.loads((tmp_path / "training.json").read_text())["carried_out"] == {
+            "processes": 1,
+            "precision": "fp32",
+        }
+        train(device="auto")  # on a GPU, if there is one
+        (tmp_path / "pretraining.json").unlink()  # as if it had not come to its end
+        begun_with(processes=4)
+        with pytest.raises(
+            InputError, match=r"with processes 4, not 1, was begun there; go on with processes 4, choose another --out"
+        ):
+            train()
+        begun_with(processes=1, precision="bf16")
+        with pytest.raises(
+            InputError, match=r"with precision 'bf16', not 'fp32', was begun .* go on with precision bf16"
+        ):
+            train()
+        (tmp_path / "pretraining.json").write_text(
+            '{"folder": "model", "loss": [], "validation_loss": [], "mean_predictor_loss": null, "said": []}'
+        )
+        assert train().folder == tmp_path / "model"  # nothing is left to be trained
+
+    def test_auto_is_what_it_becomes_here(self, planted_store, planted_split, tiny, tmp_path):
+        finetune_fold(planted_store, planted_split, "group", tmp_path, SETTINGS, model=tiny, is_quiet=True)
+        training = json.loads((tmp_path / "training.json").read_text())
+        assert training["carried_out"]["precision"] == "fp32"  # of the CPU
+        assert "precision" not in training["settings"]
 
     def test_what_cannot_start_leaves_nothing_that_refuses_the_next_try(
         self, planted_store, planted_split, untrained, tmp_path

@@ -241,8 +241,10 @@ def test_two_processes_train_one_model(begin, tmp_path):
     for process, _ in running:
         assert ended(process, tmp_path / "out") == 0, (tmp_path / "out.txt").read_text()
     result = json.loads((tmp_path / "out" / "pretraining.json").read_text())
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["carried_out"]["processes"] == 2
     assert result["loss"][-1][0] == 12  # six epochs of 24 windows in batches of 2 x 8: a last batch of 8
     assert result["validation_loss"][-1][1] < result["validation_loss"][0][1]
+    assert [step for step, _ in result["validation_loss"]] == [0, 3, 6, 9, 12]
     TabletForMaskedTokenModeling.from_pretrained(tmp_path / "out" / "model")
 
 

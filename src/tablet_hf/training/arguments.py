@@ -9,7 +9,7 @@ import torch
 
 from tablet_hf.errors import InputError
 
-__all__ = ["SIZES", "Settings", "make_trainer", "training_arguments"]
+__all__ = ["SIZES", "Settings", "make_trainer", "process_state", "training_arguments"]
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -107,11 +107,25 @@ class Settings:
     @property
     def deciding(self) -> dict[str, Any]:
         """Those on which depends what comes out, but for rounding."""
-        return {name: value for name, value in asdict(self).items() if name not in ("workers", "device", "compile")}
+        others = ("workers", "device", "compile", "precision")
+        return {name: value for name, value in asdict(self).items() if name not in others}
+
+    @property
+    def carried_out(self) -> dict[str, Any]:
+        """What these settings become on this machine: how many processes share each step, and in which precision."""
+        return {"processes": process_state().num_processes, "precision": _precision(self)}
 
     @property
     def on_gpu(self) -> bool:
         return self.device != "cpu" and torch.cuda.is_available()
+
+
+def process_state() -> Any:
+    """accelerate's word on which of how many processes this is, also before there are any `TrainingArguments`."""
+    from accelerate import PartialState
+
+    # Processes without a GPU take each other for absent unless it is said that they have none.
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> Any:
@@ -126,7 +140,7 @@ def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> A
 
     if settings.device.startswith("cuda:"):
         torch.cuda.set_device(settings.device)  # Trainer takes the current GPU
-    half = _half_precision(settings)
+    precision = _precision(settings)
     saving = {"save_strategy": "epoch"}
     if settings.save_steps is not None:
         saving = {"save_strategy": "steps", "save_steps": settings.save_steps}
@@ -140,8 +154,8 @@ def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> A
         "lr_scheduler_type": "cosine",
         "warmup_steps": settings.warmup,
         "weight_decay": settings.weight_decay,
-        "bf16": half == "bf16",
-        "fp16": half == "fp16",
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
         _checkpointing_field(TrainingArguments): settings.gradient_checkpointing,
         "torch_compile": settings.compile,
         "optim": "adamw_torch_fused" if settings.on_gpu else "adamw_torch",
@@ -221,7 +235,7 @@ def _checkpointing_field(arguments_class: Any) -> str:
     return newer if newer in arguments_class.__dataclass_fields__ else "gradient_checkpointing"
 
 
-def _half_precision(settings: Settings) -> str:
+def _precision(settings: Settings) -> str:
     if settings.precision != "auto":
         return settings.precision
     if not settings.on_gpu:

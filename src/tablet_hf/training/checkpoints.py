@@ -13,6 +13,7 @@ from tablet_hf.errors import InputError, not_on_hub
 from tablet_hf.files import folder_written_whole, written_whole
 from tablet_hf.hub_files import check_model_name
 from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.training.arguments import process_state
 
 __all__ = [
     "TRAINING_FILE",
@@ -52,10 +53,9 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 def agreed_checkpoint(folder: str | Path) -> Path | None:
     """`last_checkpoint` as the main process finds it, for all processes."""
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState()
+    state = process_state()
     if state.num_processes == 1:
         return last_checkpoint(folder)
     found = [last_checkpoint(folder) if state.is_main_process else None]
@@ -63,21 +63,23 @@ def agreed_checkpoint(folder: str | Path) -> Path | None:
     return found[0]
 
 
-def keep_to_one_training(folder: str | Path, described: Mapping[str, Any]) -> None:
+def keep_to_one_training(
+    folder: str | Path, described: Mapping[str, Any], carried_out: Mapping[str, Any], result_file: str
+) -> None:
     """Note in `training.json` what is trained in a folder, or make sure that it is this.
 
     Args:
         folder: made if need be.
         described: all that decides what comes out, as JSON has it.
+        carried_out: see `Settings`; of a training that has come to its end it may differ.
+        result_file: whose name in the folder says that it has.
 
     Raises:
         InputError: another training was begun there; the sentence names the first difference.
     """
-    from accelerate import PartialState
-
     path = Path(folder) / TRAINING_FILE
-    described = json.loads(json.dumps(dict(described)))
-    with PartialState().main_process_first():
+    described = json.loads(json.dumps(dict(described) | {"carried_out": dict(carried_out)}))
+    with process_state().main_process_first():
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as unfinished:
@@ -87,11 +89,16 @@ def keep_to_one_training(folder: str | Path, described: Mapping[str, Any]) -> No
             found = _flat(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise InputError(f"{path}: it is no JSON; delete {folder}, or choose another --out.") from error
+    if (Path(folder) / result_file).is_file():
+        described.pop("carried_out")
     for name, value in _flat(described).items():
         if found.get(name) != value:
             what = "of other people" if isinstance(value, list) else f"with {name} {found.get(name)!r}, not {value!r},"
             what = DIFFERENCES.get(name, what)
-            raise InputError(f"{folder}: a training {what} was begun there; choose another --out, or delete it.")
+            way_out = f"go on with {name} {found.get(name)}, " if name in carried_out else ""
+            raise InputError(
+                f"{folder}: a training {what} was begun there; {way_out}choose another --out, or delete it."
+            )
 
 
 def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:

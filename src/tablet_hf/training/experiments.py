@@ -11,7 +11,7 @@ from typing import Any
 from tablet_hf.datasets.splits import Split, runs_in, subject_ids
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum, weights_checksum
-from tablet_hf.training.arguments import Settings, training_arguments
+from tablet_hf.training.arguments import Settings, process_state, training_arguments
 from tablet_hf.training.checkpoints import people_learnt_from
 from tablet_hf.training.finetuning import FinetunedFold, finetune_fold
 from tablet_hf.training.inference import predict_people, task_of_config
@@ -58,8 +58,6 @@ def finetune(
     Raises:
         InputError: as of `finetune_fold`, or folds of which one has classes that another does not have.
     """
-    from accelerate import PartialState
-
     out = Path(out)
     start = options.pop("init", None)
     starts = [start if start is None else str(start).replace("{fold}", split.name) for split in splits]
@@ -73,7 +71,7 @@ def finetune(
         folds.append(finetune_fold(store, split, label, folder, settings, init=init, on_note=on_note, **options))
         if on_fold is not None:
             on_fold(folds[-1])
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return None
     if other := [fold for fold in folds if fold.task.classes != folds[0].task.classes]:
         raise InputError(
@@ -131,8 +129,6 @@ def evaluate(
     Raises:
         InputError: tokens or classes that the model does not know.
     """
-    from accelerate import PartialState
-
     settings = settings or Settings(window_frames=None)
     try:
         model.config.check_tokens_compatible(store.preprocessing)
@@ -144,7 +140,7 @@ def evaluate(
     arguments = training_arguments(settings, Path(out) / "work", eval_strategy="no", save_strategy="no", report_to=[])
     fold = "all" if split is None else split.name
     methods = [predict_people(model, store, runs, task, arguments, settings.window_frames, fold)]
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return None
     if split is None:
         if on_note is not None:

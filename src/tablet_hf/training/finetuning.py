@@ -164,7 +164,7 @@ def finetune_fold(
         )
     if not (out / TRAINING_FILE).is_file():
         work.network()  # what cannot be loaded shall leave no folder that refuses the next try
-    keep_to_one_training(out, training)
+    keep_to_one_training(out, training, settings.carried_out, RESULT_FILE)
     if (done := read_fold(out)) is not None:
         return done
 

@@ -25,7 +25,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
 from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
-from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.arguments import Settings, make_trainer, process_state, training_arguments
 from tablet_hf.training.checkpoints import (
     agreed_checkpoint,
     checksums,
@@ -152,7 +152,8 @@ def pretrain(
     people = {"train": sorted(set(subject_ids(runs))), "validation": []}
     if split is not None:
         people = {part: split.subjects(part) for part in people}
-    keep_to_one_training(out, {"settings": settings.deciding, "config": config, "split": people} | checksums(runs))
+    described = {"settings": settings.deciding, "config": config, "split": people} | checksums(runs)
+    keep_to_one_training(out, described, settings.carried_out, RESULT_FILE)
     if (result := read_result(out)) is not None:
         return result
     for sentence in said:
@@ -296,7 +297,5 @@ def _runs_of(windows: Any) -> list[Any]:
 
 
 def _num_steps(num_windows: int, settings: Settings) -> int:
-    from accelerate import PartialState
-
-    a_step = settings.batch_size * PartialState().num_processes * settings.accumulate
+    a_step = settings.batch_size * process_state().num_processes * settings.accumulate
     return max(1, int(settings.epochs * max(1, -(-num_windows // a_step))))
