@@ -341,12 +341,12 @@ def convert(
 ) -> None:
     """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`, and publish it."""
     from tablet_hf.hub.conversion import convert_checkpoint
-    from tablet_hf.hub.publishing import check_repo
+    from tablet_hf.hub.publishing import check_may_write
 
     if out is None and push is None:
         raise InputError("Nothing says where the result goes; give --out FOLDER, or --push owner/name, or both.")
     if push is not None:
-        check_repo(push)
+        check_may_write(push)
     settings = {
         "problem_type": problem_type,
         "grid_size": grid_size,
@@ -360,7 +360,7 @@ def convert(
         report = convert_checkpoint(source, folder, config=config, head=head, revision=revision, **settings)
         output.print(escape(str(report)))
         if push is not None:
-            cli_hub.push(str(folder), push)
+            cli_hub.send(folder, push, {"converted_from": source})
 
 
 @app.command()

@@ -75,9 +75,7 @@ def push(
     ] = None,
 ) -> None:
     """Publish a model, an autoencoder or a token dataset on the Hub, with its card; private unless told otherwise."""
-    from huggingface_hub.utils import disable_progress_bars
-
-    from tablet_hf.hub.publishing import Sharing, check_may_write, check_repo, kind_of, prepare, publish
+    from tablet_hf.hub.publishing import Sharing, check_repo, prepare
     from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, shipped_autoencoders
 
     check_repo(repo)
@@ -94,23 +92,45 @@ def push(
         "exact_ages": exact_ages,
         "token": token or _known_token(),
     }
-    if not messages.is_terminal:
-        disable_progress_bars()  # of large files, which are for who watches
     if dry_run is not None:
         _tell(_prepared(prepare, source, dry_run, repo, sharing, options))
         output.print(escape(str(dry_run)))
         messages.print("Nothing was sent.")
         return
+    send(source, repo, options, sharing, revision=revision, tag=tag, message=message, token=token)
+
+
+def send(
+    source: Path,
+    repo: str,
+    options: dict[str, Any],
+    sharing: Any = None,
+    token: str | None = None,
+    **how: str | None,
+) -> None:
+    """Prepare a folder, send it and tell of both.
+
+    Args:
+        source, repo, options, sharing: of `tablet_hf.hub.publishing.prepare`.
+        token, how: of `tablet_hf.hub.publishing.publish`.
+    """
+    from huggingface_hub.utils import disable_progress_bars
+
+    from tablet_hf.hub.publishing import check_may_write, kind_of, prepare, publish
+
+    if not messages.is_terminal:
+        disable_progress_bars()  # of large files, which are for who watches
+    options = {"token": token or _known_token()} | options
     kind_of(source)
     check_may_write(repo, token)  # a store takes minutes to prepare
     # Beside the source: weights are linked, not copied, on the same disk, and a store's tokens may not fit elsewhere.
     with tempfile.TemporaryDirectory(prefix=".tablet-hf-push-", dir=_room_beside(source)) as scratch:
         prepared = _prepared(prepare, source, Path(scratch) / "to-be-sent", repo, sharing, options)
         _tell(prepared)
-        published = publish(prepared, repo, revision=revision, tag=tag, message=message, token=token)
+        published = publish(prepared, repo, token=token, **how)
     for note in published.notes:
         messages.print(f"Note: {escape(note)}")
-    state = "private" if private else "public"
+    state = "private" if prepared.sharing.is_private else "public"
     messages.print(f"Sent to {escape(repo)} ({state}), commit {published.commit[:12]}.")
     output.print(escape(published.url))
 

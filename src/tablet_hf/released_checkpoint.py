@@ -68,6 +68,12 @@ RELEASED_NORMS = {"ln": "layer_norm", "rms": "rms_norm"}
 # which no weight depends on.
 KEYS_WITHOUT_MEANING = {"num_tokens", "num_classes"}
 
+# Under what a training checkpoint keeps the weights: the released code, and what others save.
+WRAPPERS = ("model_state_dict", "state_dict")
+
+# Where the released weights lie.
+RELEASED_REPO = "beotborry/TABLeT_pretrained"
+
 # The published network, whose heads are known although shapes do not tell them: hidden size, key rows.
 PUBLISHED_SHAPE, PUBLISHED_HEADS = (896, 128), 14
 
@@ -111,9 +117,11 @@ def read_training_checkpoint(path: Path) -> Weights:
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is no readable torch checkpoint; it may be cut short.") from error
 
-    if isinstance(stored, Mapping) and isinstance(stored.get("model_state_dict"), Mapping):
-        beside = {name: stored[name] for name in PRETRAINING_NAMES if isinstance(stored.get(name), torch.Tensor)}
-        stored = {**beside, **stored["model_state_dict"]}
+    for wrapper in WRAPPERS:
+        if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
+            beside = {name: stored[name] for name in PRETRAINING_NAMES if isinstance(stored.get(name), torch.Tensor)}
+            stored = {**beside, **stored[wrapper]}
+            break
     if not isinstance(stored, Mapping) or not stored:
         raise InputError(f"{path} holds no weights: expected a dict of them, or one with `model_state_dict`.")
     others = sorted(
@@ -121,8 +129,8 @@ def read_training_checkpoint(path: Path) -> Weights:
     )
     if others:
         raise InputError(
-            f"{path} is no dict of weights and has no `model_state_dict` that is one; no names of tensors are "
-            f"{', '.join(others[:10])}."
+            f"{path} holds things that are no weights ({', '.join(others[:10])}), and nothing called "
+            f"{' or '.join(WRAPPERS)} that holds weights alone; save these alone with torch.save, and convert that."
         )
     return dict(stored)
 

@@ -8,6 +8,7 @@ algebra; it shares no code with the package.
 import json
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from tablet_hf.configuration_tablet import ReleasedLayoutError, TabletConfig
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.hub import conversion
+from tablet_hf.hub.cards import check_card, filled_cards
 from tablet_hf.hub.conversion import convert_checkpoint
 from tablet_hf.modeling_tablet import (
     TabletForMaskedTokenModeling,
@@ -233,11 +235,11 @@ def test_every_variant_gives_the_same_numbers(variant, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module."])
-@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("nested", ["model_state_dict", "state_dict", None])
 def test_a_training_checkpoint_gives_the_same_numbers(prefix, nested, tmp_path):
     weights = released_weights(RELEASED)
     stored = {prefix + name: tensor for name, tensor in weights.items()}
-    torch.save({"epoch": 3, "model_state_dict": stored} if nested else stored, tmp_path / "last.pth")
+    torch.save({"epoch": 3, nested: stored} if nested else stored, tmp_path / "last.pth")
     convert(tmp_path / "last.pth", tmp_path / "converted", config={"num_heads": 6})
 
     assert_same_network(tmp_path / "converted", weights, RELEASED)
@@ -523,7 +525,7 @@ def test_weights_need_names(nested, tmp_path):
     stored = released_weights(RELEASED) | {7: torch.zeros(2)}
     torch.save({"model_state_dict": stored} if nested else stored, tmp_path / "odd.pth")
 
-    with pytest.raises(InputError, match=r"odd\.pth is no dict of weights.*no names of tensors are 7\."):
+    with pytest.raises(InputError, match=r"odd\.pth holds things that are no weights \(7\).*save these alone"):
         convert(tmp_path / "odd.pth", tmp_path / "converted", config=RELEASED)
 
 
@@ -698,6 +700,25 @@ def test_one_line_loads_released_weights_from_a_hub_and_without_it_a_second_time
     torch.testing.assert_close(logits(revision="v1"), published["v1"], **close)
     with pytest.raises(OSError, match="couldn't find them in the cached files"):
         logits(revision="v3")
+
+
+def test_a_copy_of_the_released_weights_says_what_is_known_of_them(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", next(iter(hub.users)))
+    released = hub.folder / "models" / "beotborry" / "TABLeT_pretrained"
+    released.parent.mkdir(parents=True)
+    released_folder(released, RELEASED, released_weights(RELEASED))
+    words = ["convert", "beotborry/TABLeT_pretrained", "--grid-size", "3", "--push", "lab/converted"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert hub.repositories["models", "lab/converted"].is_private
+    card = hub.files("lab/converted")["README.md"].decode()
+    filled = filled_cards()["tablet-pretrained.md"]
+    for section in ("What it was trained on", "Limits", "Licence"):
+        (own,), (known,) = (re.findall(rf"## {section}\n(.*?)\n## ", text, re.DOTALL) for text in (card, filled))
+        assert own == known
+    assert check_card(card)["base_model"] == check_card(filled)["base_model"] == "beotborry/TABLeT_pretrained"
+    assert "# TABLeT, released weights converted" in card
+    assert re.search(r"\| parameters \| \d", card)
 
 
 def test_a_converted_copy_is_published(hub, tmp_path, monkeypatch):

@@ -59,7 +59,8 @@ class TestKinds:
     def test_others_are_told(self, tmp_path, model_folder):
         for content, said in [
             ({"input_feature_size": 3072}, "convert it first"),
-            ({"model_type": "bert"}, "of a 'bert', not of a TABLeT"),
+            ({"model_type": "bert"}, "is of a 'bert', so it is not of a TABLeT"),
+            ({}, "names no model_type, so it is not of a TABLeT"),
         ]:
             (tmp_path / "config.json").write_text(json.dumps(content))
             with pytest.raises(InputError, match=said):

@@ -15,6 +15,7 @@ from typing import Any
 
 from tablet_hf.errors import InputError
 from tablet_hf.learnt_from import LEARNT_FROM_FILE, LearntFrom
+from tablet_hf.released_checkpoint import RELEASED_REPO
 
 __all__ = [
     "EvaluationFacts",
@@ -22,6 +23,7 @@ __all__ = [
     "autoencoder_card",
     "check_card",
     "dataset_card",
+    "facts_of_released",
     "filled_cards",
     "model_card",
     "read_evaluation",
@@ -237,7 +239,10 @@ def trainings_in_words(stages: Sequence[LearntFrom]) -> str:
         )
     first = stages[0].started_from
     if first is not None:
-        lines.append(f"\nWhat `{_in_a_line(first)}` had learnt from before: {UNKNOWN}.")
+        before = f"{UNKNOWN}."
+        if first == RELEASED_REPO:
+            before = f"{UNKNOWN} beside it. {_released_entry()['training_data']}"
+        lines.append(f"\nWhat `{_in_a_line(first)}` had learnt from before: {before}")
     return f"Source: `{LEARNT_FROM_FILE}` in this repository.\n\n" + "\n".join(lines)
 
 
@@ -357,6 +362,34 @@ def model_card(
         limits=limits,
     )
     return _tidy(str(card))
+
+
+def facts_of_released(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says of a converted checkpoint of the released code, as arguments of `model_card`.
+
+    Args:
+        source: Hub id, folder or file that was converted.
+        config: of the converted model.
+    """
+    if source == RELEASED_REPO:
+        known = _released_entry()
+        facts = {name: known[name] for name in ("title", "summary", "training_data", "base_model", "limits")}
+        training = TrainingFacts(datasets=tuple(known["training"]["datasets"]))
+        sources = "`config.json` and the weights in this repository; " + known["facts_source"]
+        return facts | {"training": training, "facts_source": sources}
+    is_on_hub = source.count("/") == 1 and not Path(source).exists()
+    named = f" (`{source}`)" if is_on_hub else ""
+    unordered = "It was trained without positions: the network sees frames as a set, whatever their order."
+    return {
+        "summary": f"Weights in the layout of the code released with arXiv 2604.03619{named}, renamed so that "
+        "`from_pretrained` loads them.",
+        "base_model": source if is_on_hub else None,
+        "limits": [unordered] if config.get("position_embedding_type") == "none" else [],
+    }
+
+
+def _released_entry() -> dict[str, Any]:
+    return json.loads(template_file(FILLED).read_text(encoding="utf-8"))["tablet-pretrained"]
 
 
 def _summary_of_model(architecture: str, config: Mapping[str, Any]) -> str:

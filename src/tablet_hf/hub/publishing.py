@@ -27,6 +27,7 @@ from tablet_hf.hub.cards import (
     check_card,
     check_license,
     dataset_card,
+    facts_of_released,
     model_card,
     read_evaluation,
     shipped_card,
@@ -139,7 +140,8 @@ def kind_of(path: str | Path) -> str:
                 f"{path}: it has the layout of the released code; convert it first (tablet-hf convert {path} --out "
                 "FOLDER)."
             )
-        raise InputError(f"{path}: its {CONFIG} is of a {config.get('model_type', 'thing')!r}, not of a TABLeT.")
+        found = f"is of a {config['model_type']!r}" if "model_type" in config else "names no model_type"
+        raise InputError(f"{path}: its {CONFIG} {found}, so it is not of a TABLeT; give the folder of one.")
     inner = next((path for path in sorted(folder.glob("**/model")) if (path / CONFIG).is_file()), None)
     hint = "" if inner is None else f"; {inner} holds one"
     raise InputError(f"{path}: it holds neither a saved model nor an autoencoder nor a token dataset{hint}.")
@@ -171,6 +173,7 @@ def prepare(
     dataset: str | Path | TokenDataset | None = None,
     evaluation: str | Path | None = None,
     with_code: bool = False,
+    converted_from: str | None = None,
     phenotypes: Sequence[str] | None = None,
     keep_subjects: bool = False,
     without: Sequence[str] = (),
@@ -190,6 +193,7 @@ def prepare(
         dataset: of a model, the store it was trained on, for the card and for the names that must not be sent.
         evaluation: of a model, results.json of `tablet-hf evaluate`.
         with_code: put the code beside a model, so that it loads where this package is not installed.
+        converted_from: of a model, the checkpoint of the released code that it was converted from, for the card.
         phenotypes, keep_subjects, without, keep_sites, exact_ages: of tokens, see `published_runs`.
         token: an access token that must not stand in any file.
         on_progress: of tokens, is told runs done and runs in all.
@@ -222,7 +226,7 @@ def prepare(
     )
     try:
         if kind == "model":
-            prepared, more = _prepare_model(path, out, repo, sharing, dataset, evaluation, with_code)
+            prepared, more = _prepare_model(path, out, repo, sharing, dataset, evaluation, with_code, converted_from)
         elif kind == "autoencoder":
             prepared, more = _prepare_autoencoder(path, out, repo, sharing)
         else:
@@ -313,6 +317,7 @@ def _prepare_model(
     dataset: str | Path | TokenDataset | None,
     evaluation: str | Path | None,
     with_code: bool,
+    converted_from: str | None,
 ) -> tuple[Prepared, Secrets]:
     from huggingface_hub.errors import StrictDataclassError
 
@@ -373,13 +378,16 @@ def _prepare_model(
     judged = None if evaluation is None else read_evaluation(evaluation)
     if judged is not None:
         notes += _whose_figures(judged, path, Path(evaluation))
+    facts: dict[str, Any] = {"training": replace(training, is_restricted=is_restricted)}
+    if converted_from is not None:
+        facts |= facts_of_released(converted_from, config)
     card = model_card(
         repo,
         config,
         parameters=sum(map(_parameters, weights)),
-        training=replace(training, is_restricted=is_restricted),
         learnt_from=learnt_from,
         datasets=[str(dataset)] if isinstance(dataset, str) and not Path(dataset).exists() else [],
+        **facts,
         evaluation=judged,
         license=sharing.license,
         right_to_share=sharing.right_to_share,
