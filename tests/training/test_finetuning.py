@@ -12,7 +12,7 @@ import pytest
 import torch
 from training_process import ended, finetune_here, start
 
-from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
+from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import EvaluationWindows, Split, average_by, folds, runs_in, subject_ids, write_splits
 from tablet_hf.errors import InputError
 from tablet_hf.learnt_from import LearntFrom
@@ -263,6 +263,15 @@ class TestExperiments:
         config = load_model(out / "fold-1" / "model").config
         with pytest.raises(InputError, match="'0' is none of the classes that the model knows, which are a, b"):
             task_of_config(config, planted_store, "kind")
+
+    @pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+    def test_a_model_of_several_labels(self, planted_store, problem_type):
+        names = {0: "strength", 1: "height"}
+        config = TabletConfig(problem_type=problem_type, num_labels=2, id2label=names, target_name="strength")
+        with pytest.raises(
+            InputError, match=r"predicts 2 things at once \(strength, height\); judged are models of one"
+        ):
+            task_of_config(config, planted_store, "strength")
 
 
 class TestPredictions:

@@ -72,8 +72,15 @@ def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequ
         runs: of the people who matter; None for the whole store.
 
     Raises:
-        InputError: the model does not say what it predicts, or these people are of other classes.
+        InputError: the model does not say what it predicts, it predicts several things at once, or these people are of
+            other classes.
     """
+    if config.num_labels > 1 and config.problem_type in ("regression", "multi_label_classification"):
+        names = ", ".join(config.id2label.values())
+        raise InputError(
+            f"The model predicts {config.num_labels} things at once ({names}); judged are models of one label, so train "
+            "one for each."
+        )
     label = label or config.target_name
     if label is None:
         raise InputError("The model does not record what it predicts; name the phenotype with --label.")
