@@ -5,6 +5,7 @@ import json
 import os
 import re
 import stat
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -349,8 +350,35 @@ def test_names_are_found_whatever_stands_around_them(name, before, left, prefix,
     if prefix in ("sub", "HCP") and not name.isdigit():
         prefix = ""
     text = f"{before}{left}{prefix}{name}{right}{after}"
-    assume(not re.search(rf"[0-9]\.{prefix}{name}", text))  # a number with a fraction
+    # No number with a fraction; there are more ways to write its digits.
+    assume(not re.search(rf"[0-9]\.{prefix}{name}", unicodedata.normalize("NFKC", text)))
     assert leaks_of_words(text, Secrets(ids=frozenset([name])))
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("Ann Smith", "it is ann  smith\nwho"),
+        ("Ann Smith", "it is Ann\u00a0Smith"),
+        ("Mu\u0308ller7", "sub-M\u00fcller7_task-rest"),
+        ("M\u00fcller", "by Mu\u0308ller_x"),
+        ("M\u00fcller", '{"who": "M\\u00fcller"}'),
+        ("Stra\u00dfer", "(STRASSER)"),
+        ("100307", "number \uff11\uff10\uff10\uff13\uff10\uff17."),
+        ("\u5f20\u4e09\u674e\u56db\u738b", "sub-\u5f20\u4e09\u674e\u56db\u738b"),
+        ("100307", "100\u200b307"),
+    ],
+)
+@pytest.mark.parametrize("plant", [as_json, as_readme, as_parquet_column, as_parquet_json, as_parquet_metadata])
+def test_names_are_found_however_their_letters_are_written(tmp_path, plant, name, written):
+    plant(tmp_path, written)
+    assert find_leaks(tmp_path, Secrets(ids=frozenset([name])))
+    assert not find_leaks(tmp_path, Secrets(ids=frozenset(["another person"])))
+
+
+def test_what_was_written_of_people_is_found_in_capitals_too(tmp_path):
+    as_readme(tmp_path, "WAS AFRAID of the scanner")
+    assert find_leaks(tmp_path, Secrets(texts=frozenset(["was afraid"])))
 
 
 @given(st.from_regex(r"[0-9]{5,8}", fullmatch=True), st.from_regex(r"[0-9a-f]{12,64}", fullmatch=True))

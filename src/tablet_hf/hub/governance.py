@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets as random_secrets
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -513,18 +514,40 @@ class _Unsent(Exception):
     """Why a file is not sent, whatever it holds."""
 
 
+def _plain(text: str) -> str:
+    """As others may write it: in one way to write accents, in lower case, with a blank for what looks like some."""
+    if "\\u" in text:  # JSON within a cell
+        text += " " + re.sub(r"\\+u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
+    if text.isascii():
+        return re.sub(r"\s+", " ", text.lower())
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", UNSEEN.sub("", text)).casefold())
+    return re.sub(r"\s+", " ", text)
+
+
+# Signs that take no room.
+UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+# Letters and digits of any script in a row, and what stands between two blanks or marks.
+WORDS = re.compile(r"(?:[^\W_]|\+){5,}|[^\s\"',;:|/\\]{5,}")
+
+
 @dataclass
 class _Search:
     secrets: Secrets
+    _short: frozenset[str] = field(init=False)
     _long: frozenset[str] = field(init=False)
+    _several: frozenset[str] = field(init=False)
+    _texts: frozenset[str] = field(init=False)
 
     def __post_init__(self):
-        names = {name.lower() for name in self.secrets.ids}
+        names = {_plain(name).strip() for name in self.secrets.ids}
         names |= {name.lstrip("0") for name in names if name.isdigit()}  # as spreadsheets write them
+        self._short = frozenset(name for name in names if 0 < len(name) < 5)
         self._long = frozenset(name for name in names if len(name) >= 5)
+        self._several = frozenset(name for name in self._long if not name.isalnum())
+        self._texts = frozenset(map(_plain, self.secrets.texts))
 
     def faults(self, text: str, is_cell: bool = False) -> Iterator[str]:
-        """What a text must not hold.
+        """What a text must not hold, however its letters are written.
 
         Args:
             text: anything.
@@ -533,27 +556,26 @@ class _Search:
         yield from _faults_of_text(text, self.secrets.allowed)
         if any(token in text for token in self.secrets.tokens):
             yield "an access token"
-        is_short = {name for name in self.secrets.ids if len(name) < 5}
-        if is_cell and text.strip() in is_short:
+        text = _plain(text)
+        if is_cell and text.strip() in self._short:
             yield f"the name of a subject ({_hinted(text.strip())})"
-        for match in re.finditer(r"\bsub-([A-Za-z0-9+]+)", text):
-            if match[1] in self.secrets.ids:
+        for match in re.finditer(r"\bsub-((?:[^\W_]|\+)+)", text):
+            if match[1] in self._short | self._long:
                 yield f"the name of a subject ({_hinted(match[1])})"
         if self._long:
-            for match in re.finditer(r"[A-Za-z0-9+]{5,}|[^\s\"',;:|/\\]{5,}", text):
-                word = match[0].lower()
+            for match in WORDS.finditer(text):
+                word = match[0]
                 # 03619 of arXiv 2604.03619 is nobody.
-                is_decimal = re.search(r"\d\.$", text[max(0, match.start() - 2) : match.start()])
-                parts = {word, *re.split(r"[^a-z0-9+]+", word)}
+                is_decimal = re.search(r"[0-9]\.$", text[max(0, match.start() - 2) : match.start()])
+                parts = {word, *re.split(r"(?:[^\w+]|_)+", word)}
                 # sub100307, which no checksum looks like.
                 parts |= {found[1] for part in parts if (found := re.fullmatch(r"[a-z]*(\d{5,})[a-z]*", part))}
                 if not is_decimal and (known := parts & self._long):
                     yield f"the name of a subject ({_hinted(min(known))})"
-            lowered = text.lower()
-            for name in self._long:
-                if not name.isalnum() and name in lowered:
+            for name in self._several:
+                if name in text:
                     yield f"the name of a subject ({_hinted(name)})"
-        for secret in self.secrets.texts:
+        for secret in self._texts:
             if secret in text:
                 yield f"what only the source says ({_hinted(secret)})"
 
@@ -635,8 +657,15 @@ def _of_safetensors(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bo
                 begin, end = tensor["data_offsets"]
                 file.seek(8 + size + begin)
                 # Numbers of any size may be letters.
-                parts.append((f"the tensor {name}", file.read(end - begin).decode("latin-1"), False))
+                parts.append((f"the tensor {name}", _decoded(file.read(end - begin)), False))
         return parts
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -659,7 +688,7 @@ def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]
         told |= {name: value for each in schema for name, value in (each.metadata or {}).items()}
     except (pa.ArrowException, OSError) as error:
         raise _Unsent("it is no whole Parquet file.") from error
-    parts = [(f"its metadata {key.decode('latin-1')}", value.decode("latin-1"), False)
+    parts = [(f"its metadata {_decoded(key)}", _decoded(value), False)
              for key, value in told.items() if key != b"ARROW:schema"]  # fmt: skip
     parts += [("a column's name", name, False) for name in schema.names]
     for number, name in enumerate(schema.names):
@@ -670,7 +699,7 @@ def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]
             raise _Unsent(f"its column {name!r} holds moments in time.")
         column = pq.read_table(path, columns=[name]).column(0)
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            texts = [cell.decode("latin-1") for cell in column.to_pylist() if cell is not None]
+            texts = [_decoded(cell) for cell in column.to_pylist() if cell is not None]
             if name in ONCE:  # numbers, in which a date is found by chance
                 parts += [(f"the column {name}", text, False) for text in texts if text.isascii()]
                 continue
