@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from tablet_hf.cli import app
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter
 
-SHORT = ["--window", "4", "--epochs", "1", "--batch-size", "8", "--size", "tiny", "--device", "cpu"]
+QUICK = ["--window", "4", "--epochs", "1", "--batch-size", "8", "--device", "cpu"]
+SHORT = [*QUICK, "--size", "tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,7 @@ def test_a_model_is_evaluated(tuned, store, tmp_path):
     assert ended.exit_code == 0, ended.output
     assert [line.split("  ")[0] for line in ended.stdout.splitlines()][2:] == ["TABLeT", "majority class", "mean token"]
     assert json.loads((tmp_path / "results.json").read_text())["about"]["part"] == "validation"
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_model_judged_on_a_fold_in_which_it_was_not_trained(tuned, store, tmp_path):
@@ -95,7 +97,7 @@ def test_pretraining_then_a_linear_probe(tuned, store, tmp_path):
     config = json.loads((tmp_path / "pretrained" / "model" / "config.json").read_text())
     assert (config["mask_strategy"], config["pooling_type"], config["hidden_size"]) == ("tube", "mean", 64)
     probe = ["--mode", "head", "--init", tmp_path / "pretrained" / "model", "--fold", "fold-1"]
-    ended = run("finetune", *splits, "--label", "age", "--out", tmp_path / "probe", *SHORT, *probe)
+    ended = run("finetune", *splits, "--label", "age", "--out", tmp_path / "probe", *QUICK, *probe)
     assert ended.exit_code == 0, ended.output
     assert "regression of age" in ended.stderr
     assert [line.split("  ")[0] for line in ended.stdout.splitlines()][2:] == ["TABLeT", "training mean", "mean token"]
@@ -126,7 +128,7 @@ def test_pretraining_from_a_stream_is_judged_by_the_validation_part(tuned, store
         (["--label", "sex", "--sweep", "1e-4,fast"], "--sweep 1e-4,fast: give numbers"),
         (["--label", "sex", "--sweep", "1e-4,-1"], "learning rates are over 0"),
         (["--label", "sex", "--mode", "head"], "needs a trained network"),
-        (["--label", "sex", "--init", "nowhere"], "there is no such folder"),
+        (["--label", "sex", "--init", "a/b"], "--size tiny: a/b has a size of its own; leave --size out, or --init."),
         (["--label", "sex", "--splits", "nowhere.csv"], "nowhere.csv: it cannot be read"),
         (["--label", "sex", "--precision", "int4"], "precision 'int4': choose"),
         (["--label", "sex", "--epochs", "0"], "epochs is 0"),
@@ -137,6 +139,13 @@ def test_what_cannot_be_is_one_sentence(store, tmp_path, words, said):
     assert ended.exit_code == 2, ended.output
     assert said in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.output
+
+
+def test_a_model_to_start_from_that_is_not_there(store, tmp_path):
+    words = ["--dataset", store, "--label", "sex", "--out", tmp_path / "out", "--init", "nowhere"]
+    ended = run("finetune", *words, *QUICK)
+    assert ended.exit_code == 2
+    assert "nowhere: there is no such folder" in ended.stderr
 
 
 def test_options_become_settings(store, tmp_path):

@@ -18,7 +18,8 @@ InitOption = Annotated[
     typer.Option("--init", help="Folder or Hub id of a model to start from; in finetune {fold} stands for the fold."),
 ]
 SizeOption = Annotated[
-    str, typer.Option("--size", help="Of a model from scratch: published, or for small studies small or tiny.")
+    str | None,
+    typer.Option("--size", help="Of a model from scratch: published (default), or for small studies small or tiny."),
 ]
 SetOption = Annotated[
     list[str], typer.Option("--set", help="A field of TabletConfig, such as pooling_type=variability; may be repeated.")
@@ -57,7 +58,7 @@ def pretrain(
         bool, typer.Option("--streamed", help="Read the dataset as it comes, from a folder or the Hub.")
     ] = False,
     init: InitOption = None,
-    size: SizeOption = "published",
+    size: SizeOption = None,
     set_fields: SetOption = [],  # noqa: B006  (typer reads it)
     mask_ratio: Annotated[float, typer.Option("--mask-ratio", help="Share of the tokens that are hidden.")] = 0.5,
     mask_strategy: Annotated[str, typer.Option("--mask-strategy", help="random, frame or tube.")] = "random",
@@ -133,7 +134,7 @@ def finetune(
     ] = "full",
     lora_rank: Annotated[int, typer.Option("--lora-rank", min=1, help="Of the adapters.")] = 8,
     init: InitOption = None,
-    size: SizeOption = "published",
+    size: SizeOption = None,
     set_fields: SetOption = [],  # noqa: B006
     sweep: Annotated[
         str | None, typer.Option("--sweep", help="Learning rates to choose from: 1e-6,1e-5,1e-4,1e-3 in the paper.")
@@ -252,13 +253,15 @@ def _settings(context: typer.Context) -> Any:
     return Settings(**said)
 
 
-def _fields(size: str, init: str | None, assignments: Sequence[str]) -> dict[str, Any]:
-    """Fields of `TabletConfig` from --size and --set; a model to start from brings a size of its own."""
+def _fields(size: str | None, init: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """Fields of `TabletConfig` from --size and --set."""
     from tablet_hf.training.arguments import SIZES
 
-    if size not in SIZES:
+    if size is not None and size not in SIZES:
         raise InputError(f"--size {size}: choose {', '.join(SIZES)}.")
-    fields: dict[str, Any] = {} if init is not None else dict(SIZES[size])
+    if size is not None and init is not None:
+        raise InputError(f"--size {size}: {init} has a size of its own; leave --size out, or --init.")
+    fields = dict(SIZES[size or "published"]) if init is None else {}
     from tablet_hf.configuration_tablet import TabletConfig
 
     for assignment in assignments:

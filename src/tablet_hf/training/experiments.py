@@ -4,6 +4,7 @@ results = finetune(store, splits, "sex", "my-model", Settings(epochs=20), scans=
 results = evaluate(load_model("my-model/fold-1/model"), store, splits[0], "results", scans="derivatives/")
 """
 
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,10 @@ def evaluate(
     runs = range(len(store.runs)) if split is None else runs_in(split, store.runs, part)
     remarks = _whom_it_knows(store, runs, split, part, set(learnt_from))
     task = task_of_config(model.config, store, label, runs)
-    arguments = training_arguments(settings, Path(out) / "work", eval_strategy="no", save_strategy="no", report_to=[])
     fold = "all" if split is None else split.name
-    methods = [predict_people(model, store, runs, task, arguments, settings.window_frames, fold)]
+    with tempfile.TemporaryDirectory() as scratch:  # Trainer makes a folder, though it writes nothing
+        arguments = training_arguments(settings, scratch, eval_strategy="no", save_strategy="no", report_to=[])
+        methods = [predict_people(model, store, runs, task, arguments, settings.window_frames, fold)]
     if not process_state().is_main_process:
         return None
     if split is None:

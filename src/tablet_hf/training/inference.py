@@ -78,8 +78,8 @@ def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequ
     if config.num_labels > 1 and config.problem_type in ("regression", "multi_label_classification"):
         names = ", ".join(config.id2label.values())
         raise InputError(
-            f"The model predicts {config.num_labels} things at once ({names}); judged are models of one label, so train "
-            "one for each."
+            f"The model predicts {config.num_labels} things at once ({names}); judged are models of one label, so "
+            "train one for each."
         )
     label = label or config.target_name
     if label is None:
