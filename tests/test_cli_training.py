@@ -6,13 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from preprocessing import PREPROCESSING
 from typer.testing import CliRunner
 
 from tablet_hf.cli import app
+from tablet_hf.cli_training import _tell_results
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter
+from tablet_hf.training.predictions import Predictions
+from tablet_hf.training.results import write_results
 
 QUICK = ["--window", "4", "--epochs", "1", "--batch-size", "8", "--device", "cpu"]
 SHORT = [*QUICK, "--size", "tiny"]
@@ -50,6 +54,25 @@ def test_finetuning_prints_all_methods_beside_each_other(tuned):
     assert "functional connectivity could not be run in fold-1" in ended.stderr
     assert json.loads((out / "results.json").read_text())["about"]["started from"] == "scratch"
     assert {path.name for path in out.iterdir()} >= {"fold-1", "fold-2", "index.html", "predictions.csv", "splits.csv"}
+
+
+def test_how_far_a_model_is_ahead_of_each_baseline_is_printed_beside_it(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    targets = np.arange(40) % 2
+    methods = []
+    for name, skill in (("TABLeT", 4), ("majority class", 0)):
+        positive = 1 / (1 + np.exp(random.standard_normal(40) - skill * (targets - 0.5)))
+        outputs, people = np.stack([1 - positive, positive], axis=1), tuple(f"{number:02}" for number in range(40))
+        methods.append(Predictions(name, "sex", ("F", "M"), people, targets, outputs, (None,) * 40, ("f",) * 40))
+    results = write_results(tmp_path, methods, num_bootstraps=200, num_permutations=20)
+    _tell_results(results, tmp_path)
+    header, tablet, majority = capsys.readouterr().out.splitlines()[1:]
+    (compared,) = results["comparisons"]
+    assert header.endswith("TABLeT ahead in auroc")
+    assert tablet.split("  ")[-1].count("(") == 1  # its own last metric, and nothing after it
+    value, low, high = (compared["metrics"]["auroc"][name] for name in ("value", "low", "high"))
+    assert compared["p_value"] == pytest.approx(2 / 201)
+    assert majority.endswith(f"  {value:+.3g} ({low:+.3g} to {high:+.3g}), p = {2 / 201:.2g}")
 
 
 def test_the_same_words_again_do_nothing_twice(tuned, store):

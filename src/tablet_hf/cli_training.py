@@ -361,27 +361,36 @@ def _tell_fold(fold: Any) -> None:
 
 
 def _tell_results(results: Mapping[str, Any] | None, out: Path) -> None:
-    """A line for each method: its metrics with their intervals, on the same people."""
+    """A line for each method, on the same people: its metrics with their intervals, and how far the first is ahead."""
     if results is None:
         return
     for sentence in results["warnings"]:
         messages.print(f"Note: {escape(sentence)}")
     output.print(escape(f"{results['label']}, {results['num_people']} people, mean and 95% interval over people"))
     names = list(next(iter(results["methods"].values()))["metrics"])
-    rows = [["", *names]]
+    main, first = results["main_metric"], next(iter(results["methods"]))
+    ahead = {each["second"]: each for each in results["comparisons"]}
+    rows = [["", *names, *([f"{first} ahead in {main}"] if ahead else [])]]
     for method, found in results["methods"].items():
         rows.append([method, *(_estimate(found["metrics"][name]) for name in names)])
+        if ahead:
+            rows[-1].append(_difference(ahead[method], main) if method in ahead else "")
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for row in rows:
         output.print(escape("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
     messages.print(f"Pictures and everything else: {escape(str(out / 'index.html'))}")
 
 
-def _estimate(found: Mapping[str, Any]) -> str:
+def _estimate(found: Mapping[str, Any], sign: str = "") -> str:
     value, low, high = (found[name] for name in ("value", "low", "high"))
     if value is None:
         return "undefined"
-    return f"{value:.3g}" if low is None else f"{value:.3g} ({low:.3g} to {high:.3g})"
+    return f"{value:{sign}.3g}" if low is None else f"{value:{sign}.3g} ({low:{sign}.3g} to {high:{sign}.3g})"
+
+
+def _difference(found: Mapping[str, Any], metric: str) -> str:
+    text = _estimate(found["metrics"][metric], "+")
+    return text if found["p_value"] is None else f"{text}, p = {found['p_value']:.2g}"
 
 
 def _bars(what: str) -> Any:

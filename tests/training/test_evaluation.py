@@ -1,5 +1,6 @@
 """An evaluation against slow loops over scikit-learn, and against what is known of simulated people."""
 
+import dataclasses
 import json
 import math
 
@@ -12,6 +13,7 @@ from sklearn.calibration import calibration_curve
 from tablet_hf.errors import InputError
 from tablet_hf.training.evaluation import Estimate, as_json, compare, evaluate_predictions, main_metric
 from tablet_hf.training.predictions import Predictions, joined
+from tablet_hf.training.resampling import bootstrap_counts
 
 
 def table(targets, outputs, classes=("F", "M"), sites=None, folds=None, subjects=None, method="TABLeT"):
@@ -368,8 +370,8 @@ def test_a_difference_is_paired():
     assert found.main.low <= found.main.value <= found.main.high
     assert found.main.high - found.main.low < 0.1 * (alone.high - alone.low)
     assert (found.first, found.second, found.num_people, found.num_left_out) == ("TABLeT", "almost TABLeT", 60, 0)
-    same = compare(made, made, 100).main
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    same = compare(made, made, 100)
+    assert (same.main.value, same.main.low, same.main.high, same.p_value) == (0, 0, 0, 1)
 
 
 def test_a_difference_is_that_of_a_slow_loop():
@@ -385,6 +387,38 @@ def test_a_difference_is_that_of_a_slow_loop():
     found = compare(first, second, 4000).main
     assert found.value == pytest.approx(auroc(first, slice(None)) - auroc(second, slice(None)))
     assert (found.low, found.high) == pytest.approx(np.quantile(differences, [0.025, 0.975]).tolist(), abs=0.03)
+
+
+@pytest.mark.parametrize("skill", [0.5, 0.9, 1.4])
+def test_p_value_of_a_difference_counts_the_draws_that_say_otherwise(skill):
+    """Of people in two folds, each of whom is drawn with both entries."""
+    entries = np.arange(60) % 30
+    first, second = simulated(60), simulated(60, skill=skill, seed=1)
+    second = table(first.targets, second.outputs, method="other")
+    subjects, folds = tuple(f"{person:02}" for person in entries), ("a",) * 30 + ("b",) * 30
+    first, second = (dataclasses.replace(each, subjects=subjects, folds=folds) for each in (first, second))
+    more, less, equal = 0, 0, 0
+    draws = np.concatenate(list(bootstrap_counts(30, 400, seed=3)))
+    for counts in draws:
+        rows = [row for person, count in enumerate(counts) for row in np.flatnonzero(entries == person).repeat(count)]
+        of_both = [auroc_by_pairs(each.targets[rows], each.outputs[rows, 1]) for each in (first, second)]
+        more += of_both[0] > of_both[1] + 1e-12
+        less += of_both[0] < of_both[1] - 1e-12
+        equal += abs(of_both[0] - of_both[1]) <= 1e-12
+    expected = min(1, 2 * (min(more, less) + equal + 1) / 401)
+    found = compare(first, second, 400, seed=3)
+    assert found.p_value == pytest.approx(expected)
+    assert found.to_dict()["p_value"] == found.p_value
+    assert compare(second, first, 400, seed=3).p_value == found.p_value
+    assert (found.p_value < 0.04) <= (found.main.low * found.main.high > 0)
+
+
+def test_without_an_interval_a_difference_has_no_p_value():
+    made = table(np.zeros(20, dtype=int), np.linspace(0.1, 0.9, 20))
+    constant = simulated_numbers().chosen(np.arange(20))
+    flat = dataclasses.replace(constant, outputs=np.zeros(20), method="mean")
+    assert math.isnan(compare(constant, flat, 50).p_value)  # a constant has no correlation
+    assert compare(made, made, 50).p_value == 1  # in accuracy, where a class has nobody
 
 
 def test_people_are_found_again_whatever_their_order():

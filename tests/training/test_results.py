@@ -109,6 +109,8 @@ def test_the_page_holds_figures_and_pictures(tmp_path, methods, pictures):
         assert f"{name}: " in page.text
         assert interval in page.text
     assert "Against other" in page.text or len(methods) == 1
+    for each in results["comparisons"]:
+        assert f"p = {each['p_value']:.2g}: so" in page.text
     assert "By site" in page.text
     assert ("By fold" in page.text) == (len(set(methods[0].folds)) > 1)
     assert not {"script", "link"} & set(page.tags)

@@ -182,6 +182,9 @@ class Comparison:
         first, second: names of the methods.
         num_people: who have predictions of both; `num_left_out` have one of one only.
         metrics: of each metric the first method's minus the second's. Of mae, mse and brier less is better.
+        p_value: of the main metric's difference, two-sided, from the draws of its interval: twice the share in which it
+            is 0 or has the rarer sign, these people themselves counted in as one more of these, and 1 at most. It is at
+            least `2 / (num_bootstraps + 1)`, and NaN where there is no interval.
     """
 
     first: str
@@ -189,6 +192,7 @@ class Comparison:
     num_people: int
     num_left_out: int
     main_metric: str
+    p_value: float
     metrics: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
@@ -280,13 +284,16 @@ def compare(first: Predictions, second: Predictions, num_bootstraps: int = 2000,
         for name in drawn:
             draws.setdefault(name, []).append(drawn[name] - drawn_second[name])
     names = [name for name in values[0] if name not in ("slope", "intercept")]
+    differences = {name: _estimate(values[0][name] - values[1][name], np.concatenate(draws[name])) for name in names}
+    main = main_metric(first)
     return Comparison(
         first.method,
         second.method,
         len(people),
         len(everybody) - len(people),
-        main_metric(first),
-        {name: _estimate(values[0][name] - values[1][name], np.concatenate(draws[name])) for name in names},
+        main,
+        _p_value_of_difference(differences[main], np.concatenate(draws[main])),
+        differences,
     )
 
 
@@ -380,6 +387,14 @@ def _estimate(value: float, draws: np.ndarray) -> Estimate:
         return Estimate(value, undefined=undefined)
     low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(value, float(low), float(high), undefined)
+
+
+def _p_value_of_difference(estimate: Estimate, draws: np.ndarray) -> float:
+    if not math.isfinite(estimate.low):
+        return math.nan
+    draws = draws[np.isfinite(draws)]
+    rarer = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
+    return min(1.0, 2 * (rarer + 1) / (len(draws) + 1))
 
 
 def _chance(predictions: Predictions) -> dict[str, float]:

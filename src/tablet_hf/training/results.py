@@ -336,8 +336,8 @@ def _write_page(
                 f"{first.method} against the others",
                 [
                     "Differences on the same people: each bootstrap draw is used for both methods. An interval that "
-                    "holds 0 means that these people do not tell the two apart. No interval is widened for the number "
-                    "of comparisons."
+                    "holds 0 means that these people do not tell the two apart. The p value is two-sided: twice the "
+                    "share of draws that say otherwise than most. Nothing is corrected for the number of comparisons."
                 ],
                 Table(*_comparison_table(comparisons)),
             )
@@ -452,8 +452,8 @@ def _verdict(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison
         else:
             word = "so these people do not tell the two apart"
         against.append(
-            f"Against {each.second}, the {name} of {each.first} differs by {_interval(main, each.main_metric, True)}: "
-            f"{word}."
+            f"Against {each.second}, the {name} of {each.first} differs by {_interval(main, each.main_metric, True)}, "
+            f"{_p(each.p_value)}: {word}."
         )
     return [people, *sentences, *against]
 
@@ -472,10 +472,14 @@ def _metric_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[li
 def _comparison_table(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     names = list(comparisons[0].metrics)
     rows = [
-        [f"{each.first} − {each.second}", *(_interval(each.metrics[name], name, True) for name in names)]
+        [
+            f"{each.first} − {each.second}",
+            *(_interval(each.metrics[name], name, True) for name in names),
+            _p(each.p_value, ""),
+        ]
         for each in comparisons
     ]
-    return ["difference", *map(_name, names)], rows
+    return ["difference", *map(_name, names), f"p of {_name(comparisons[0].main_metric)}"], rows
 
 
 def _calibration_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
