@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from small_autoencoders import save_f32
 
-from tablet_hf import InputError, TabletFeatureExtractor
+from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter, split_subjects, subject_ids, write_splits
 from tablet_hf.demo.cohort import GROUPS, CohortDesign, write_cohort
 from tablet_hf.pipelines import ScanPredictor
@@ -99,6 +100,28 @@ def test_a_scan_preprocessed_again_is_tokenized_again(example, make_scan, tmp_pa
     written = path.stat().st_mtime_ns
     example.tokenize(people, extractor, tmp_path / "tokens")
     assert path.stat().st_mtime_ns == written
+
+
+def test_a_model_predicts_from_a_scan(tmp_path, monkeypatch, capsys, make_scan):
+    """The first window of it, as whoever loads model and extractor by hand would have it."""
+    torch.manual_seed(0)
+    task = {"num_labels": 1, "problem_type": "multi_label_classification", "id2label": {0: "M"}, "target_name": "sex"}
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {"token_size": 384}
+    model = TabletForSequenceClassification(TabletConfig(**task, **sizes, intermediate_size=8, num_frames=1)).eval()
+    model.save_pretrained(tmp_path / "model")
+    extractor = TabletFeatureExtractor(autoencoder=str(save_f32(tmp_path / "autoencoder")))
+    extractor.save_pretrained(tmp_path / "model")
+    scan = make_scan(tmp_path / "bold.nii.gz", frames=2)
+    monkeypatch.setattr(sys, "argv", ["load_from_hub.py", str(tmp_path / "model"), str(scan)])
+    runpy.run_path(str(EXAMPLES / "load_from_hub.py"), run_name="__main__")
+    head, line = capsys.readouterr().out.splitlines()
+    assert head == f"{tmp_path / 'model'}: sex, M"
+    with torch.no_grad():
+        tokens = extractor.tokenize(scan).tokens[None, :1]
+        logit = model(tokens.float(), repetition_time=torch.tensor([2.0])).logits.item()
+    assert line.startswith(f"{scan} [[")
+    assert float(line.split("[[")[1].rstrip("]")) == pytest.approx(logit, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -102,6 +102,22 @@ def test_a_window_is_given_out_before_the_frames_behind_it_are_read():
 # --- predictions
 
 
+@pytest.mark.parametrize("inputs", [[], (run for run in ())], ids=["list", "generator"])
+@pytest.mark.parametrize("task", ["fmri-classification", "fmri-feature-extraction"])
+def test_no_scans_give_no_results(task, inputs):
+    model = make_model(TabletModel) if "feature" in task else make_model(**ONE_LOGIT)
+    assert list(make_pipeline(task, model)(inputs)) == []
+
+
+def test_predictions_leave_out_a_remainder_that_embeddings_have():
+    run = make_run(5)
+    whole_windows = TokenizedRun(run.tokens[:3], run.frames[:3], 2.0, 1.0, None, 0.0, "run")
+    classify = make_pipeline("fmri-classification", make_model(**CLASSES))
+    assert classify(run) == classify(whole_windows)
+    embed = make_pipeline("fmri-feature-extraction", make_model(TabletModel))
+    assert len(embed(run).frames) == 5
+
+
 @pytest.mark.parametrize("task", [ONE_LOGIT, ONE_LOGIT | {"negative_label": "M"}, CLASSES, VALUES])
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
 def test_every_batch_size_says_what_the_predictor_says(task, batch_size):

@@ -146,6 +146,10 @@ class ScanPipeline(ChunkPipeline):
             raise ValueError(f"A window needs at least one frame, got num_frames={num_frames}.")
         return reading | {"num_frames": num_frames}, {}, {}
 
+    def __call__(self, inputs: Any, *args, **kwargs) -> Any:
+        # The library looks at the first of a list, whether or not there is one.
+        return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, *args, **kwargs)
+
     def choose_windows(self, num_frames: int, window: int | None) -> list[Window]:
         """Windows for a run of so many frames; `window` is their length where one was asked for or is recorded."""
         raise NotImplementedError
@@ -234,7 +238,8 @@ class FmriClassificationPipeline(ScanPipeline):
     and the score is its probability; a classifier of one logit tells the other class too, as `config.negative_label`
     or `"not ..."`. Of a regression the score is the value in its own unit, one for each target in their order. The
     logits of all windows are averaged; frames that do not fill a window are left out, as in the evaluation of
-    arXiv:2604.03619, but a run that is shorter than a window is used whole.
+    arXiv:2604.03619, but a run that is shorter than a window is used whole: of 28 frames and windows of 16 the first 16
+    decide. [`FmriFeatureExtractionPipeline`] sees all 28.
     """
 
     def __init__(self, *args, **kwargs):
@@ -294,8 +299,8 @@ class FmriFeatureExtractionPipeline(ScanPipeline):
             published network.
 
     Returns for each scan a `ScanEmbeddings`. Every frame is there: frames that do not fill a window are seen in a last
-    window that reaches back into the one before. Windows have 256 frames where neither the call nor the model's config
-    says otherwise.
+    window that reaches back into the one before, whereas a prediction leaves them out. Windows have 256 frames where
+    neither the call nor the model's config says otherwise.
     """
 
     def _sanitize_parameters(self, return_tokens: bool | None = None, **kwargs):

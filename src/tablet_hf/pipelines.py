@@ -178,7 +178,8 @@ class ScanPredictor:
     def predict_tokens(self, run: TokenizedRun) -> Prediction:
         """Predict from tokens (frames, cells, features).
 
-        A run is cut into windows that do not overlap, a remainder is left out, and only a run shorter than one window
+        A run is cut into windows that do not overlap, a remainder is left out (of 28 frames and windows of 16 the
+        first 16 are used, as `Prediction.num_frames` says), and only a run shorter than one window
         is used as it is: the evaluation of the code released with arXiv:2604.03619, except that a short run needs no
         padding here.
 
