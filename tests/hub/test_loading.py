@@ -1,5 +1,6 @@
 """What lies on a Hub loads by its name, over real HTTP: autoencoders, models with their extractors, token datasets."""
 
+import copy
 import json
 import os
 import shutil
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from loopback_hub import LoopbackHub
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
-from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
-from tablet_hf.datasets import ScanRecord, TokenStoreWriter, export_parquet
+from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
+from tablet_hf.cli import app
+from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter, export_parquet
 from tablet_hf.feature_extraction_tablet import TokenizedRun
-from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
+from tablet_hf.pipelines import load_model
+from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, load_autoencoder
 from tablet_hf.token_files import save_tokens
 
 
@@ -65,6 +69,13 @@ def hub(tmp_path_factory):
     hub.close()
 
 
+@pytest.fixture
+def here(hub, online, monkeypatch, tmp_path):
+    """That Hub, asked by this process, whose cache is empty."""
+    hub.answer_here(monkeypatch, tmp_path / "cache")
+    return hub
+
+
 def run_client(hub, home, code):
     """What a Python process of its own tells, whose Hub that is and whose cache is `home`."""
     environment = os.environ | hub.environment(home)
@@ -73,27 +84,15 @@ def run_client(hub, home, code):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
-def test_a_model_its_extractor_and_its_autoencoder(hub, tmp_path):
-    told = run_client(
-        hub,
-        tmp_path,
-        """
-import tablet_hf
-from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
-model = AutoModelForSequenceClassification.from_pretrained("lab/model").eval()
-extractor = AutoFeatureExtractor.from_pretrained("lab/model")
-extractor.slice_autoencoder
-torch.manual_seed(1)
-logits = model(torch.randn(1, 2, 27, 3072)).logits
-tell(logits=logits.tolist(), autoencoder=extractor.autoencoder, revision=extractor.autoencoder_revision)
-""",
-    )
+def test_a_model_its_extractor_and_its_autoencoder(here):
+    model = AutoModelForSequenceClassification.from_pretrained("lab/model").eval()
+    extractor = AutoFeatureExtractor.from_pretrained("lab/model")
+    _ = extractor.slice_autoencoder
     torch.manual_seed(1)
-    expected = hub.model.eval()(torch.randn(1, 2, 27, 3072)).logits
-    torch.testing.assert_close(torch.tensor(told["logits"]), expected, atol=1e-5, rtol=1e-4)
-    assert told["autoencoder"] == "lab/autoencoder"
-    assert told["revision"] == hub.commit(hub.folder / "models" / "lab" / "autoencoder")
+    windows = torch.randn(1, 2, 27, 3072)
+    torch.testing.assert_close(model(windows).logits, here.model.eval()(windows).logits, atol=1e-5, rtol=1e-4)
+    assert extractor.autoencoder == "lab/autoencoder"
+    assert extractor.autoencoder_revision == here.commit(here.folder / "models" / "lab" / "autoencoder")
 
 
 @pytest.mark.slow
@@ -120,60 +119,37 @@ tell(windows=len(streamed), ages=[run.phenotypes["age"] for run in store.runs])
         assert torch.equal(streamed[f"sub-{name}"], values)
 
 
-@pytest.mark.slow
-def test_what_is_not_there_is_told_in_a_sentence(hub, tmp_path):
-    told = run_client(
-        hub,
-        tmp_path,
-        """
-from tablet_hf import InputError
-from tablet_hf.datasets import TokenDataset
-from tablet_hf.pipelines import load_model
-from tablet_hf.slice_autoencoder import load_autoencoder
-def sentence(action):
-    try:
-        action()
-    except InputError as error:
-        return str(error)
-tell(
-    dataset=sentence(lambda: TokenDataset.load("lab/nothing")),
-    revision=sentence(lambda: TokenDataset.load("lab/tokens", revision="v9")),
-    model=sentence(lambda: load_model("lab/nothing")),
-    autoencoder=sentence(lambda: load_autoencoder("lab/nothing")),
+@pytest.mark.parametrize(
+    ("kind", "load"), [("dataset", TokenDataset.load), ("model", load_model), ("model", load_autoencoder)]
 )
-""",
-    )
-    assert told["revision"] == "lab/tokens: it has no revision v9; give a branch, tag or commit that it has."
-    for what, kind in (("dataset", "dataset"), ("model", "model"), ("autoencoder", "model")):
-        start = f"lab/nothing: there is no such folder, and the Hub has no {kind} of this name that you may read; check"
-        assert told[what].startswith(start)
-        assert "\n" not in told[what]
+def test_what_is_not_there_is_told_in_a_sentence(here, kind, load):
+    start = f"lab/nothing: there is no such folder, and the Hub has no {kind} of this name that you may read; check"
+    with pytest.raises(InputError, match=start) as caught:
+        load("lab/nothing")
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
-def test_a_model_that_changed_on_the_hub_is_asked_again(hub, tmp_path):
-    changing = hub.folder / "models" / "lab" / "changing"
-    shutil.copytree(hub.folder / "models" / "lab" / "model", changing)
+def test_a_revision_that_is_not_there(here):
+    with pytest.raises(InputError, match="lab/tokens: it has no revision v9; give a branch, tag or commit that it has"):
+        TokenDataset.load("lab/tokens", revision="v9")
+
+
+def test_a_model_that_changed_on_the_hub_is_asked_again(here, tmp_path):
+    changing = here.folder / "models" / "lab" / "changing"
+    shutil.copytree(here.folder / "models" / "lab" / "model", changing)
     run = TokenizedRun(torch.randn(2, 27, 3072), np.arange(2), 2.0, 1.0, None, 0.0, "sub-01")
     tokens, table = tmp_path / "sub-01_tokens.safetensors", tmp_path / "predictions.csv"
     save_tokens(run, {}, tokens)
 
     def predict():
-        told = run_client(
-            hub,
-            tmp_path / "home",
-            f"""
-from tablet_hf.cli import app
-code = app(["predict", "lab/changing", {str(tokens)!r}, "--out", {str(table)!r}], standalone_mode=False)
-tell(code=code)
-""",
-        )
-        assert told["code"] in (None, 0), told
+        ended = CliRunner().invoke(app, ["predict", "lab/changing", str(tokens), "--out", str(table)])
+        assert ended.exit_code == 0, ended.output
         return table.read_text()
 
     first = predict()
     assert predict() == first
+    changed = copy.deepcopy(here.model)
     with torch.no_grad():
-        hub.model.classifier.bias[0] += 5
-    hub.model.save_pretrained(changing)
+        changed.classifier.bias[0] += 5
+    changed.save_pretrained(changing)
     assert predict() != first
