@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -218,6 +219,13 @@ class TestWhatItLearntFrom:
         assert "What `lab/first` had learnt from before: not recorded." in card
         assert check_card(card)["base_model"] == "lab/first"
 
+    def test_a_dataset_of_the_hub_stands_in_the_header(self, hub, model_folder, make_store, tmp_path, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+        send(hub, make_store().folder, "lab/tokens", tmp_path / "tokens", sharing=Sharing(is_private=False))
+        model = self.model(model_folder, tmp_path / "model", self.FIRST, self.LAST)
+        prepare(model, tmp_path / "sent", "lab/sex", dataset="lab/tokens")
+        assert check_card((tmp_path / "sent" / "README.md").read_text())["datasets"] == ["lab/tokens"]
+
     def test_nothing_else_of_the_record_goes_along(self, model_folder, tmp_path):
         model = self.model(model_folder, tmp_path / "model", replace(self.FIRST, started_from="/hospital-7/a/model"))
         record = json.loads((model / "learnt_from.json").read_text())
@@ -357,8 +365,6 @@ class TestRepositories:
 def leaks_received(hub):
     """What of the source's secrets stands in anything that the Hub received, Parquet unpacked."""
     import io
-
-    import pyarrow.parquet as pq
 
     texts = [body.decode("latin-1") for body in hub.received]
     for body in hub.large_files.values():
@@ -548,6 +554,13 @@ class TestCommand:
     def test_what_it_was_trained_on_decides_whether_everybody_may_see_it(self, hub, model_folder):
         assert "--source-open" in told(run(model_folder, "lab/sex", "--public", token=LAB))
         assert run(model_folder, "lab/sex", "--public", "--source-open", token=LAB).exit_code == 0
+
+    def test_an_export_says_that_people_keep_their_names_there(self, make_store, tmp_path):
+        words = ["dataset", "export", str(make_store().folder), "--out", str(tmp_path / "export")]
+        ended = CliRunner().invoke(app, words)
+        assert ended.exit_code == 0, told(ended)
+        assert "tablet-hf push gives people other names" in told(ended)
+        assert f"sub-{SUBJECTS[0]}" in str(pq.read_table(tmp_path / "export" / "runs.parquet").to_pylist())
 
     def test_a_mark_is_not_taken_away(self, hub, make_store):
         ended = run(make_store(is_restricted=True).folder, "lab/hcp", "--source-open", token=LAB)

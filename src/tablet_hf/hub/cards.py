@@ -241,7 +241,7 @@ def trainings_in_words(stages: Sequence[LearntFrom]) -> str:
     if first is not None:
         before = f"{UNKNOWN}."
         if first == RELEASED_REPO:
-            before = f"{UNKNOWN} beside it. {_released_entry()['training_data']}"
+            before = f"{UNKNOWN} beside it; its authors say it. {_released_entry()['training_data']}"
         lines.append(f"\nWhat `{_in_a_line(first)}` had learnt from before: {before}")
     return f"Source: `{LEARNT_FROM_FILE}` in this repository.\n\n" + "\n".join(lines)
 
@@ -426,7 +426,9 @@ def model_facts(config: Mapping[str, Any], parameters: int | None) -> dict[str, 
     facts["network"] = UNKNOWN
     if known(*network):
         layers, width, heads, key_heads = (config[name] for name in network)
-        facts["network"] = f"{layers} layers of width {width}, {heads} heads ({key_heads} for keys and values)"
+        facts["network"] = (
+            f"{_counted(layers, 'layer')} of width {width}, {_counted(heads, 'head')} ({key_heads} for keys and values)"
+        )
     facts["positions"] = said("position_embedding_type")
     if known("pooling_type"):
         facts["read from the network"] = POOLINGS.get(config["pooling_type"], UNKNOWN)
