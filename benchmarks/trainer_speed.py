@@ -234,6 +234,8 @@ def main() -> None:
                 figure = {"windows_per_second": float("nan"), "gpu_busy": float("nan"), "memory_gib": float("inf")}
             figures.append(vars(case) | figure | {"gpus": world})
             if rank == 0:
+                if arguments.out is not None:
+                    arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
                 way = "compiled" if case.compiled else "eager"
                 print(
                     f"{case.what:12} T {case.frames:5} batch {case.batch:2} {case.precision} {way:8} "
@@ -247,8 +249,6 @@ def main() -> None:
         if plain and fast and not arguments.tiny:
             ratio = fast[0]["windows_per_second"] / plain[0]["windows_per_second"]
             print(f"compiled against eager, 256 frames, batch 4, bf16: {ratio:.2f}x")
-        if arguments.out is not None:
-            arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
         if arguments.picture is not None:
             draw(figures, arguments.picture)
         if arguments.folder is None:

@@ -146,6 +146,7 @@ real = metadata.version
 metadata.version = lambda name: "5.99.0" if name == "transformers" else real(name)
 import tablet_hf
 assert "tablet_hf.modeling_tablet" in sys.modules
+import tablet_hf.pipelines  # loads those of transformers
 """
 
 
@@ -171,6 +172,9 @@ for auto in ("AutoConfig", "AutoFeatureExtractor", "AutoModel", "AutoModelForPre
              "AutoModelForSequenceClassification"):
     found = type(getattr(transformers, auto).from_pretrained({str(saved)!r}))
     print(found.__module__, found.__name__)
+for task in ("fmri-classification", "fmri-feature-extraction"):
+    found = transformers.pipelines.PIPELINE_REGISTRY.check_task(task)[1]["impl"]
+    print(found if isinstance(found, str) else f"{{found.__module__}}.{{found.__name__}}")
 """
     assert run_beside_torch(code).splitlines() == [
         str(is_entered),
@@ -179,6 +183,8 @@ for auto in ("AutoConfig", "AutoFeatureExtractor", "AutoModel", "AutoModelForPre
         "tablet_hf.modeling_tablet TabletModel",
         "tablet_hf.modeling_tablet TabletForMaskedTokenModeling",
         "tablet_hf.modeling_tablet TabletForSequenceClassification",
+        "tablet_hf.pipeline_tablet.FmriClassificationPipeline",
+        "tablet_hf.pipeline_tablet.FmriFeatureExtractionPipeline",
     ]
 
 

@@ -36,6 +36,7 @@ PIPELINES = {
     "fmri-feature-extraction": ("FmriFeatureExtractionPipeline", "AutoModel"),
 }
 PIPELINES_OF_TRANSFORMERS = "transformers.pipelines"
+OWN_PIPELINES = f"{__package__}.pipeline_tablet"
 
 # Transformers promises nothing of these tables (5.4 has more of them), so they are used with releases in which all this
 # was tried: from 5.17 to the one in constraints.txt. With any other the classes are imported and registered at once.
@@ -55,6 +56,8 @@ def introduce_tablet() -> None:
     else:
         register()
     FOLLOWER.follow(PIPELINES_OF_TRANSFORMERS, enter_pipelines)
+    # Where it was imported first, and imports the pipelines of transformers itself, its classes come after those.
+    FOLLOWER.follow(OWN_PIPELINES, lambda _: enter_pipelines(import_module(PIPELINES_OF_TRANSFORMERS)))
 
 
 def has_tried_release() -> bool:
@@ -108,10 +111,12 @@ def enter_pipelines(module: ModuleType) -> None:
     for task, (class_name, auto_class) in PIPELINES.items():
         model_class = getattr(module, auto_class)
         if hasattr(module, "_resolve_impl") and has_tried_release():  # imports what a name stands for, on demand
-            name = f"{__package__}.pipeline_tablet.{class_name}"
+            name = f"{OWN_PIPELINES}.{class_name}"
             module.SUPPORTED_TASKS[task] = {"impl": name, "pt": (model_class,), "type": "multimodal"}
         elif task not in module.SUPPORTED_TASKS:
-            pipeline_class = getattr(import_module(".pipeline_tablet", __package__), class_name)
+            pipeline_class = getattr(import_module(OWN_PIPELINES), class_name, None)
+            if pipeline_class is None:  # it is being imported
+                return
             module.PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, pt_model=model_class, type="multimodal")
 
 

@@ -453,7 +453,8 @@ class TabletPreTrainedModel(PreTrainedModel):
         "hidden_states": TabletLayer,
         "attentions": TabletAttention,
     }
-    _input_embed_layer = "projection"
+    # The whole module: FSDP2 shares out each of `_no_split_modules` and this, and none may lie within another.
+    _input_embed_layer = "embeddings"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args, **kwargs):

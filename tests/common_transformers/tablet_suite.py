@@ -6,7 +6,6 @@ process of its own, with the fetched tests on the path, because they change the 
 import unittest
 
 import torch
-from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_PRETRAINING_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -19,6 +18,7 @@ from transformers_common_tests.test_modeling_common import ModelTesterMixin
 
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.modeling_tablet import (
+    TabletEmbeddings,
     TabletForMaskedTokenModeling,
     TabletForSequenceClassification,
     TabletModel,
@@ -108,13 +108,13 @@ class TabletModelTest(ModelTesterMixin, unittest.TestCase):
         return inputs
 
     def test_model_get_set_embeddings(self):
-        # The library expects an embedding of a vocabulary; tokens of this model are vectors and enter by a projection.
+        # The library expects an embedding of a vocabulary; tokens of this model are vectors, which a module projects.
         for model_class in self.all_model_classes:
             model = model_class(self.model_tester.get_config())
-            assert isinstance(model.get_input_embeddings(), nn.Linear)
-            projection = nn.Linear(self.model_tester.token_size, self.model_tester.hidden_size)
-            model.set_input_embeddings(projection)
-            assert model.get_input_embeddings() is projection
+            assert isinstance(model.get_input_embeddings(), TabletEmbeddings)
+            others = TabletEmbeddings(self.model_tester.get_config())
+            model.set_input_embeddings(others)
+            assert model.get_input_embeddings() is others
 
     @unittest.skip("changes the vocabulary of a text model; other shapes are tested in test_modeling_tablet.py")
     def test_load_with_mismatched_shapes(self):
