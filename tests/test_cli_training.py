@@ -181,7 +181,7 @@ def test_options_become_settings(store, tmp_path):
     training = json.loads(path.read_text())
     settings = training["settings"] | training["carried_out"]
     asked = {"window_frames": None, "epochs": 1, "batch_size": 5, "accumulate": 2, "learning_rate": 3e-4, "seed": 7}
-    asked |= {"warmup": 0.1, "weight_decay": 0.2, "precision": "fp32", "gradient_checkpointing": True, "fsdp": False}
+    asked |= {"warmup": 0.1, "weight_decay": 0.2, "precision": "fp32", "gradient_checkpointing": True}
     assert asked.items() <= settings.items()
 
 

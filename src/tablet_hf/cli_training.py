@@ -155,7 +155,6 @@ def finetune(
     precision: PrecisionOption = "auto",
     gradient_checkpointing: CheckpointingOption = False,
     compile: CompileOption = False,
-    fsdp: FsdpOption = False,
     scans: ScansOption = [],  # noqa: B006
     atlas: AtlasOption = None,
     seed: SeedOption = 0,

@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -183,6 +184,13 @@ class TestFromATrainedNetwork:
     def test_what_cannot_be(self, planted_store, planted_split, tmp_path, init, options, said):
         with pytest.raises(InputError, match=said):
             finetune_fold(planted_store, planted_split, "group", tmp_path, SETTINGS, init=init, **options)
+
+    def test_weights_are_not_shared_out(self, planted_store, planted_split, tiny, tmp_path, monkeypatch):
+        with pytest.raises(InputError, match="in pre-training alone"):
+            finetune_fold(planted_store, planted_split, "group", tmp_path, replace(SETTINGS, fsdp=True), model=tiny)
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # of accelerate launch --use_fsdp
+        with pytest.raises(InputError, match="in pre-training alone"):
+            finetune_fold(planted_store, planted_split, "group", tmp_path, SETTINGS, model=tiny)
 
     def test_tokens_of_another_shape_are_refused(self, planted_store, planted_split, untrained, tmp_path):
         config = json.loads((untrained / "config.json").read_text()) | {"token_size": 192}

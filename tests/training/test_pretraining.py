@@ -148,6 +148,11 @@ class TestLearning:
             for name, value in known[index].items():
                 assert torch.equal(torch.as_tensor(found[index][name]), torch.as_tensor(value)), name
 
+    def test_weights_are_shared_out_over_several_gpus_or_not_at_all(self, planted_store, tiny, tmp_path):
+        with pytest.raises(InputError, match="start them with torchrun"):
+            pretrain(planted_store, tmp_path, dataclasses.replace(SETTINGS, fsdp=True), model=tiny)
+        assert not list(tmp_path.iterdir())
+
     def test_tensorboard_has_the_loss(self, pretrained):
         out, _ = pretrained
         pytest.importorskip("tensorboardX")

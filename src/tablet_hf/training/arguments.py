@@ -9,7 +9,7 @@ import torch
 
 from tablet_hf.errors import InputError
 
-__all__ = ["SIZES", "Settings", "make_trainer", "process_state", "training_arguments"]
+__all__ = ["SIZES", "Settings", "check_gpus_to_share_out", "make_trainer", "process_state", "training_arguments"]
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -66,7 +66,7 @@ class Settings:
         seed: of weights, windows and masks.
         save_steps: steps between checkpoints; None for one an epoch.
         log_steps: steps between lines of the log.
-        fsdp: share out weights and optimiser over GPUs (FSDP2), for models that do not fit on one.
+        fsdp: share out weights and optimiser over GPUs (FSDP2), for models that do not fit on one; of pre-training.
         device: "auto", "cpu", "cuda", or one GPU of several, such as "cuda:1".
     """
 
@@ -126,6 +126,19 @@ def process_state() -> Any:
 
     # Processes without a GPU take each other for absent unless it is said that they have none.
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def check_gpus_to_share_out(settings: Settings) -> None:
+    """Refuse FSDP where it would be passed over.
+
+    Raises:
+        InputError: weights are to be shared out, and there are no several processes with GPUs.
+    """
+    if settings.fsdp and (not settings.on_gpu or process_state().num_processes == 1):
+        raise InputError(
+            "fsdp shares out the weights over the GPUs of several processes; start them with torchrun or accelerate "
+            "launch where there are GPUs, or leave it out (command line: --fsdp)."
+        )
 
 
 def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> Any:

@@ -132,9 +132,17 @@ def finetune_fold(
         on_note: is told what had to be decided.
 
     Raises:
-        InputError: a label that cannot be learnt, weights that do not fit, or a folder of another training.
+        InputError: a label that cannot be learnt, weights that do not fit, a folder of another training, or FSDP, whose
+            shares of a model nothing puts together again for its predictions.
     """
+    from accelerate.utils import parse_flag_from_env
+
     out = Path(out)
+    if settings.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise InputError(
+            "weights are shared out (FSDP) in pre-training alone; fine-tune with the whole model on each GPU, by "
+            "torchrun or accelerate launch without FSDP."
+        )
     if mode not in MODES:
         raise InputError(f"mode {mode!r}: choose {', '.join(MODES)}.")
     if mode in ("head", "lora") and init is None:

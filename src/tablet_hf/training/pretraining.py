@@ -25,7 +25,13 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import written_whole
 from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
-from tablet_hf.training.arguments import Settings, make_trainer, process_state, training_arguments
+from tablet_hf.training.arguments import (
+    Settings,
+    check_gpus_to_share_out,
+    make_trainer,
+    process_state,
+    training_arguments,
+)
 from tablet_hf.training.checkpoints import (
     agreed_checkpoint,
     checksums,
@@ -135,6 +141,7 @@ def pretrain(
     """
     from transformers import set_seed
 
+    check_gpus_to_share_out(settings)
     out, said = Path(out), []
     is_streamed = isinstance(store, StreamedWindows)
     if is_streamed and not settings.max_steps:
