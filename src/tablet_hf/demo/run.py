@@ -31,6 +31,7 @@ from tablet_hf.demo.results import TABLET, DemoResult, Split, judge, split_peopl
 from tablet_hf.demo.terminal import OnProgress, Terminal
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
+from tablet_hf.learnt_from import LEARNT_FROM_FILE
 from tablet_hf.training.arguments import Settings
 from tablet_hf.training.metrics import chance_accuracy
 
@@ -166,7 +167,8 @@ def _is_demo_model(folder: Path) -> bool:
         groups = tuple(config["id2label"].values())
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
-    return names <= {CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME} and groups == GROUPS
+    saved = {CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME, LEARNT_FROM_FILE}
+    return names <= saved and groups == GROUPS
 
 
 def _finetune(
