@@ -105,7 +105,7 @@ class TestWhatGoesAlong:
         told = json.dumps([vars(run) for run in runs], default=str)
         assert not [secret for secret in PLANTED if secret in told]
         assert set(runs[0].phenotypes) == {"age", "sex", "dx"}
-        assert set(left_out) == {"scan_day", "remark", "eid", "seen", "labels of session", "labels of site"}
+        assert set(left_out) == {"scan_day", "remark", "eid", "seen", "labels of sessions", "labels of sites"}
 
     def test_of_restricted_data_only_what_is_named(self, make_store):
         store = make_store(is_restricted=True)
@@ -161,7 +161,7 @@ class TestWhatGoesAlong:
         runs, left_out = published_runs(store, Pseudonyms(b"s" * 32))
         told = [run.site for run in runs]
         assert (told[0], told[3], set(told)) == (told[2], None, {"site-1", "site-2", "site-3", None})
-        assert "--keep-sites" in left_out["labels of site"]
+        assert "--keep-sites" in left_out["labels of sites"]
         assert "where people were scanned" in left_out["Site"]
         orders = {
             tuple(run.site for run in published_runs(store, Pseudonyms(bytes([salt] * 16)))[0]) for salt in range(9)

@@ -305,7 +305,7 @@ def test_how_many_people_are_told_by_what_is_sent_of_them(make_store, tmp_path):
     assert prepared.notes[0].startswith(
         "Of phenotypes go along: age (in whole years, 90 from 90 on), sex, dx, families;"
     )
-    alone = "Of 6, 6 people are the only ones with their site, age, dx, sex"
+    alone = "6 of 6 people are the only ones with this site, age, dx, sex"
     assert any(note.startswith(alone) for note in prepared.notes)
     assert alone in (tmp_path / "all" / "README.md").read_text()
     few = prepare(store, tmp_path / "few", "lab/x", phenotypes=["sex"])

@@ -160,6 +160,8 @@ AGE_NAMES, FINER_THAN_YEARS = frozenset({"age", "ages", "21003"}), ("month", "we
 # "All ages over 89 [...] may be aggregated into a single category of age 90 or older": the safe harbour of the US
 # privacy rule for health data, 45 CFR 164.514(b)(2)(i)(C).
 OLDEST_TOLD, OLDEST = 90, 130
+LABELS_OF = {name: f"labels of {name}s" for name in ("session", "task", "run", "site")}
+LABELS = frozenset(LABELS_OF.values())
 
 
 def published_runs(
@@ -224,7 +226,7 @@ def published_runs(
             kept.append(name)
         else:
             left_out[name] = why
-    labels = {name: _Labels(store.runs, name) for name in ("session", "task", "run")}
+    labels = {name: _Labels(store.runs, name) for name in LABELS_OF if name != "site"}
     labels["site"] = _Labels(store.runs, "site") if keep_sites else _Numbered(store.runs, "site", pseudonyms)
     keeps_families = (not is_restricted or "family" in (phenotypes or ())) and "family" not in without
     in_years = set() if exact_ages else {name for name in kept if holds_ages(name)}
@@ -256,7 +258,7 @@ def published_runs(
         raise InputError(f"{store.folder}: {twice} of its runs would be called as others are; give runs plain labels.")
     for name, label in labels.items():
         if label.is_renamed:
-            left_out[f"labels of {name}"] = label.why
+            left_out[LABELS_OF[name]] = label.why
     return runs, left_out
 
 

@@ -33,6 +33,7 @@ from tablet_hf.hub.cards import (
     shipped_card,
 )
 from tablet_hf.hub.governance import (
+    LABELS,
     OLDEST_TOLD,
     OPEN_STUDIES,
     Pseudonyms,
@@ -550,14 +551,14 @@ def _prepare_tokens(
     seconds = sorted({round(run.repetition_time, 4) for run in published})
     frames = [run.num_frames for run in published]
     facts = {
-        "frames of a run": f"{min(frames)} to {max(frames)}",
+        "frames of a run": f"{min(frames)} to {max(frames)}" if len(set(frames)) > 1 else f"{frames[0]}",
         "repetition time": ", ".join(f"{value:g} s" for value in seconds[:6]) + (", ..." if seconds[6:] else ""),
         "tokens": f"{store.geometry.num_cells} of {store.geometry.token_size:,} numbers a frame, kept as {store.dtype}",
     }
     num_alone, told = (0, []) if keep_subjects else people_alone(published)
     training = TrainingFacts.of_store(store)
-    who = "1 person is the only one with this" if num_alone == 1 else f"{num_alone} people are the only ones with their"
-    alone = f"Of {training.people:,}, {who} {', '.join(told)}"
+    is_or_are = "is the only one" if num_alone == 1 else "are the only ones"
+    alone = f"{num_alone:,} of {training.people:,} people {is_or_are} with this {', '.join(told)}"
     card = dataset_card(
         repo,
         without_paths(store.preprocessing),
@@ -565,7 +566,8 @@ def _prepare_tokens(
         facts=facts,
         phenotypes=kept,
         are_renamed=not keep_subjects,
-        left_out=left_out,
+        # Which option sends it is nothing for who reads a card.
+        left_out={name: why.split("; --")[0] for name, why in left_out.items()},
         license=sharing.license,
         right_to_share=sharing.right_to_share,
         is_gated=bool(sharing.is_gated),
@@ -582,7 +584,7 @@ def _prepare_tokens(
         notes.append(f"People have other names; {path.name}.salt, which tells them, stays here.")
     if num_alone:
         notes.append(f"{alone}: who knows as much of somebody finds them; --phenotypes sends along only what it names.")
-    notes += [f"{name} stays behind: {why}." for name, why in left_out.items()]
+    notes += [f"{name}{':' if name in LABELS else ' stays behind:'} {why}." for name, why in left_out.items()]
     known = {RUNS_FOLDER, DATA_FOLDER, INDEX_FILE}
     left_behind = tuple(name for name in _left_behind(path, out) if name.rstrip("/") not in known)
     prepared = Prepared(out, "dataset", "token dataset", sharing, left_behind, tuple(notes))
