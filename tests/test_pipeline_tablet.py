@@ -9,11 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import pipeline
+from transformers.utils import logging
 
 from tablet_hf import (
     InputError,
     TabletConfig,
     TabletFeatureExtractor,
+    TabletForMaskedTokenModeling,
     TabletForSequenceClassification,
     TabletModel,
     TokenizedRun,
@@ -107,6 +109,17 @@ def test_a_window_is_given_out_before_the_frames_behind_it_are_read():
 def test_no_scans_give_no_results(task, inputs):
     model = make_model(TabletModel) if "feature" in task else make_model(**ONE_LOGIT)
     assert list(make_pipeline(task, model)(inputs)) == []
+
+
+@pytest.mark.parametrize("model_class", [TabletForSequenceClassification, TabletForMaskedTokenModeling])
+def test_a_head_that_embeddings_do_not_want_is_nothing_to_report(model_class, tmp_path, caplog):
+    make_model(model_class).save_pretrained(tmp_path)
+    logging.get_logger("transformers").addHandler(caplog.handler)
+    try:
+        TabletModel.from_pretrained(tmp_path)
+    finally:
+        logging.get_logger("transformers").removeHandler(caplog.handler)
+    assert "LOAD REPORT" not in caplog.text
 
 
 def test_predictions_leave_out_a_remainder_that_embeddings_have():

@@ -530,6 +530,9 @@ class TabletModel(TabletPreTrainedModel):
         use_mask_token (`bool`, defaults to `False`): whether to learn a mask token for `bool_masked_pos`.
     """
 
+    # What pre-training and fine-tuning leave in a checkpoint that only its states are wanted of.
+    _keys_to_ignore_on_load_unexpected = [r"mask_token", r"^decoder\.", r"^classifier\."]  # noqa: RUF012
+
     def __init__(self, config: TabletConfig, use_mask_token: bool = False):
         # Values given to `from_pretrained` are set on a finished config one by one; only together can they be judged.
         config.validate()
