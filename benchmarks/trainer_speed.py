@@ -180,15 +180,16 @@ def draw(figures: list[dict], path: Path) -> None:
         rate_axes.plot(frames, rates, "o-", color=colour, label=name)
         memory_axes.plot(frames, [one["memory_gib"] for one in rows], "o-", color=colour, label=name)
         for one in rows:
-            memory_axes.annotate(f"{one['batch']} windows", (one["frames"], one["memory_gib"]), (0, 6),
+            windows = "1 window" if one["batch"] == 1 else f"{one['batch']} windows"
+            memory_axes.annotate(windows, (one["frames"], one["memory_gib"]), (0, 6),
                                  textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
     for axes, what in ((rate_axes, "frames a second"), (memory_axes, "peak memory (GiB)")):
         axes.set_xscale("log")
         axes.set_xticks(sorted({one["frames"] for one in tuned}), sorted({one["frames"] for one in tuned}))
         axes.minorticks_off()
         axes.set(xlabel="frames of a window", ylabel=what)
-        axes.set_ylim(bottom=0)
         axes.margins(x=0.12, y=0.15)
+        axes.set_ylim(bottom=0)
     rate_axes.legend(frameon=False)
     figure.savefig(path, dpi=130)
 
