@@ -48,7 +48,8 @@ class LearntFrom:
 
     def __str__(self) -> str:
         studies = f" of {', '.join(self.studies)}" if self.studies else ""
-        return f"{self.task} ({self.people:,} people{studies}{', restricted' if self.is_restricted else ''})"
+        people = "1 person" if self.people == 1 else f"{self.people:,} people"
+        return f"{self.task} ({people}{studies}{', restricted' if self.is_restricted else ''})"
 
     @classmethod
     def of_runs(
