@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tablet_hf.hub.cards import (
     template_file,
 )
 from tablet_hf.hub.publishing import Sharing, prepare
+from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.released_checkpoint import RELEASED_REPO
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "hub_cards"
@@ -168,6 +171,30 @@ class TestModelCards:
             "transformers",
             "other",
         )
+
+    def test_a_head_without_a_task_is_not_said_to_predict(self):
+        """A released checkpoint has one; pipelines refuse it."""
+        config = {"architectures": ["TabletForSequenceClassification"], "position_embedding_type": "none"}
+        text = model_card("lab/x", config)
+        assert check_card(text)["pipeline_tag"] == "feature-extraction"
+        assert "fmri-classification" not in text
+        assert "tablet-hf predict" not in text
+        assert "--init lab/x" in text
+        assert "| predicts |" not in text
+        assert "It has no positions" in text
+        assert "fmri-classification" in model_card("lab/x", config | {"problem_type": "regression"})
+
+    def test_figures_are_of_no_study_that_results_do_not_name(self, evaluation):
+        stages = [
+            LearntFrom("masked token modeling", ("HBN",), 9, 0, 9, 90, False, RELEASED_REPO),
+            LearntFrom("sex", ("ADHD-200",), 5, 0, 5, 50, False, "pretrained"),
+        ]
+        judged = replace(read_evaluation(evaluation), are_held_out=True)
+        text = model_card("lab/sex", {"architectures": ["TabletModel"]}, learnt_from=stages, evaluation=judged)
+        (index,) = check_card(text)["model-index"]
+        assert {each["dataset"]["name"] for each in index["results"]} == {"fMRI runs of held-out people"}
+        for study in ("UK Biobank](", "Healthy Brain Network](", "ADHD-200]("):
+            assert f"[{study}https://" in text, "its terms"
 
     def test_what_is_said_runs(self, model_folder, tmp_path):
         """The commands of a card are those of this package."""

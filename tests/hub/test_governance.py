@@ -132,7 +132,16 @@ class TestWhatGoesAlong:
         assert [run.phenotypes["Age_in_Yrs"] for run in runs] == ages
 
     @pytest.mark.parametrize(
-        ("name", "age"), [("age_months", 95.2), ("AgeInDays", 99.0), ("age", 431.0), ("age_z", -1.2)]
+        ("name", "age"),
+        [
+            ("age_months", 95.2),
+            ("AgeInDays", 99.0),
+            ("agedays", 99.0),
+            ("agemos", 62),
+            ("interview_age", 62),
+            ("age", 431.0),
+            ("age_z", -1.2),
+        ],
     )
     def test_ages_that_cannot_be_rounded_stay_behind(self, tmp_path, name, age):
         store = runs_with(tmp_path, [{name: age + number / 8} for number in range(6)])
@@ -193,6 +202,27 @@ class TestWhatGoesAlong:
     def test_columns_by_whose_names_people_are_found(self, tmp_path, name):
         runs = runs_with(tmp_path, [{name: 1985 + number % 2} for number in range(6)])
         assert "lead to people" in published_runs(runs, Pseudonyms(b"s" * 32))[1][name]
+
+    @pytest.mark.parametrize(
+        "texts",
+        [
+            [None, "panic attack", None, None, "left early", None],
+            ["none", "none", "none", "none", "none", "mother ill"],
+            [None, None, "Anna", None, "Svetlana", None],
+        ],
+    )
+    def test_words_of_one_person_alone_stay_behind_unless_they_are_named(self, tmp_path, texts):
+        store = runs_with(tmp_path, [{"reason": text} for text in texts])
+        runs, left_out = published_runs(store, Pseudonyms(b"s" * 32))
+        assert {tuple(run.phenotypes) for run in runs} == {()}
+        assert "words of one person alone" in left_out["reason"]
+        runs, _ = published_runs(store, Pseudonyms(b"s" * 32), ["reason"])
+        assert [run.phenotypes["reason"] for run in runs] == texts
+
+    @pytest.mark.parametrize("texts", [["F", "M"], ["left hand", "left hand", "right hand", "right hand"]])
+    def test_names_of_groups_go_along(self, tmp_path, texts):
+        runs, _ = published_runs(runs_with(tmp_path, [{"group": text} for text in texts]), Pseudonyms(b"s" * 32))
+        assert [run.phenotypes["group"] for run in runs] == texts
 
     def test_a_phenotype_that_is_not_there(self, make_store):
         with pytest.raises(InputError, match="no phenotype 'sexx'; there are age, dx"):
@@ -303,6 +333,8 @@ TELLING = {
     "key": f"sub-{SUBJECTS[2]}_task-rest",
     "short subject": "sub-07_task-rest",
     "path": "/data/study/visit/bold.nii.gz",
+    "path of a drive": "/Volumes/lab/visit/bold.nii.gz",
+    "path of a cluster": "/cluster/home/someone/bold.nii.gz",
     "Windows path": r"D:\study\bold.nii.gz",
     "day": "2019-03-04",
     "day in digits": "20190304",

@@ -319,6 +319,7 @@ class TestRepositories:
         second = send(hub, model_folder, "lab/sex", tmp_path / "b", tag="v2", message="Again")
         assert second.was_there
         assert "was there already" in second.notes[0]
+        assert "Deleted there, since nothing of these names is sent: old.json; its history keeps them." in second.notes
         assert "old.json" not in hub.files("lab/sex")
         repository = hub.repositories["models", "lab/sex"]
         assert [each.title for each in repository.history(second.commit)][0::2] == ["Again", "Model by tablet-hf"]

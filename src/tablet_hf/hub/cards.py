@@ -32,6 +32,7 @@ __all__ = [
 
 TAGS = ["fmri", "neuroimaging", "nifti", "tablet"]
 UNKNOWN = "not recorded"
+UNORDERED = "It has no positions: the network sees frames as a set, whatever their order."
 FILLED = "cards.json"
 
 POOLINGS = {
@@ -320,14 +321,18 @@ def model_card(
         raise InputError(
             f"the figures are of {evaluation.label}, but the model predicts {label}; give results.json of its own."
         )
-    is_head = architecture == "TabletForSequenceClassification"
+    is_head = _predicts(config)
+    if config.get("position_embedding_type") == "none":
+        limits = [UNORDERED, *limits]
     training = training or TrainingFacts()
     if learnt_from:
         studies = dict.fromkeys(name for stage in learnt_from for name in stage.studies)
+        if learnt_from[0].started_from == RELEASED_REPO:
+            studies = dict.fromkeys((*_released_entry()["training"]["datasets"], *studies))
         training = replace(training, datasets=tuple(dict.fromkeys((*studies, *training.datasets))))
         training_data = training_data or trainings_in_words(learnt_from)
     name = repo.split("/")[-1]
-    results = _eval_results(evaluation, training)
+    results = _eval_results(evaluation)
     card_data = ModelCardData(
         library_name="transformers",
         license=license,
@@ -349,7 +354,7 @@ def model_card(
         title=title or name,
         summary=summary or _summary_of_model(architecture, config),
         repo=repo,
-        architecture=architecture,
+        predicts=is_head,
         auto_class=auto_classes.get(architecture, "AutoModel"),
         with_code=with_code,
         facts=_in_lines(model_facts(config, parameters)),
@@ -379,12 +384,10 @@ def facts_of_released(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
         return facts | {"training": training, "facts_source": sources}
     is_on_hub = source.count("/") == 1 and not Path(source).exists()
     named = f" (`{source}`)" if is_on_hub else ""
-    unordered = "It was trained without positions: the network sees frames as a set, whatever their order."
     return {
         "summary": f"Weights in the layout of the code released with arXiv 2604.03619{named}, renamed so that "
         "`from_pretrained` loads them.",
         "base_model": source if is_on_hub else None,
-        "limits": [unordered] if config.get("position_embedding_type") == "none" else [],
     }
 
 
@@ -392,8 +395,14 @@ def _released_entry() -> dict[str, Any]:
     return json.loads(template_file(FILLED).read_text(encoding="utf-8"))["tablet-pretrained"]
 
 
+def _predicts(config: Mapping[str, Any]) -> bool:
+    """Whether it says what it predicts; a head whose task nothing tells, as released ones, is refused by pipelines."""
+    is_head = (config.get("architectures") or [""])[0] == "TabletForSequenceClassification"
+    return is_head and config.get("problem_type") is not None
+
+
 def _summary_of_model(architecture: str, config: Mapping[str, Any]) -> str:
-    if architecture == "TabletForSequenceClassification":
+    if _predicts(config):
         return f"Predicts {_in_a_line(config.get('target_name') or 'a phenotype')} of a person from an fMRI run."
     if architecture == "TabletForMaskedTokenModeling":
         return "Pre-trained on fMRI runs by masked token modeling: it predicts tokens that are hidden from it."
@@ -411,7 +420,7 @@ def model_facts(config: Mapping[str, Any], parameters: int | None) -> dict[str, 
         return UNKNOWN if value is None else str(value)
 
     facts = {}
-    if (config.get("architectures") or [""])[0] == "TabletForSequenceClassification":
+    if _predicts(config):
         facts["predicts"] = f"{said('target_name')}, {PROBLEMS.get(config.get('problem_type') or '', UNKNOWN)}"
         names = [str(value) for value in (config.get("id2label") or {}).values()]
         if config.get("negative_label") is not None and len(names) == 1:
@@ -455,7 +464,7 @@ def preprocessing_facts(made: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _eval_results(evaluation: EvaluationFacts | None, training: TrainingFacts) -> list[Any]:
+def _eval_results(evaluation: EvaluationFacts | None) -> list[Any]:
     from huggingface_hub import EvalResult
 
     if evaluation is None or not evaluation.are_held_out:
@@ -471,7 +480,8 @@ def _eval_results(evaluation: EvaluationFacts | None, training: TrainingFacts) -
                 task_type="other",
                 task_name=f"{evaluation.label} from fMRI",
                 dataset_type="fmri",
-                dataset_name=", ".join(training.datasets) or "fMRI runs of held-out people",
+                # Of which study they are results.json does not say; it may be another than that of the training.
+                dataset_name="fMRI runs of held-out people",
                 metric_type=name,
                 metric_name=name,
                 metric_value=_rounded(value),

@@ -155,8 +155,11 @@ PLACE_NAMES = frozenset((
     "center", "centers", "centre", "centres", "city", "clinic", "hospital", "institute", "institution", "site", "sites",
 ))
 # fmt: on
-# UK Biobank's field of the age at a visit.
-AGE_NAMES, FINER_THAN_YEARS = frozenset({"age", "ages", "21003"}), ("month", "week", "day")
+# 21003 is UK Biobank's field of the age at a visit; agedays is written as one word.
+AGE_NAME = re.compile(r"ages?(?:(?:in|at)?(?:years?|yrs?|months?|mos?|weeks?|wks?|days?|scan|visit|test))?|21003")
+FINER_THAN_YEARS = re.compile(r"(?:age(?:in)?)?(?:months?|mos?|weeks?|wks?|days?)")
+# "Age in months at the time of the interview": the data dictionary of the NIMH Data Archive.
+AGE_IN_MONTHS = frozenset({"interview", "age"})
 # "All ages over 89 [...] may be aggregated into a single category of age 90 or older": the safe harbour of the US
 # privacy rule for health data, 45 CFR 164.514(b)(2)(i)(C).
 OLDEST_TOLD, OLDEST = 90, 130
@@ -264,7 +267,7 @@ def published_runs(
 
 def holds_ages(name: str) -> bool:
     """Whether a phenotype of this name is people's age."""
-    return bool(_words(name) & AGE_NAMES)
+    return any(map(AGE_NAME.fullmatch, _words(name)))
 
 
 def _words(name: str) -> set[str]:
@@ -348,7 +351,7 @@ def _why_left_out(
         return "it holds names of people"
     texts = [value for value in different if isinstance(value, str)]
     if holds_ages(name) and not exact_ages and not texts:
-        is_finer = any(word.startswith(FINER_THAN_YEARS) for word in words)
+        is_finer = words >= AGE_IN_MONTHS or any(map(FINER_THAN_YEARS.fullmatch, words))
         if is_finer or not all(0 <= value <= OLDEST for value in different):
             return "it holds ages that are not in years; --exact-ages sends ages as they are"
     if words & PLACE_NAMES and not keep_sites and not is_named:
@@ -360,6 +363,8 @@ def _why_left_out(
             return f"it has {len(different)} different texts of {len(values)} people, and may be what somebody wrote"
         if any(len(text) > LONGEST_CATEGORY for text in texts):
             return "it holds sentences"
+        if not is_named and _are_of_single_people(values, num_people=len(by_person)):
+            return "it has words of one person alone, and may be what somebody wrote; --phenotypes sends it along"
     whole = [value for value in different if isinstance(value, int | float) and float(value).is_integer()]
     if whole and len(whole) == len(different):
         if all(_is_day(int(value)) for value in whole):
@@ -367,6 +372,14 @@ def _why_left_out(
         if len(values) > 2 and len(different) == len(values) and min(map(abs, whole)) >= 10_000:
             return "it has another long number for everybody, which tells who it is"
     return None
+
+
+def _are_of_single_people(values: Sequence[Any], num_people: int) -> bool:
+    """Whether texts, of those people who have one, are more than the names of groups: several words of one person, or
+    texts that are another for each of a few."""
+    times = Counter(value for value in values if isinstance(value, str))
+    alone = [text for text, number in times.items() if number == 1]
+    return any(len(text.split()) > 1 for text in alone) or (len(alone) == len(values) < num_people)
 
 
 def _is_day(number: int) -> bool:
@@ -443,8 +456,9 @@ MONTH = (
 )
 PATTERNS = {
     "a path of a machine": re.compile(
-        r"(?<![\w:/.<])/(?:home|Users|mnt|media|data|scratch|work|tmp|var|root|private|srv|opt|nfs|gpfs|lustre|"
-        r"project|projects|storage|export|net)/[^\s\"'`<>)]+"
+        r"(?<![\w:/.<])/(?:home|[Uu]sers|Volumes|mnt|media|data|scratch|work|workspace|tmp|var|run|root|private|srv|opt|"
+        r"nfs|gpfs|lustre|beegfs|ceph|cephfs|afs|cluster|hpc|groups?|labs?|shared?|projects?|storage|archive|export|net|"
+        r"content|kaggle)/[^\s\"'`<>)]+"
         r"|(?<![A-Za-z])[A-Za-z]:\\[^\s\"'`]+|\\\\[A-Za-z][\w-]*\\[\w$]+|(?<![\w/])~/\w+|file://\S+"
     ),
     "a date": re.compile(

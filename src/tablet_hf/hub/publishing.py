@@ -689,6 +689,9 @@ def publish(
             operation.upload_info.sha256 = bytes.fromhex(found[operation.path_in_repo])
         gone = there - set(found) - {".gitattributes"}
         operations += [CommitOperationDelete(name, is_folder=False) for name in sorted(gone)]
+        if gone:
+            names = ", ".join(sorted(gone)[:5]) + (f" and {len(gone) - 5} more" if len(gone) > 5 else "")
+            notes.append(f"Deleted there, since nothing of these names is sent: {names}; its history keeps them.")
         commit = api.create_commit(
             repo,
             operations,
