@@ -343,10 +343,9 @@ class TestCompanions:
 
 
 class TestReconstruct:
-    @pytest.mark.parametrize(("signal", "frames"), [("intensity", 1), ("percent_change", 2)])
-    def test_on_the_scans_own_grid_and_in_its_unit(self, make_scan, tmp_path, signal, frames):
-        scan, out = make_scan(tmp_path / "bold.nii.gz", frames), tmp_path / "recon.nii.gz"
-        result = tablet_hf("reconstruct", scan, "--out", out, "--signal", signal)
+    def test_on_the_scans_own_grid_and_in_its_unit(self, make_scan, tmp_path):
+        scan, out = make_scan(tmp_path / "bold.nii.gz", 2), tmp_path / "recon.nii.gz"
+        result = tablet_hf("reconstruct", scan, "--out", out, "--signal", "percent_change")
         assert result.exit_code == 0, result.output
         original, decoded = nibabel.load(scan), nibabel.load(out)
         assert decoded.shape == original.shape

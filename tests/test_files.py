@@ -213,7 +213,7 @@ def save_converted(folder):
 def save_trained(folder):
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(Settings(device="cpu"), scratch, report_to=[])
-        save_trained_model(make_trainer(small_model(), arguments), folder, TabletFeatureExtractor().to_dict())
+        save_trained_model(make_trainer(small_model(), arguments), folder, TabletFeatureExtractor().to_dict(), [])
 
 
 def small_model():

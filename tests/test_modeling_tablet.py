@@ -1,10 +1,8 @@
 """The TABLeT models: shapes, positions, padding, objectives, loading, training."""
 
+import json
 import logging
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -27,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from tablet_hf import modeling_tablet
 from tablet_hf.configuration_tablet import TabletConfig
+from tablet_hf.hub.custom_code import needed_files
 from tablet_hf.modeling_tablet import (
     TabletForMaskedTokenModeling,
     TabletForSequenceClassification,
@@ -708,26 +707,16 @@ def test_a_head_of_another_size_is_replaced_only_when_asked(tmp_path):
     assert model(tokens()).logits.shape == (2, 42)
 
 
-def test_the_files_work_as_custom_code_from_the_hub(tmp_path, monkeypatch):
+def test_a_registered_class_is_saved_with_the_files_that_it_needs(tmp_path, monkeypatch):
+    """As transformers does it; that they run where this package is not is tested beside the Hub."""
     for custom_class, auto_class in ((TabletConfig, "AutoConfig"), (TabletModel, "AutoModel")):
         monkeypatch.setattr(custom_class, "_auto_class", None)
         custom_class.register_for_auto_class(auto_class)
-    model, inputs = TabletModel(small_config()).eval(), tokens()
-    model.save_pretrained(tmp_path / "model")
-    save_file({"tokens": inputs}, tmp_path / "tokens.safetensors")
-
-    without_the_package = f"""
-import sys
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel
-model = AutoModel.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=True).eval()
-tokens = load_file({str(tmp_path / "tokens.safetensors")!r})["tokens"]
-save_file({{"cls": model(tokens).pooler_output.detach().contiguous()}}, {str(tmp_path / "cls.safetensors")!r})
-assert "tablet_hf" not in sys.modules
-"""
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run([sys.executable, "-c", without_the_package], check=True, env=environment)
-    torch.testing.assert_close(load_file(tmp_path / "cls.safetensors")["cls"], model(inputs).pooler_output)
+    TabletModel(small_config()).save_pretrained(tmp_path)
+    saved = {path.name: path.read_bytes() for path in tmp_path.glob("*.py")}
+    assert saved == {path.name: path.read_bytes() for path in needed_files({"modeling_tablet"})}
+    names = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert names == {"AutoConfig": "configuration_tablet.TabletConfig", "AutoModel": "modeling_tablet.TabletModel"}
 
 
 # --- training through Trainer

@@ -320,14 +320,13 @@ class TestStreaming:
         with pytest.raises(ValueError, match="from 0 to 1"):
             stream.shard(2, 2)
 
-    @pytest.mark.parametrize("dispatch_batches", [None, False])
-    def test_two_processes_of_accelerate_see_every_run_once(self, write_store, tmp_path, processes, dispatch_batches):
+    def test_two_processes_of_accelerate_see_every_run_once(self, write_store, tmp_path, processes):
         store = write_store(tmp_path / "store")
         writer = TokenStoreWriter(store.folder, store.preprocessing)
         for number in range(4, 9):
             writer.write(ScanRecord(f"{number:02}", Path("x"), task="rest"), torch.zeros(6, 27, 96), 2.0, {})
         export = export_parquet(writer.finish(), tmp_path / "export", shard_bytes=1)
-        for source in (store.folder, export):
+        for source, dispatch_batches in ((store.folder, False), (export, None), (export, False)):
             with socket.create_server(("127.0.0.1", 0)) as server:
                 port = server.getsockname()[1]
             told = [tmp_path / f"{source.name}-{rank}.json" for rank in (0, 1)]
