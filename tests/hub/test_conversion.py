@@ -707,11 +707,21 @@ def test_a_copy_of_the_released_weights_says_what_is_known_of_them(hub, tmp_path
     released = hub.folder / "models" / "beotborry" / "TABLeT_pretrained"
     released.parent.mkdir(parents=True)
     released_folder(released, RELEASED, released_weights(RELEASED))
-    words = ["convert", "beotborry/TABLeT_pretrained", "--grid-size", "3", "--push", "lab/converted"]
+    folder = str(tmp_path / "converted")
+    words = ["convert", "beotborry/TABLeT_pretrained", "--grid-size", "3", "--out", folder, "--push", "lab/converted"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert hub.repositories["models", "lab/converted"].is_private
     card = hub.files("lab/converted")["README.md"].decode()
+    # As where the connection broke, and for those who look first and publish then.
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 2
+    assert "tablet-hf push" in " ".join(again.output.split())
+    done = CliRunner().invoke(app, ["push", folder, "lab/again"])
+    assert done.exit_code == 0, done.output
+    files = hub.files("lab/again")
+    assert files["README.md"].decode().replace("lab/again", "lab/converted") == card
+    assert "converted_from.json" not in files
     filled = filled_cards()["tablet-pretrained.md"]
     for section in ("What it was trained on", "Limits", "Licence"):
         (own,), (known,) = (re.findall(rf"## {section}\n(.*?)\n## ", text, re.DOTALL) for text in (card, filled))

@@ -4,6 +4,7 @@ Checkpoints of the code released with the paper, made into folders that `from_pr
 What is in them is told in `tablet_hf.released_checkpoint`.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from tablet_hf.released_checkpoint import (
     released_name,
     without_wrapper_prefixes,
 )
+
+# Beside the weights, for the card of who publishes them later; the file itself is never sent.
+CONVERTED_FROM_FILE = "converted_from.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,10 @@ def convert_checkpoint(
     check_settings(settings)
     source, destination = os.fspath(source), Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(f"{destination} already holds something; choose a folder that does not exist yet.")
+        raise InputError(
+            f"{destination} already holds something; choose a folder that does not exist yet, or, where it "
+            "is this checkpoint, converted, publish it with tablet-hf push."
+        )
 
     weights, own_config = read_checkpoint(source, revision)
     released_config = read_released_config(config) if config is not None else own_config
@@ -118,7 +125,7 @@ def convert_checkpoint(
 
     initialised = tuple(name for name in model.state_dict() if name not in converted)
     model.load_state_dict(converted, strict=False)
-    save_model(model, destination)
+    save_model(model, destination, source)
     return ConversionReport(
         destination=destination,
         architecture=model_class.__name__,
@@ -187,13 +194,32 @@ def choose_model_class(
 # --- writing
 
 
-def save_model(model: TabletPreTrainedModel, destination: Path) -> None:
-    """Write a model's folder, with the extractor where the config tells it."""
+def save_model(model: TabletPreTrainedModel, destination: Path, source: str) -> None:
+    """Write a model's folder, with the extractor where the config tells it, and the name of what it was made of."""
     with folder_written_whole(destination) as unfinished:
         model.save_pretrained(unfinished)
         if model.config.autoencoder is not None:
             # Its own `save_pretrained` would load the autoencoder to ask for the geometry, which is known here.
             TabletFeatureExtractor.from_config(model.config).to_json_file(unfinished / FEATURE_EXTRACTOR_NAME)
+        name = Path(source).name if Path(source).exists() else source
+        (unfinished / CONVERTED_FROM_FILE).write_text(json.dumps({"source": name}) + "\n", encoding="utf-8")
 
 
-__all__ = ["ConversionReport", "convert_checkpoint"]
+def converted_from(folder: Path) -> str | None:
+    """Hub id of the checkpoint that a folder was converted from, or the name of its file; None where nothing says it.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
+    path = folder / CONVERTED_FROM_FILE
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: it does not say what the model was converted from; delete it, or convert again."
+        ) from error
+
+
+__all__ = ["ConversionReport", "convert_checkpoint", "converted_from"]

@@ -194,7 +194,8 @@ def prepare(
         dataset: of a model, the store it was trained on, for the card and for the names that must not be sent.
         evaluation: of a model, results.json of `tablet-hf evaluate`.
         with_code: put the code beside a model, so that it loads where this package is not installed.
-        converted_from: of a model, the checkpoint of the released code that it was converted from, for the card.
+        converted_from: of a model, the checkpoint of the released code that it was converted from, for the card; by
+            default as `convert_checkpoint` has noted it beside a model that was not trained since.
         phenotypes, keep_subjects, without, keep_sites, exact_ages: of tokens, see `published_runs`.
         token: an access token that must not stand in any file.
         on_progress: of tokens, is told runs done and runs in all.
@@ -367,7 +368,13 @@ def _prepare_model(
         write_custom_code(out)
     if learnt_from:
         LearntFrom.write(out, learnt_from)
-    if store is None and not learnt_from:
+    if converted_from is None and not learnt_from:
+        from tablet_hf.hub import conversion
+
+        converted_from = conversion.converted_from(path)
+    if store is None and converted_from is not None:
+        notes.append(f"Which data {converted_from} was trained on nothing here records; the card says what is known.")
+    elif store is None and not learnt_from:
         notes.append(
             f"No {LEARNT_FROM_FILE} lies in {path}, so the card does not say which data it was trained on, and whether "
             "these are restricted is not known; --dataset STORE says it."
