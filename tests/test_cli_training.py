@@ -155,6 +155,10 @@ def test_pretraining_from_a_stream_is_judged_by_the_validation_part(tuned, store
         (["--label", "sex", "--splits", "nowhere.csv"], "nowhere.csv: it cannot be read"),
         (["--label", "sex", "--precision", "int4"], "precision 'int4': choose"),
         (["--label", "sex", "--epochs", "0"], "epochs is 0"),
+        (["--label", "sex", "--set", "num_frames=9"], "--set num_frames=9: --window decides it; leave it out."),
+        (["--label", "sex", "--set", "signal=intensity"], "--set signal=intensity: the dataset says it"),
+        (["--label", "sex", "--set", "positive_weight=2"], "--set positive_weight=2: the label decides it"),
+        (["--label", "sex", "--splits", "a.csv", "--folds", "3"], "--folds 3: a.csv says which folds there are"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(store, tmp_path, words, said):
@@ -162,6 +166,61 @@ def test_what_cannot_be_is_one_sentence(store, tmp_path, words, said):
     assert ended.exit_code == 2, ended.output
     assert said in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fold", "fold-2"], "--fold fold-2: it is one of a file of splits; give that file as well, by --splits."),
+        (["--set", "mask_ratio=0.9"], "--set mask_ratio=0.9: --mask-ratio of pretrain decides it"),
+    ],
+)
+def test_pretraining_passes_nothing_over(store, tmp_path, words, said):
+    """A fold of no splits would be everybody, the people of its test part among them."""
+    ended = run("pretrain", "--dataset", store, "--out", tmp_path / "out", *SHORT, *words)
+    assert ended.exit_code == 2, ended.output
+    assert said in " ".join(ended.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["--fold", "fold-2"], ["--part", "validation"]])
+def test_a_part_of_no_splits_is_not_everybody(tuned, store, tmp_path, words):
+    out = ["--out", tmp_path / "judged"]
+    ended = run("evaluate", tuned[0] / "fold-1" / "model", "--dataset", store, *out, *words)
+    assert ended.exit_code == 2, ended.output
+    assert f"{' '.join(words)}: it is one of a file of splits" in " ".join(ended.stderr.split())
+
+
+def test_a_head_has_neither_rates_nor_patience(tuned, store, tmp_path):
+    words = ["--dataset", store, "--label", "sex", "--mode", "head", "--init", tuned[0] / "fold-1" / "model", *QUICK]
+    for more, said in ((["--sweep", "1e-3,1e-4"], "leave rates to choose from"), (["--patience", 2], "leave patience")):
+        ended = run("finetune", *words, "--out", tmp_path / "out", *more)
+        assert ended.exit_code == 2, ended.output
+        assert said in " ".join(ended.stderr.split())
+
+
+def test_folds_of_a_try_that_never_began_decide_nothing(store, tmp_path):
+    words = ["finetune", "--dataset", store, "--out", tmp_path, *SHORT]
+    assert run(*words, "--label", "sex", "--folds", 3, "--mode", "head").exit_code == 2  # after they were drawn
+    record = json.loads((tmp_path / "splits.json").read_text())["splits"]
+    assert [split["settings"]["label"] for split in record.values()] == ["sex"] * 3
+    ended = run(*words, "--label", "age", "--folds", 2, "--fold", "fold-2")
+    assert ended.exit_code == 0, ended.output
+    record = json.loads((tmp_path / "splits.json").read_text())["splits"]
+    assert [split["settings"]["label"] for split in record.values()] == ["age"] * 2
+    assert "are those of fold-2; the same words without --fold put all folds together" in " ".join(ended.stderr.split())
+    ended = run(*words, "--label", "sex", "--folds", 2, "--fold", "fold-1")
+    assert ended.exit_code == 2
+    assert "a training with label 'age', not 'sex', was begun there" in " ".join(ended.stderr.split())
+
+
+def test_folds_that_were_brought_along_are_kept(store, tmp_path):
+    rows = [f"{number:02},{('train', 'train', 'train', 'validation', 'test')[number // 4]}" for number in range(20)]
+    (tmp_path / "splits.csv").write_text("\n".join(["subject,mine", *rows]) + "\n")
+    words = ["finetune", "--dataset", store, "--out", tmp_path, *SHORT, "--label", "sex", "--folds", 1]
+    ended = run(*words)
+    assert ended.exit_code == 0, ended.output
+    assert (tmp_path / "mine" / "model").is_dir()
 
 
 def test_a_model_to_start_from_that_is_not_there(store, tmp_path):

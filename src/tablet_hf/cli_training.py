@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,16 @@ from rich.markup import escape
 
 from tablet_hf.errors import InputError
 from tablet_hf.terminal import Bars, DeviceOption, choose_device, messages, one_sentence, output
+
+OF_LABEL = ("problem_type", "target_mean", "target_std", "positive_weight", "class_weights", "negative_label")
+OF_LABEL += ("target_name", "num_labels", "id2label", "label2id")
+OPTIONS_OF_FIELDS = {
+    "num_frames": "--window decides it",
+    "mask_ratio": "--mask-ratio of pretrain decides it",
+    "mask_strategy": "--mask-strategy of pretrain decides it",
+    "norm_target": "--norm-target of pretrain decides it",
+}
+"""Fields of `TabletConfig` that --set would set in vain, and what sets them."""
 
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Folder of a token dataset, or its Hub id.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder; run it again, and it goes on where it was stopped.")]
@@ -88,6 +99,7 @@ def pretrain(
     from tablet_hf.training.pretraining import pretrain as run
     from tablet_hf.training.pretraining_page import write_pretraining_page
 
+    _check_alone(splits, fold)
     settings = _settings(context)
     store, split = _open(dataset, streamed, settings), None
     if splits is not None:
@@ -123,7 +135,9 @@ def finetune(
     label: Annotated[str, typer.Option("--label", help="The phenotype to predict.")],
     out: OutOption,
     splits: SplitsOption = None,
-    folds: Annotated[int, typer.Option("--folds", min=1, help="Without --splits: how many to draw.")] = 4,
+    folds: Annotated[
+        int | None, typer.Option("--folds", min=1, help="Without --splits: how many to draw, 4 by default.")
+    ] = None,
     fold: Annotated[list[str], typer.Option("--fold", help="Only this fold; may be repeated.")] = [],  # noqa: B006
     task: Annotated[
         str | None, typer.Option("--task", help="classification or regression, where the label does not tell.")
@@ -163,11 +177,14 @@ def finetune(
     """Fine-tune to predict a phenotype, in folds, beside functional connectivity and simpler baselines."""
     fields = _fields(size, init, set_fields)
     rates = _rates(sweep)
+    if splits is not None and folds is not None:
+        raise InputError(f"--folds {folds}: {splits} says which folds there are; leave --folds out, or --splits.")
     from tablet_hf.training.experiments import finetune as run
 
     settings = _settings(context)
     store = _open(dataset, False, settings)
-    chosen = _read_splits(splits, store) if splits is not None else _drawn(store, label, folds, seed, out)
+    chosen = _read_splits(splits, store) if splits is not None else _drawn(store, label, folds or 4, seed, out)
+    num_folds = len(chosen)
     if fold:
         chosen = [_chosen(chosen, name, splits or out / "splits.csv") for name in dict.fromkeys(fold)]
     results = run(
@@ -193,6 +210,11 @@ def finetune(
         is_quiet=True,
     )
     _tell_results(results, out)
+    if len(chosen) < num_folds:
+        _note(
+            f"The results in {out} are those of {', '.join(split.name for split in chosen)}; the same words without "
+            "--fold put all folds together, and train none that is done."
+        )
 
 
 @one_sentence
@@ -219,6 +241,7 @@ def evaluate(
 
     if part not in ("train", "validation", "test"):
         raise InputError(f"--part {part}: choose train, validation or test.")
+    _check_alone(splits, fold, part)
     settings = _settings(context)
     network = load_model(model)
     store = _open(dataset, False, settings)
@@ -263,8 +286,12 @@ def _fields(size: str | None, init: str | None, assignments: Sequence[str]) -> d
     fields = dict(SIZES[size or "published"]) if init is None else {}
     from tablet_hf.configuration_tablet import TabletConfig
 
+    told = dict.fromkeys((*TabletConfig.token_geometry, *TabletConfig.token_provenance), "the dataset says it")
+    told |= dict.fromkeys(OF_LABEL, "the label decides it") | OPTIONS_OF_FIELDS
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
+        if equals and name in told:
+            raise InputError(f"--set {assignment}: {told[name]}; leave it out.")
         if not equals or name not in TabletConfig.__dataclass_fields__:
             raise InputError(f"--set {assignment}: give name=value, the name one of TabletConfig's fields.")
         try:
@@ -311,32 +338,51 @@ def _chosen(splits: Sequence[Any], name: str | None, path: Path) -> Any:
     raise InputError(f"{path}: it has no column {name!r}; it has {', '.join(split.name for split in splits)}.")
 
 
+def _check_alone(splits: Path | None, fold: str | None, part: str = "test") -> None:
+    """Refuse a fold or a part of no splits: everybody would be taken, and the test part too."""
+    if splits is None and (fold is not None or part != "test"):
+        asked = f"--fold {fold}" if fold is not None else f"--part {part}"
+        raise InputError(f"{asked}: it is one of a file of splits; give that file as well, by --splits.")
+
+
 def _drawn(store: Any, label: str, num_folds: int, seed: int, out: Path) -> list[Any]:
     """Folds that are drawn now, or were when this was begun, kept beside what comes of them."""
     from tablet_hf.datasets import family_ids, folds, subject_ids, write_splits
     from tablet_hf.datasets.records import phenotype_values
+    from tablet_hf.training.checkpoints import TRAINING_FILE
 
     path = out / "splits.csv"
-    if not path.is_file():
-        sites = [run.site for run in store.runs]
-        drawn = folds(
-            subject_ids(store.runs),
-            phenotype_values(store.runs, label, store.folder),
-            sites if any(sites) else None,
-            family_ids(store.runs),
-            num_folds=num_folds,
-            seed=seed,
-        )
-        if _is_main_process():
-            write_splits(drawn, path)
-        return drawn
-    kept = _read_splits(path, store)
-    if len(kept) != num_folds:
-        raise InputError(
-            f"{out}: a training in {len(kept)} folds was begun there, not in {num_folds}; give --folds {len(kept)}, or "
-            "another --out."
-        )
-    return kept
+    if path.is_file():
+        kept = _read_splits(path, store)
+        drawn_for = kept[0].settings.get("label", label)  # who brings a file of that name knows what it is for
+        is_another = len(kept) != num_folds or drawn_for != label or kept[0].seed not in (None, seed)
+        is_begun = any(out.glob(f"*/{TRAINING_FILE}"))
+        if len(kept) != num_folds and (is_begun or "label" not in kept[0].settings):
+            raise InputError(
+                f"{out}: a training in {len(kept)} folds was begun there, not in {num_folds}; give --folds "
+                f"{len(kept)}, or another --out."
+            )
+        if is_begun and drawn_for != label:
+            raise InputError(
+                f"{out}: a training with label {drawn_for!r}, not {label!r}, was begun there; choose another --out, or "
+                f"delete it. (To train on the same folds: --splits {path} and another --out.)"
+            )
+        # What was drawn for a try that never began shall not decide about this one.
+        if not is_another or is_begun or "label" not in kept[0].settings:
+            return kept
+    sites = [run.site for run in store.runs]
+    drawn = folds(
+        subject_ids(store.runs),
+        phenotype_values(store.runs, label, store.folder),
+        sites if any(sites) else None,
+        family_ids(store.runs),
+        num_folds=num_folds,
+        seed=seed,
+    )
+    drawn = [replace(split, settings={**split.settings, "label": label}) for split in drawn]
+    if _is_main_process():
+        write_splits(drawn, path)
+    return drawn
 
 
 def _is_main_process() -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
-from tablet_hf import TabletForMaskedTokenModeling
+from tablet_hf import TabletConfig, TabletForMaskedTokenModeling
 from tablet_hf.datasets import EvaluationWindows, Split, runs_in
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
@@ -168,6 +168,17 @@ class TestWhoIsJudged:
         assert results["warnings"][0].startswith("24 of 24 people of the test part of fold-2 are called like people")
         assert "none of whom the models had learnt from" not in (tmp_path / "index.html").read_text()
 
+    def test_tokens_of_another_kind_are_told_in_the_results(self, tuned, planted_store, planted_split, tmp_path):
+        out, _ = tuned
+        other = copy.copy(planted_store)
+        other.preprocessing = planted_store.preprocessing | {"signal": "percent_change"}
+        options = {"settings": SETTINGS, "on_note": lambda _: None}
+        results = evaluate(load_model(out / "model"), other, planted_split, tmp_path, **options)
+        said = "The tokens were not made as those the model was trained on (signal 'percent_change' instead of"
+        assert results["warnings"][0].startswith(said)
+        assert results["are_held_out"]
+        assert "were not made as those the model was trained on" in (tmp_path / "index.html").read_text()
+
     def test_people_whom_pre_training_saw_are_told(self, planted_split, tmp_path):
         assert _known_before([None], [planted_split]) == []
         tested = planted_split.subjects("test")
@@ -203,6 +214,12 @@ class TestClasses:
         assert task.classes == (0, 1)
         with pytest.raises(InputError, match="take such people out of the table of the split"):
             find_task(planted_store, "kind", without_class_2[:10])
+
+    def test_a_number_is_not_predicted_of_texts(self, planted_store):
+        config = TabletConfig(problem_type="regression", num_labels=1, target_name="strength")
+        assert task_of_config(config, planted_store).is_regression
+        with pytest.raises(InputError, match="group: 'a' is no number, but the model predicts one; name another"):
+            task_of_config(config, planted_store, "group")
 
     def test_people_of_other_classes_matter_where_they_are_asked_about(self, tuned, planted_store):
         config = load_model(tuned[0] / "model").config

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from small_autoencoders import save_f32
 from training_process import ended, pretrain_here, start
 
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSequenceClassification
@@ -235,6 +237,24 @@ def test_half_a_checkpoint_is_deleted_and_the_one_before_taken(tmp_path):
     assert last_checkpoint(tmp_path / "nothing") is None
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_damaged_checkpoint_is_told_and_kept(tmp_path, name, share):
+    newest = tmp_path / "checkpoint-20"
+    for folder in (tmp_path / "checkpoint-10", newest):
+        folder.mkdir()
+        save_file({"weight": torch.ones(100)}, folder / "model.safetensors")
+        torch.save({"state": torch.ones(100)}, folder / "optimizer.pt")
+        torch.save({"cpu": torch.get_rng_state()}, folder / "rng_state.pth")
+        (folder / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == newest
+    whole = (newest / name).read_bytes()
+    (newest / name).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=f"{name}: this part of a checkpoint is damaged.*delete .*checkpoint-20"):
+        last_checkpoint(tmp_path)
+    assert newest.is_dir()
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_model(begin, tmp_path):
     """As a launcher such as torchrun or accelerate starts them."""
@@ -278,10 +298,10 @@ class TestPage:
         from tablet_hf import TabletFeatureExtractor
         from tablet_hf.datasets import ScanRecord, Split, TokenStoreWriter
 
-        extractor = TabletFeatureExtractor()
+        extractor = TabletFeatureExtractor(str(save_f32(tmp_path / "autoencoder")))
         extractor.slice_autoencoder  # noqa: B018
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
-        tokens = torch.randn(6, 27, 3072, generator=torch.Generator().manual_seed(0))
+        tokens = torch.randn(6, 27, 384, generator=torch.Generator().manual_seed(0))
         for name in ("01", "02"):
             scan = {"name": name, "bytes": 1, "modified_ns": 1}
             writer.write(ScanRecord(name, Path(name)), tokens, 2.0, scan)

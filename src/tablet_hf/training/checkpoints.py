@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     """The newest whole checkpoint of `Trainer` in a folder; those that a killed process left half-written are deleted.
 
     Trainer itself takes the newest folder, whole or not.
+
+    Raises:
+        InputError: the newest was written to its end, but one of its files was damaged since.
     """
     checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
     whole = []
@@ -48,7 +52,29 @@ def last_checkpoint(folder: str | Path) -> Path | None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             whole.append(path)
-    return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+    newest = max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+    if newest is not None and (damaged := _damaged_file(newest)) is not None:
+        raise InputError(
+            f"{damaged}: this part of a checkpoint is damaged, as a power cut or a full disk leaves it; delete "
+            f"{newest} to go on from the checkpoint before, or from the beginning where there is none."
+        )
+    return newest
+
+
+def _damaged_file(checkpoint: Path) -> Path | None:
+    """The first file that has lost its beginning or its end; what lies between is not looked at."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
+                return path
+        except (OSError, SafetensorError):
+            return path
+    return None
 
 
 def agreed_checkpoint(folder: str | Path) -> Path | None:

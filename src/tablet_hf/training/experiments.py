@@ -137,6 +137,12 @@ def evaluate(
         raise InputError(f"{store.folder}: {error}") from error
     runs = range(len(store.runs)) if split is None else runs_in(split, store.runs, part)
     remarks = _whom_it_knows(store, runs, split, part, set(learnt_from))
+    are_held_out = not remarks
+    if other := model.config.token_differences(store.preprocessing, model.config.token_provenance):
+        remarks.append(
+            f"The tokens were not made as those the model was trained on ({', '.join(other)}), so the figures tell "
+            "what it makes of numbers that it does not know."
+        )
     task = task_of_config(model.config, store, label, runs)
     fold = "all" if split is None else split.name
     with tempfile.TemporaryDirectory() as scratch:  # Trainer makes a folder, though it writes nothing
@@ -152,7 +158,7 @@ def evaluate(
         methods += baselines(store, [(split, task)], scans, atlas, device, Path(out) / CACHE, on_note, part)
     about = {"store": store.folder.name, "part": "everybody" if split is None else part} | dict(about or {})
     about["weights"] = weights_checksum(model.state_dict())
-    return _write(Path(out), methods, about, remarks=[*remarks, *_absent(methods)], are_held_out=not remarks)
+    return _write(Path(out), methods, about, remarks=[*remarks, *_absent(methods)], are_held_out=are_held_out)
 
 
 def baselines(

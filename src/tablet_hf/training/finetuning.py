@@ -121,11 +121,11 @@ def finetune_fold(
         model: fields of `TabletConfig`, over those of `init`.
         mode: "full" trains all weights; "lora" low-rank adapters of all linear layers (peft), merged at the end;
             "head" fits a linear model on what the network says as it is, which is computed once.
-        learning_rates: to choose from; None for that of the settings alone.
+        learning_rates: to choose from; None for that of the settings alone, and for a head.
         metric: of people of the validation part, by which is chosen: "loss", or a name of
             `tablet_hf.training.metrics`. The default is the loss: of few people AUROC and accuracy have few values, and
             the first epoch of several alike would be taken, in which the model has hardly begun.
-        patience: epochs without a better metric after which training stops; None never stops early.
+        patience: epochs without a better metric after which training stops; None never stops early. A head has none.
         kind, positive: see `find_task`.
         lora_rank: of the adapters.
         callbacks, is_quiet: see `make_trainer`.
@@ -147,6 +147,9 @@ def finetune_fold(
         raise InputError(f"mode {mode!r}: choose {', '.join(MODES)}.")
     if mode in ("head", "lora") and init is None:
         raise InputError(f"mode {mode!r} needs a trained network; name one with init (command line: --init).")
+    if mode == "head" and (learning_rates is not None or patience is not None):
+        what = "rates to choose from (command line: --sweep)" if learning_rates is not None else "patience"
+        raise InputError(f"mode 'head' computes its linear model at once, without steps; leave {what} out.")
     if empty := [part for part in PARTS if not split.counts[part]]:
         raise InputError(
             f"{split.name}: nobody stands in its {empty[0]} part; fine-tuning learns from train, chooses by validation "

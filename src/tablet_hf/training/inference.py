@@ -1,6 +1,7 @@
 """From a model and the windows of people to what it says of each person."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,10 @@ def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequ
     if label is None:
         raise InputError("The model does not record what it predicts; name the phenotype with --label.")
     if config.problem_type == "regression":
+        places = range(len(store.runs)) if runs is None else [store.index(run) for run in runs]
+        texts = [value for value in (store.runs[place].phenotypes.get(label) for place in places) if _is_text(value)]
+        if texts:
+            raise InputError(f"{label}: {texts[0]!r} is no number, but the model predicts one; name another --label.")
         mean, std = config.target_mean or [0.0], config.target_std or [1.0]
         return Task(label, None, None, mean[0], std[0], "the model's config says so")
     names = [config.id2label[number] for number in range(config.num_labels)]
@@ -106,6 +111,10 @@ def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequ
             "such people out of the table of the split, or use another model."
         )
     return Task(label, tuple(by_name.get(name, name) for name in names), None, reason="the model's config says so")
+
+
+def _is_text(value: Any) -> bool:
+    return value is not None and (isinstance(value, bool) or not isinstance(value, Real))
 
 
 def predict_people(
