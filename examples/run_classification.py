@@ -1,4 +1,4 @@
-"""Fine-tune TABLeT to tell classes apart, with nothing but `Trainer`: a script to copy and change.
+"""Fine-tune TABLeT to tell classes apart, with the `Trainer` of transformers: a script to copy and change.
 
     tablet-hf dataset split STORE --label sex --out sex.csv
     python examples/run_classification.py --dataset STORE --splits sex.csv --label sex --output_dir my-model
@@ -10,7 +10,7 @@ rates, intervals and baselines on the same people there is `tablet-hf finetune`.
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import (
@@ -23,6 +23,7 @@ from tablet_hf.datasets import (
     read_splits,
     runs_in,
 )
+from tablet_hf.hub.trainer import PublishingTrainer
 from tablet_hf.training.metrics import class_probabilities, classification_metrics, metrics_for
 from tablet_hf.training.tasks import find_task
 
@@ -62,7 +63,8 @@ def main() -> None:
     training = TrainingWindows(store, data.num_frames, runs["train"], data.label, classes=task.classes)
     validation = EvaluationWindows(store, data.num_frames, runs["validation"], data.label, classes=task.classes)
     test = EvaluationWindows(store, data.num_frames, runs["test"], data.label, classes=task.classes)
-    trainer = Trainer(
+    # As `Trainer`, but a push sends no names, and what restricted data gave only with the right to share it.
+    trainer = PublishingTrainer(
         model,
         arguments,
         TabletCollator(model.config.problem_type),

@@ -1,4 +1,4 @@
-"""Pre-train TABLeT by masked token modeling, with nothing but `Trainer`: a script to copy and change.
+"""Pre-train TABLeT by masked token modeling, with the `Trainer` of transformers: a script to copy and change.
 
     python examples/run_masked_token_modeling.py --dataset STORE --output_dir pretrained --num_train_epochs 40
 
@@ -9,10 +9,11 @@ pictures.
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling
 from tablet_hf.datasets import EpochCallback, TabletCollator, TokenDataset, TrainingWindows, read_splits, runs_in
+from tablet_hf.hub.trainer import PublishingTrainer
 from tablet_hf.training.pretraining import MaskedWindows
 
 
@@ -50,7 +51,8 @@ def main() -> None:
         held_out = runs_in(split, store.runs, "validation")
         validation = MaskedWindows(store, data.num_frames, held_out, model.config)
 
-    trainer = Trainer(model, arguments, TabletCollator(), training, validation, callbacks=[EpochCallback()])
+    # As `Trainer`, but a push sends no names, and what restricted data gave only with the right to share it.
+    trainer = PublishingTrainer(model, arguments, TabletCollator(), training, validation, callbacks=[EpochCallback()])
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model()
     if validation is not None:

@@ -1,4 +1,4 @@
-"""Fine-tune TABLeT to predict a number, such as age, with nothing but `Trainer`: a script to copy and change.
+"""Fine-tune TABLeT to predict a number, such as age, with the `Trainer` of transformers: a script to copy and change.
 
     tablet-hf dataset split STORE --label age --out age.csv
     python examples/run_regression.py --dataset STORE --splits age.csv --label age --output_dir my-model
@@ -9,7 +9,7 @@ standard deviation of the training part, which the model keeps, so that it predi
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import (
@@ -22,6 +22,7 @@ from tablet_hf.datasets import (
     read_splits,
     runs_in,
 )
+from tablet_hf.hub.trainer import PublishingTrainer
 from tablet_hf.training.metrics import metrics_for, regression_metrics
 from tablet_hf.training.tasks import find_task
 
@@ -61,7 +62,8 @@ def main() -> None:
     training = TrainingWindows(store, data.num_frames, runs["train"], data.label)
     validation = EvaluationWindows(store, data.num_frames, runs["validation"], data.label)
     test = EvaluationWindows(store, data.num_frames, runs["test"], data.label)
-    trainer = Trainer(
+    # As `Trainer`, but a push sends no names, and what restricted data gave only with the right to share it.
+    trainer = PublishingTrainer(
         model,
         arguments,
         TabletCollator(model.config.problem_type),

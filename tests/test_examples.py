@@ -1,105 +1,18 @@
 """The examples run as they are written, on a few simulated people."""
 
-import importlib.util
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from small_autoencoders import save_f32
 
-from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
+from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import ScanRecord, TokenStoreWriter, split_subjects, subject_ids, write_splits
-from tablet_hf.demo.cohort import GROUPS, CohortDesign, write_cohort
-from tablet_hf.pipelines import ScanPredictor
-from tablet_hf.token_files import load_tokens, token_file_name
+from tablet_hf.learnt_from import LearntFrom
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("finetune_participants", EXAMPLES / "finetune_participants.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.slow
-def test_participants_are_finetuned_beside_a_baseline(tmp_path):
-    people = write_cohort(tmp_path / "derivatives", CohortDesign(num_people=8, num_frames=2), resolution=4)
-    damaged = tmp_path / "model" / "tokens" / f"{people[0].name}_{token_file_name(people[0].scan)}"
-    damaged.parent.mkdir(parents=True)
-    damaged.write_text("no tokens")
-    words = [tmp_path / "derivatives", "--label", "group", "--positive", GROUPS[1], "--out", tmp_path / "model"]
-    command = [sys.executable, EXAMPLES / "finetune_participants.py", *words, "--epochs", "1", "--num-frames", "2"]
-    ended = subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )
-
-    assert ended.returncode == 0, ended.stderr
-    assert "left out" not in ended.stdout
-    assert "6 people to learn from, 2 held out; larger class 1" in ended.stdout
-    rows = [line for line in ended.stdout.splitlines() if " accuracy " in line]
-    assert [row.split("  ")[0] for row in rows] == ["TABLeT", "functional connectivity"]
-    assert len(list((tmp_path / "model" / "tokens").iterdir())) == len(people)
-    assert ScanPredictor.from_pretrained(tmp_path / "model").model.config.id2label == {0: GROUPS[1]}
-
-
-class TestUnusableStudies:
-    """Told before the long work begins."""
-
-    @pytest.mark.parametrize(
-        ("table", "said"),
-        [
-            (None, "there is no such file"),
-            ("participant_id\tage\nsub-01\t3\n", "no column 'sex'; its columns are participant_id, age"),
-            ("participant_id\tsex\nsub-01\tF\nsub-02\tM\n", "nobody has 'Female' as sex; the values are F, M"),
-        ],
-    )
-    def test_tables(self, example, tmp_path, table, said):
-        if table is not None:
-            (tmp_path / "participants.tsv").write_text(table)
-        with pytest.raises(InputError, match=f"participants.tsv.*{said}"):
-            example.find_people(tmp_path, "sex", "Female")
-
-    def test_people_are_found_with_or_without_sub(self, example, tmp_path, capsys):
-        (tmp_path / "participants.tsv").write_text("participant_id\tsex\n01\tF\nsub-02\tM\nsub-03\tn/a\nsub-04\tM\n")
-        for name in ("sub-01", "sub-02"):
-            scan = tmp_path / name / "func" / f"{name}_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"
-            scan.parent.mkdir(parents=True)
-            scan.touch()
-        people = example.find_people(tmp_path, "sex", "F")
-        assert list(zip(people.participant_id, people.y, strict=True)) == [("sub-01", 1), ("sub-02", 0)]
-        assert "2 of 4 people have a sex and a scan" in capsys.readouterr().out
-
-    @pytest.mark.parametrize("positive", [0, 1, 2])
-    def test_too_few_of_a_kind(self, example, positive):
-        with pytest.raises(InputError, match=f"{positive} people are positive and 10 are not"):
-            example.hold_out(pd.DataFrame({"y": [1] * positive + [0] * 10}), seed=0)
-
-
-def test_a_scan_preprocessed_again_is_tokenized_again(example, make_scan, tmp_path):
-    extractor = TabletFeatureExtractor()
-    _ = extractor.slice_autoencoder
-    for seed in (1, 2):
-        people = pd.DataFrame(
-            {"participant_id": ["sub-01"], "scan": [make_scan(tmp_path / "bold.nii.gz", 1, seed=seed)]}
-        )
-        (path,) = example.tokenize(people, extractor, tmp_path / "tokens").tokens
-        tokens = load_tokens(path)[0].tokens
-        assert tokens.equal(extractor.tokenize(people.scan[0]).tokens.half())
-    written = path.stat().st_mtime_ns
-    example.tokenize(people, extractor, tmp_path / "tokens")
-    assert path.stat().st_mtime_ns == written
 
 
 def test_a_model_predicts_from_a_scan(tmp_path, monkeypatch, capsys, make_scan):
@@ -154,5 +67,7 @@ def test_trainer_scripts_run_as_they_are_written(tmp_path, monkeypatch, capsys, 
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert said in capsys.readouterr().out
     assert (tmp_path / "model" / "model.safetensors").is_file()
+    (training,) = LearntFrom.read(tmp_path / "model")
+    assert (training.task, training.people) == (label or "masked token modeling", 12)
     if label:
         assert TabletFeatureExtractor.from_pretrained(tmp_path / "model").signal == "intensity"

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
 from loopback_hub import LoopbackHub
 
 from tablet_hf.errors import InputError
+from tablet_hf.hub_files import fetch
 from tablet_hf.learnt_from import LEARNT_FROM_FILE, UNNAMED, LearntFrom
 
 FIRST = LearntFrom("masked token modeling", ("ADHD-200",), 112, 12, 224, 40_000, False)
@@ -80,3 +82,13 @@ class TestHub:
         assert LearntFrom.of_model("lab/with") == (FIRST, SECOND)
         assert LearntFrom.of_model("lab/without") == ()
         assert LearntFrom.of_model("lab/nothing") == ()
+
+    def test_that_the_hub_could_not_be_asked_is_told(self, hub, monkeypatch):
+        assert LearntFrom.of_model("lab/without") == ()
+        fetch("lab/with", "config.json")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.warns(UserWarning, match="lab/with: the Hub cannot be asked what it learnt from"):
+            assert LearntFrom.of_model("lab/with") == ()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert LearntFrom.of_model("lab/without") == ()  # known from when it was asked

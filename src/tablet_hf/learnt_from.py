@@ -7,6 +7,7 @@ It holds studies and counts, and nobody's name. Whether a model may be passed on
 """
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -110,14 +111,27 @@ class LearntFrom:
 
     @classmethod
     def of_model(cls, name: str | Path) -> tuple["LearntFrom", ...]:
-        """The trainings of a model by its folder or Hub id; none where nothing is recorded, or where it cannot be had.
+        """The trainings of a model by its folder or Hub id; none where nothing is recorded.
+
+        Nor where the Hub cannot be asked and the record was not downloaded before, which a warning says: what is
+        trained from there counts as of unknown data then.
 
         Raises:
             InputError: the record cannot be read.
         """
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
         try:
             path = fetch(name, LEARNT_FROM_FILE)
-        except InputError:
+        except InputError as error:
+            is_cut_off = isinstance(error.__cause__, LocalEntryNotFoundError)
+            if is_cut_off and try_to_load_from_cache(str(name), LEARNT_FROM_FILE) is not _CACHED_NO_EXIST:
+                warnings.warn(
+                    f"{name}: the Hub cannot be asked what it learnt from, so that is not recorded with what is "
+                    f"trained from it; download {LEARNT_FROM_FILE} of it first, where there is one.",
+                    stacklevel=2,
+                )
             return ()
         return cls.read(path.parent)
 

@@ -82,8 +82,8 @@ def check_may_be_published(
         )
 
 
-# Names that sources give to studies which everybody may have; of HBN with phenotypes the store is marked.
-OPEN_STUDIES = frozenset({"ADHD-200", "HBN"})
+# Names that sources give to studies which everybody may have. Not HBN, whose phenotypes have terms that its scans lack.
+OPEN_STUDIES = frozenset({"ADHD-200"})
 
 
 def sounds_restricted(datasets: Iterable[str | None]) -> str | None:
