@@ -98,6 +98,22 @@ class TestLinearModel:
         expected = values.mean() + new_scaled @ scaled.T @ np.linalg.solve(kernel, values - values.mean())
         assert model.outputs(new) == pytest.approx(expected, rel=1e-6)
 
+    @pytest.mark.parametrize("num_features", [15, 300])
+    def test_of_many_people_the_leading_axes_are_learnt_from(self, monkeypatch, num_features):
+        monkeypatch.setattr("tablet_hf.training.axes.MOST_AXES", 20)
+        rng = np.random.default_rng(3)
+        spread = np.r_[np.full(10, 30.0), np.full(num_features - 10, 0.1)]
+        mixing = np.linalg.qr(rng.standard_normal((num_features, num_features)))[0]
+        features, new = (rng.standard_normal((count, num_features)) * spread @ mixing for count in (200, 9))
+        values = features @ mixing[0] + rng.standard_normal(200)
+        model = LinearModel(None).fit(features, values)
+        scaled, new_scaled = ((some - features.mean(0)) / features.std(0) for some in (features, new))
+        axes = np.linalg.svd(scaled, full_matrices=False)[2][:20]
+        rows, new_rows = scaled @ axes.T, new_scaled @ axes.T
+        unit = (rows**2).sum(1).mean() / model.strength
+        weights = np.linalg.solve(rows.T @ rows + unit * np.eye(rows.shape[1]), rows.T @ (values - values.mean()))
+        assert model.outputs(new) == pytest.approx(values.mean() + new_rows @ weights, rel=0.02, abs=0.5)
+
     def test_the_penalty_is_the_best_for_people_left_out(self):
         rng = np.random.default_rng(2)
         labels = np.tile([0, 1], 30)

@@ -27,6 +27,7 @@ from tablet_hf.files import written_whole
 from tablet_hf.learnt_from import LearntFrom
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.axes import principal_axes
 from tablet_hf.training.checkpoints import (
     TRAINING_FILE,
     agreed_checkpoint,
@@ -421,7 +422,8 @@ def linear_head(
 
     mean, std = states.mean(0), states.std(0)
     std = np.where(std > 1e-8 * max(1e-30, float(std.max())), std, np.inf)
-    features = (states - mean) / std
+    axes = principal_axes(*states.shape, seed)
+    features = axes.fit_transform((states - mean) / std)
     num_folds = min(5, len(set(people)))
     penalties = np.logspace(-5, 1, 7)
     if task.is_regression:
@@ -435,8 +437,10 @@ def linear_head(
         search = GridSearchCV(model, {"C": penalties}, scoring="neg_log_loss", cv=parts)
     search.fit(features, targets, groups=people)
     best = search.best_estimator_
-    weight = np.atleast_2d(best.coef_) / std
-    bias = np.atleast_1d(best.intercept_) - weight @ mean
+    weight = np.atleast_2d(best.coef_) @ axes.components_
+    bias = np.atleast_1d(best.intercept_) - weight @ axes.mean_
+    weight = weight / std
+    bias = bias - weight @ mean
     return weight.astype(np.float32), bias.astype(np.float32)
 
 
