@@ -406,6 +406,12 @@ class TestReconstruct:
 
 
 class TestInfo:
+    def test_of_a_store_another_command_tells(self, tmp_path):
+        (tmp_path / "store.json").write_text("{}")
+        result = tablet_hf("info", tmp_path)
+        assert result.exit_code == 2
+        assert "tablet-hf dataset describe tells what is in it" in " ".join(result.output.split())
+
     def test_scan(self, scans):
         result = tablet_hf("info", scans[0])
         assert result.exit_code == 0

@@ -3,11 +3,22 @@
 import io
 
 import pytest
+import typer
 from rich.console import Console
 from rich.progress import TextColumn
 
 from tablet_hf.demo.terminal import Terminal
-from tablet_hf.terminal import Bars
+from tablet_hf.terminal import Bars, one_sentence
+
+
+def test_who_stops_a_command_is_told_how_to_go_on(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as left:
+        one_sentence(stopped)()
+    assert left.value.exit_code == 130
+    assert "Stopped; run the same command again" in capsys.readouterr().err
 
 
 class Clock:

@@ -295,6 +295,7 @@ def split(
     from tablet_hf.datasets.records import phenotype_values
     from tablet_hf.datasets.split_files import write_splits
     from tablet_hf.datasets.store import TokenDataset
+    from tablet_hf.datasets.store_files import INDEX_FILE, STORE_FILE
 
     if stratify not in (None, "site"):
         raise InputError(f"--stratify {stratify}: people are stratified by site, and by --label.")
@@ -303,6 +304,11 @@ def split(
     if out.exists():
         raise InputError(f"{out}: this split is there already; choose another --out, so that results stay comparable.")
     runs = TokenDataset.load(store).runs
+    if (Path(store) / STORE_FILE).is_file() and not (Path(store) / INDEX_FILE).is_file():
+        messages.print(
+            f"Note: {_said(store)}: tablet-hf tokenize has not come to its end there, so people may be missing, who "
+            "would stand in no part; draw the split again when it has."
+        )
     labels = None if label is None else phenotype_values(runs, label, store)
     subjects, families, sites = splits.subject_ids(runs), splits.family_ids(runs), [run.site for run in runs]
     if stratify and not any(site is not None for site in sites):

@@ -411,7 +411,8 @@ def _tell_results(results: Mapping[str, Any] | None, out: Path) -> None:
         return
     for sentence in results["warnings"]:
         messages.print(f"Note: {escape(sentence)}")
-    output.print(escape(f"{results['label']}, {results['num_people']} people, mean and 95% interval over people"))
+    people = "1 person" if results["num_people"] == 1 else f"{results['num_people']} people"
+    output.print(escape(f"{results['label']}, {people}, mean and 95% interval over people"))
     names = list(next(iter(results["methods"].values()))["metrics"])
     main, first = results["main_metric"], next(iter(results["methods"]))
     ahead = {each["second"]: each for each in results["comparisons"]}

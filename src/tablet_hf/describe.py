@@ -31,6 +31,7 @@ def describe(
         InputError: it cannot be read as what it seems to be.
     """
     from tablet_hf.autoencoders import shipped_autoencoders
+    from tablet_hf.datasets.store_files import STORE_FILE
     from tablet_hf.token_files import SUFFIX
 
     path = Path(name)
@@ -38,6 +39,8 @@ def describe(
         return describe_autoencoder(name)
     if name.endswith(SUFFIX):
         return describe_tokens(path)
+    if (path / STORE_FILE).is_file():
+        raise InputError(f"{name}: it is a token dataset; tablet-hf dataset describe tells what is in it.")
     if path.is_dir() or not (path.exists() or name.endswith((".nii", ".nii.gz"))):
         config = read_config(name)
         return describe_autoencoder(name) if "_class_name" in config else describe_model(name, config)

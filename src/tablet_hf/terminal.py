@@ -50,7 +50,9 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do again wha
 
 
 def one_sentence(command: Callable) -> Callable:
-    """Tell unusable input in its sentence and leave with 2; anything else is our failure, and Python leaves with 1.
+    """Tell unusable input in its sentence and leave with 2, and with 130 where somebody stops it.
+
+    Anything else is our failure, and Python leaves with 1.
 
     The libraries are made quiet here, when the command begins: importing them takes seconds that --help should not.
     """
@@ -63,6 +65,9 @@ def one_sentence(command: Callable) -> Callable:
         except InputError as error:
             messages.print(f"Error: {escape(str(error))}")
             raise typer.Exit(2) from error
+        except KeyboardInterrupt as stop:
+            messages.print("Stopped; run the same command again to go on with what is not finished.")
+            raise typer.Exit(130) from stop
         except OSError as error:
             # A full disk, a folder that may not be written to: no fault of the program's, but nothing else either.
             if error.filename is None and error.errno != errno.ENOSPC:

@@ -539,6 +539,13 @@ class TestCommand:
         assert "Traceback" not in output
         assert not (tmp_path / "x.csv").exists()
 
+    def test_that_tokenizing_has_not_ended_is_told(self, split, tmp_path):
+        assert "tokenize" not in split("--out", tmp_path / "whole.csv")[1]
+        (tmp_path / "store" / "runs.parquet").unlink()
+        code, output = split("--out", tmp_path / "x.csv")
+        assert code == 0
+        assert "tokenize has not come to its end there" in output
+
     def test_a_record_never_takes_the_place_of_the_split(self, split, tmp_path):
         code, output = split("--out", tmp_path / "x.json")
         assert code == 2

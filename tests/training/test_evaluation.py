@@ -324,6 +324,19 @@ def test_few_people_and_small_classes_are_said():
     assert evaluate_predictions(simulated(100), 50, 10).notes == ()
 
 
+def test_one_person_has_no_interval_and_no_p_value():
+    one = evaluate_predictions(table([1], [0.9]), 50, 10)
+    assert one.metrics["accuracy"].value == 1
+    assert math.isnan(one.metrics["accuracy"].low)
+    assert "There is 1 person" in one.notes[0]
+    difference = compare(table([1], [0.9]), table([1], [0.1], method="other"), 50)
+    assert difference.main.value == 1
+    assert math.isnan(difference.main.low)
+    assert math.isnan(difference.p_value)
+    two = compare(table([1, 0], [0.9, 0.1]), table([1, 0], [0.1, 0.6], method="other"), 50)
+    assert math.isfinite(two.metrics["accuracy"].low)
+
+
 def test_a_perfect_score_is_not_taken_for_certainty():
     notes = evaluate_predictions(table([0, 1] * 20, [0.1, 0.9] * 20), 50, 10).notes
     assert any("exact binomial interval of accuracy is 91% to 100%" in note for note in notes)

@@ -125,8 +125,8 @@ def read_splits(
     missing = sorted((known or set()) - set(cells))
     if missing:
         raise InputError(
-            f"{path}: {len(missing)} subjects of the data set have no row, the first is {missing[0]!r}; give each a "
-            "row, with empty cells where it shall stand in no part."
+            f"{path}: {len(missing)} subjects of the data set have no row, the first is {missing[0]!r}; draw the "
+            "split again, or give each a row, with empty cells where it shall stand in no part."
         )
     made = _read_record(record_of(path))
     splits = []

@@ -284,7 +284,9 @@ def compare(first: Predictions, second: Predictions, num_bootstraps: int = 2000,
         for name in drawn:
             draws.setdefault(name, []).append(drawn[name] - drawn_second[name])
     names = [name for name in values[0] if name not in ("slope", "intercept")]
-    differences = {name: _estimate(values[0][name] - values[1][name], np.concatenate(draws[name])) for name in names}
+    differences = {
+        name: _estimate(values[0][name] - values[1][name], np.concatenate(draws[name]), len(people)) for name in names
+    }
     main = main_metric(first)
     return Comparison(
         first.method,
@@ -372,7 +374,7 @@ def _estimates(
         for name, drawn in compute(counts[:, person_of_entry]).items():
             draws.setdefault(name, []).append(drawn)
     metrics, calibration = (
-        {name: _estimate(value, np.concatenate(draws[name])) for name, value in values.items()}
+        {name: _estimate(value, np.concatenate(draws[name]), num_people) for name, value in values.items()}
         for values in (_values(predictions), _calibration_values(predictions))
     )
     if not predictions.is_regression:
@@ -380,10 +382,11 @@ def _estimates(
     return metrics, calibration
 
 
-def _estimate(value: float, draws: np.ndarray) -> Estimate:
+def _estimate(value: float, draws: np.ndarray, num_people: int) -> Estimate:
     defined = draws[np.isfinite(draws)]
     undefined = 1 - len(defined) / len(draws)
-    if not math.isfinite(value) or undefined > MAX_UNDEFINED:
+    # Of one person all draws are the same.
+    if num_people < 2 or not math.isfinite(value) or undefined > MAX_UNDEFINED:
         return Estimate(value, undefined=undefined)
     low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(value, float(low), float(high), undefined)
@@ -585,7 +588,9 @@ def _check(predictions: Predictions) -> None:
 
 def _notes(predictions: Predictions, metrics: Mapping[str, Estimate], person_of_entry: np.ndarray) -> Iterator[str]:
     num_people = int(person_of_entry.max()) + 1
-    if num_people < FEW_PEOPLE:
+    if num_people == 1:
+        yield "There is 1 person: nothing can be said of others by it, and no interval is given."
+    elif num_people < FEW_PEOPLE:
         yield (
             f"There are {num_people} people, fewer than {FEW_PEOPLE}: intervals are wide, and wider in truth than the "
             "bootstrap makes them."

@@ -179,7 +179,8 @@ def baselines(
     by_method: dict[str, list[Predictions]] = {}
     for split, task in folds:
         if on_note is not None:
-            on_note(f"Baselines of {split.name} ...")
+            way = "" if found is not None else " (connectivity of decoded tokens: scans, by --scans, are read faster)"
+            on_note(f"Baselines of {split.name}{way} ...")
         tables = baseline_predictions(
             store,
             task,
