@@ -207,7 +207,7 @@ def test_what_a_killed_process_left_is_deleted(tmp_path):
 
 
 def save_converted(folder):
-    save_model(small_model(), folder)
+    save_model(small_model(), folder, "last.pth")
 
 
 def save_trained(folder):

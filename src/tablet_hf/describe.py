@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,10 @@ def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     }
     if "TabletForSequenceClassification" in (config.architectures or []):
         facts["predicts"] = f"{', '.join(config.id2label.values())} ({config.problem_type or 'problem_type not set'})"
-    if trainings := LearntFrom.of_model(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it could not be asked for matters to who trains from it
+        trainings = LearntFrom.of_model(name)
+    if trainings:
         start = [] if trainings[0].started_from is None else [f"what {trainings[0].started_from} did, not recorded"]
         facts["learnt from"] = ", then ".join([*start, *map(str, trainings)])
     return facts

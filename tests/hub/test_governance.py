@@ -334,7 +334,7 @@ TELLING = {
     "short subject": "sub-07_task-rest",
     "path": "/data/study/visit/bold.nii.gz",
     "path of a drive": "/Volumes/lab/visit/bold.nii.gz",
-    "path of a cluster": "/cluster/home/someone/bold.nii.gz",
+    "path of a cluster": "/cluster/someone/bold.nii.gz",
     "Windows path": r"D:\study\bold.nii.gz",
     "day": "2019-03-04",
     "day in digits": "20190304",
