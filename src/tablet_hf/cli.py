@@ -360,7 +360,7 @@ def convert(
         report = convert_checkpoint(source, folder, config=config, head=head, revision=revision, **settings)
         output.print(escape(str(report)))
         if push is not None:
-            cli_hub.send(folder, push, {"converted_from": source})
+            cli_hub.send(folder, push, {})
 
 
 @app.command()

@@ -1,10 +1,9 @@
 """Where training starts from: weights in the layout of the released code do as those of this package do."""
 
-import json
-
 import pytest
 import torch
 from loopback_hub import LoopbackHub
+from released_layout import RELEASED, released_folder, released_weights
 from safetensors.torch import save_file
 
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification, TabletModel
@@ -17,50 +16,14 @@ from tablet_hf.training.pretraining import pretrain
 
 SETTINGS = Settings(window_frames=12, max_steps=1, batch_size=8, learning_rate=1e-12, device="cpu")
 
-CONFIG = {
-    "input_feature_size": 96,
-    "num_tokens": 324,
-    "num_classes": 1,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "d_model": 64,
-    "d_ff": 48,
-    "dropout": 0.0,
-    "feature_dropout": False,
-    "hidden_act": "relu",
-    "norm_type": "ln",
-    "mlp_type": "vanilla",
-    "qk_norm": False,
-    "input_norm": True,
-    "out_norm": False,
-    "feature_norm": True,
-}
+CONFIG = RELEASED | {"num_tokens": 324, "num_heads": 2, "num_kv_heads": 1, "d_model": 64, "d_ff": 48}
 
 
 def write_released(folder, token_size=96):
     """A checkpoint as the released code lays it out, of random weights, which are given back."""
-    shapes = {"cls_token": (1, 1, 64), "feature_projection.weight": (64, token_size), "feature_projection.bias": (64,)}
-    for name, size in (("feature_norm", token_size), ("input_norm", 64)):
-        shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
-    for layer in ("layers.0.", "layers.1."):
-        for name, rows, columns in (
-            ("self_attn.q_proj", 64, 64),
-            ("self_attn.k_proj", 32, 64),
-            ("self_attn.v_proj", 32, 64),
-            ("self_attn.out_proj", 64, 64),
-            ("ff.0", 48, 64),
-            ("ff.3", 64, 48),
-        ):
-            shapes |= {f"{layer}{name}.weight": (rows, columns), f"{layer}{name}.bias": (rows,)}
-        for name in ("norm1", "norm2"):
-            shapes |= {f"{layer}{name}.weight": (64,), f"{layer}{name}.bias": (64,)}
-    shapes |= {"fc.weight": (1, 64), "fc.bias": (1,)}
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    folder.mkdir(parents=True)
-    save_file(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"input_feature_size": token_size}))
+    config = CONFIG | {"input_feature_size": token_size}
+    weights = released_weights(config)
+    released_folder(folder, config, weights)
     return weights
 
 

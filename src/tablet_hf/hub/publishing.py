@@ -174,7 +174,6 @@ def prepare(
     dataset: str | Path | TokenDataset | None = None,
     evaluation: str | Path | None = None,
     with_code: bool = False,
-    converted_from: str | None = None,
     phenotypes: Sequence[str] | None = None,
     keep_subjects: bool = False,
     without: Sequence[str] = (),
@@ -194,8 +193,6 @@ def prepare(
         dataset: of a model, the store it was trained on, for the card and for the names that must not be sent.
         evaluation: of a model, results.json of `tablet-hf evaluate`.
         with_code: put the code beside a model, so that it loads where this package is not installed.
-        converted_from: of a model, the checkpoint of the released code that it was converted from, for the card; by
-            default as `convert_checkpoint` has noted it beside a model that was not trained since.
         phenotypes, keep_subjects, without, keep_sites, exact_ages: of tokens, see `published_runs`.
         token: an access token that must not stand in any file.
         on_progress: of tokens, is told runs done and runs in all.
@@ -228,7 +225,7 @@ def prepare(
     )
     try:
         if kind == "model":
-            prepared, more = _prepare_model(path, out, repo, sharing, dataset, evaluation, with_code, converted_from)
+            prepared, more = _prepare_model(path, out, repo, sharing, dataset, evaluation, with_code)
         elif kind == "autoencoder":
             prepared, more = _prepare_autoencoder(path, out, repo, sharing)
         else:
@@ -319,12 +316,12 @@ def _prepare_model(
     dataset: str | Path | TokenDataset | None,
     evaluation: str | Path | None,
     with_code: bool,
-    converted_from: str | None,
 ) -> tuple[Prepared, Secrets]:
     from huggingface_hub.errors import StrictDataclassError
 
     from tablet_hf.configuration_tablet import TabletConfig
     from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
+    from tablet_hf.hub import conversion
 
     store = TokenDataset.load(dataset) if isinstance(dataset, str | Path) else dataset
     training = TrainingFacts() if store is None else TrainingFacts.of_store(store)
@@ -368,10 +365,8 @@ def _prepare_model(
         write_custom_code(out)
     if learnt_from:
         LearntFrom.write(out, learnt_from)
-    if converted_from is None and not learnt_from:
-        from tablet_hf.hub import conversion
-
-        converted_from = conversion.converted_from(path)
+    # Noted by `convert_checkpoint`, of a model that was not trained since.
+    converted_from = None if learnt_from else conversion.converted_from(path)
     if store is None and converted_from is not None:
         notes.append(f"Which data {converted_from} was trained on nothing here records; the card says what is known.")
     elif store is None and not learnt_from:

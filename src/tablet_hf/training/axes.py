@@ -12,9 +12,8 @@ def principal_axes(num_rows: int, num_features: int, seed: int = 0) -> Any:
     """A PCA (scikit-learn's, not fitted) that turns rows into the space that they span.
 
     A penalty on the squares of weights leaves them within that space, so up to `MOST_AXES` rows no prediction changes
-    by it (Hastie & Tibshirani 2004, doi:10.1093/biostatistics/kxh010). Of more rows, where there are
-    more features too, the leading axes are found by a randomised decomposition, and what lies across them is not learnt
-    from.
+    by it (Hastie & Tibshirani 2004, doi:10.1093/biostatistics/kxh010). Of more rows, where there are more features
+    too, the leading axes are found by a randomised decomposition, and what lies across them is not learnt from.
 
     Args:
         num_rows, num_features: that it will be fitted on.
