@@ -356,6 +356,8 @@ def test_finetune(label, request, frozen):
     frozen(f"keys of results of {label}", {"all": sorted(results), "about": sorted(results["about"])})
     frozen(f"predictions of {label}", predicted(rows), **TRAINED)
     frozen(f"metrics of {label}", metrics(results), **TRAINED)
+    config = json.loads((out / "mine" / "model" / "config.json").read_text())
+    frozen(f"config of {label}", {name: value for name, value in config.items() if name != "transformers_version"})
     fold = json.loads((out / "mine" / "fold.json").read_text())
     frozen(f"validation of {label}", {"metric": fold["metric"], "of rates": fold["validation"]}, **TRAINED)
 
@@ -393,6 +395,27 @@ def test_info_of_a_model(sex, pretrained):
 
 
 # --- what models are for
+
+
+def test_networks_of_large_weights(frozen):
+    """What four steps of training leave near zero, as what positions do, shows here."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    tokens = torch.randn(1, 6, 27, 96, generator=torch.Generator().manual_seed(0))
+    hidden = (torch.arange(6 * 27) % 3 == 0).view(1, 6, 27)
+    for kind in ("spatiotemporal_rope", "rope", "none"):
+        config = tablet_hf.TabletConfig(
+            **sizes, intermediate_size=64, token_size=96, position_embedding_type=kind, num_labels=2
+        )
+        models = [tablet_hf.TabletForSequenceClassification(config), tablet_hf.TabletForMaskedTokenModeling(config)]
+        with torch.no_grad():
+            for model in models:
+                random = torch.Generator().manual_seed(1)
+                for _, weight in sorted(model.eval().named_parameters()):
+                    weight.copy_(0.3 * torch.randn(weight.shape, generator=random))
+            logits = models[0](tokens, repetition_time=0.8).logits[0].tolist()
+            rebuilt = models[1](tokens, repetition_time=0.8, bool_masked_pos=hidden)
+        found = {"logits": logits, "loss": rebuilt.loss.item()}
+        frozen(f"network with positions {kind}", found | {"some": rebuilt.reconstruction.flatten()[::4001].tolist()})
 
 
 @pytest.fixture(scope="module")
