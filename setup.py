@@ -36,8 +36,8 @@ setup(
     packages=[*find_packages("src"), "brainmarks.models"],
     cmdclass={"build_py": BuildWithCards},
     package_data={
-        "tablet_hf.autoencoders": ["weights/*/*"],
-        "tablet_hf.training": ["evaluate_modules/*/*.py"],
+        "tablet_hf": ["autoencoders/weights/*/*"],
+        "tablet_hf.evaluation": ["evaluate_modules/*/*.py"],
     },
     install_requires=[
         "torch>=2.6",
@@ -75,7 +75,7 @@ setup(
         "brainmarks": ["brainmarks>=0.1.1"],
         "train": ["peft>=0.15", "pillow>=10", "tensorboardX>=2.6"],
     },
-    entry_points={"console_scripts": ["tablet-hf=tablet_hf.cli:main"]},
+    entry_points={"console_scripts": ["tablet-hf=tablet_hf.cli.__main__:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",

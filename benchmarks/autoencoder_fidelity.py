@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.train_autoencoder import Photographs, photograph_psnr
 from tablet_hf import TabletFeatureExtractor
-from tablet_hf.autoencoders import SliceAutoencoder, load_autoencoder
-from tablet_hf.autoencoders.fidelity import psnr, temporal_correlation
-from tablet_hf.autoencoders.train import Photographs, photograph_psnr
-from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
+from tablet_hf.evaluation.fidelity import psnr, temporal_correlation
+from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, SliceAutoencoder, load_autoencoder
 from tablet_hf.volumes import BoldRun, open_run, scale_intensity, undo_percent_change, unscale_intensity
 
 IMAGE_SIZE = 96

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from tablet_hf import TabletFeatureExtractor
+from tablet_hf.baselines.connectivity import Regions, atlas_regions, fisher_z, region_means, standardised
+from tablet_hf.baselines.features import RegionTimeSeries, find_scans
 from tablet_hf.datasets import TokenDataset
 from tablet_hf.grid import grid_affine
-from tablet_hf.training.connectivity import Regions, atlas_regions, fisher_z, region_means, standardised
-from tablet_hf.training.run_features import StoredCourses, find_scans
 
 
 def from_all_axes(store: TokenDataset, run: int, regions: Regions, extractor: TabletFeatureExtractor) -> np.ndarray:
@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     store, regions = TokenDataset.load(arguments.store), atlas_regions(arguments.atlas)
-    read = StoredCourses(store, find_scans(store, arguments.scans))
-    decoded = StoredCourses(store, None, arguments.device)
+    read = RegionTimeSeries(store, find_scans(store, arguments.scans))
+    decoded = RegionTimeSeries(store, None, arguments.device)
     extractor = TabletFeatureExtractor.from_dict(store.preprocessing)
     extractor.to(arguments.device, torch.float16 if arguments.device.startswith("cuda") else torch.float32)
     _ = extractor.slice_autoencoder

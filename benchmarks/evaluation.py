@@ -18,18 +18,18 @@ import numpy as np
 import scipy
 import sklearn
 
-from tablet_hf.training.evaluation import evaluate_predictions
-from tablet_hf.training.metrics import classification_metrics
-from tablet_hf.training.predictions import Predictions
+from tablet_hf.evaluation.metrics import classification_metrics
+from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.evaluation.statistics import evaluate_predictions
 
 
-def simulated(num_people: int) -> Predictions:
+def simulated(num_subjects: int) -> Predictions:
     rng = np.random.default_rng(0)
-    targets = rng.integers(0, 2, num_people)
-    positive = 1 / (1 + np.exp(0.5 - targets - rng.standard_normal(num_people)))
-    subjects = tuple(f"{number:06}" for number in range(num_people))
-    sites = tuple("ABCD"[number % 4] for number in range(num_people))
-    folds = tuple(f"fold-{number // 4 % 4 + 1}" for number in range(num_people))
+    targets = rng.integers(0, 2, num_subjects)
+    positive = 1 / (1 + np.exp(0.5 - targets - rng.standard_normal(num_subjects)))
+    subjects = tuple(f"{number:06}" for number in range(num_subjects))
+    sites = tuple("ABCD"[number % 4] for number in range(num_subjects))
+    folds = tuple(f"fold-{number // 4 % 4 + 1}" for number in range(num_subjects))
     outputs = np.stack([1 - positive, positive], axis=1)
     return Predictions("simulated", "sex", ("F", "M"), subjects, targets, outputs, sites, folds)
 
@@ -45,8 +45,8 @@ def main() -> None:
         f"numpy {np.__version__}, scipy {scipy.__version__}, scikit-learn {sklearn.__version__}"
     )
     evaluate_predictions(simulated(50), 2, 2)  # imports
-    for num_people in arguments.people:
-        predictions = simulated(num_people)
+    for num_subjects in arguments.people:
+        predictions = simulated(num_subjects)
         started = time.perf_counter()
         evaluate_predictions(predictions, arguments.draws, arguments.draws)
         ours = time.perf_counter() - started
@@ -54,12 +54,12 @@ def main() -> None:
         rng, timed = np.random.default_rng(0), max(1, arguments.draws // 10)
         started = time.perf_counter()
         for _ in range(timed):
-            rows = rng.integers(num_people, size=num_people)
+            rows = rng.integers(num_subjects, size=num_subjects)
             classification_metrics(predictions.targets[rows], predictions.outputs[rows])
         loop = (time.perf_counter() - started) * arguments.draws / timed
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         print(
-            f"{num_people} people, {arguments.draws} draws: whole evaluation {ours:.1f} s "
+            f"{num_subjects} people, {arguments.draws} draws: whole evaluation {ours:.1f} s "
             f"(peak memory {peak:.0f} MiB), bootstrap draw by draw alone {loop:.1f} s: {loop / ours:.1f} times as long"
         )
 

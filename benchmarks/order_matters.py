@@ -58,8 +58,8 @@ from transformers.trainer_callback import PrinterCallback
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.datasets.collator import TabletCollator
 from tablet_hf.errors import InputError
+from tablet_hf.evaluation.metrics import accuracy_interval
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
-from tablet_hf.training.metrics import accuracy_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

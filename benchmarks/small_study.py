@@ -31,12 +31,12 @@ import transformers
 
 from tablet_hf import TabletModel
 from tablet_hf.datasets import Split, TokenDataset, folds, subject_ids
+from tablet_hf.evaluation.predictions import joined
+from tablet_hf.report.evaluation_page import write_results
 from tablet_hf.training.arguments import SIZES, Settings
 from tablet_hf.training.experiments import baselines
 from tablet_hf.training.finetuning import finetune_fold, read_fold
-from tablet_hf.training.predictions import joined
 from tablet_hf.training.pretraining import pretrain
-from tablet_hf.training.results import write_results
 
 MEAN, VARIABILITY = {"pooling_type": "mean"}, {"pooling_type": "variability"}
 VARIANTS = {  # name: (what it starts from, fields over those of it, mode)
@@ -116,8 +116,8 @@ def recognised(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def identification(store: TokenDataset, split: Split, out: Path, device: str) -> None:
     """Print how many people each kind of pooling recognises, with the networks of one fold."""
     half = min(run.num_frames for run in store.runs) // 2
-    learnt_from = set(split.subjects("train"))
-    is_new = np.array([subject not in learnt_from for subject in subject_ids(store.runs)])
+    training_data = set(split.subjects("train"))
+    is_new = np.array([subject not in training_data for subject in subject_ids(store.runs)])
     print(f"recognised in the other half of {2 * half} frames, chance {1 / len(store.runs):.3f}:")
     for name in ("untrained", "pretrained"):
         for pooling in ("cls", "mean", "variability"):
@@ -157,7 +157,7 @@ def results(store: TokenDataset, splits: Sequence[Split], label: str, out: Path,
 
 def table(folder: Path) -> None:
     judged = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    print(f"\n{judged['about'].get('signal')}, {judged['label']}, {judged['num_people']} people\n")
+    print(f"\n{judged['about'].get('signal')}, {judged['label']}, {judged['num_subjects']} people\n")
     print("| method | AUROC | balanced accuracy | p |\n| --- | --- | --- | --- |")
     for name, entry in judged["methods"].items():
         shown = [

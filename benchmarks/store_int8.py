@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from tablet_hf import TabletFeatureExtractor
-from tablet_hf.autoencoders import DEFAULT_AUTOENCODER
 from tablet_hf.datasets.run_files import KeptTokens, quantise
+from tablet_hf.slice_autoencoder import DEFAULT_AUTOENCODER
 
 
 def by_features(tokens: torch.Tensor) -> KeptTokens:

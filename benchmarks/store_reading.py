@@ -20,7 +20,8 @@ from pathlib import Path
 import pyarrow
 import torch
 
-from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
+from tablet_hf.datasets import TokenDataset, TokenStoreWriter
+from tablet_hf.sources import ScanRecord
 
 WINDOW = 256
 PREPROCESSING = {

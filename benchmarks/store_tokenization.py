@@ -32,10 +32,10 @@ from dcae_scan import DCAE_F32C32
 from diffusers import AutoencoderDC
 
 from tablet_hf import TabletFeatureExtractor
-from tablet_hf.autoencoders import DEFAULT_AUTOENCODER
 from tablet_hf.datasets import TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.sources import find_scans
 from tablet_hf.datasets.tokenization import Resources, gathered, shared_out, tokenize_scans
+from tablet_hf.slice_autoencoder import DEFAULT_AUTOENCODER
+from tablet_hf.sources import find_scans
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
 from tablet_hf.volumes import open_run
 

@@ -29,7 +29,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSequenceClassification
-from tablet_hf.datasets import EvaluationWindows, ScanRecord, TokenDataset, TokenStoreWriter, TrainingWindows
+from tablet_hf.datasets import EvaluationWindows, TokenDataset, TokenStoreWriter, TrainingWindows
+from tablet_hf.sources import ScanRecord
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 
 PREPROCESSING = {"autoencoder": "random numbers", "signal": "intensity", "scaling": "max", "volume_size": 96}

@@ -22,9 +22,9 @@ from tablet_hf.datasets import (
     read_splits,
     runs_in,
 )
+from tablet_hf.datasets.tasks import find_task
+from tablet_hf.evaluation.metrics import metrics_for, regression_metrics
 from tablet_hf.hub.trainer import PublishingTrainer
-from tablet_hf.training.metrics import metrics_for, regression_metrics
-from tablet_hf.training.tasks import find_task
 
 
 @dataclass

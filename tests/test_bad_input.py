@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tablet_hf.cli import app
+from tablet_hf.cli.__main__ import app
 
 
 def edited(path, good, change):

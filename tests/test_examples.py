@@ -9,8 +9,9 @@ import torch
 from small_autoencoders import save_f32
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
-from tablet_hf.datasets import ScanRecord, TokenStoreWriter, split_subjects, subject_ids, write_splits
-from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.datasets import TokenStoreWriter, split_subjects, subject_ids, write_splits
+from tablet_hf.hub.training_data import TrainingData
+from tablet_hf.sources import ScanRecord
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -67,7 +68,7 @@ def test_trainer_scripts_run_as_they_are_written(tmp_path, monkeypatch, capsys, 
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert said in capsys.readouterr().out
     assert (tmp_path / "model" / "model.safetensors").is_file()
-    (training,) = LearntFrom.read(tmp_path / "model")
+    (training,) = TrainingData.read(tmp_path / "model")
     assert (training.task, training.people) == (label or "masked token modeling", 12)
     if label:
         assert TabletFeatureExtractor.from_pretrained(tmp_path / "model").signal == "intensity"

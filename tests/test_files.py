@@ -15,16 +15,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tablet_hf.cli.prediction_table import PredictionTable
 from tablet_hf.configuration_tablet import TabletConfig
+from tablet_hf.datasets.token_files import save_tokens
 from tablet_hf.demo.results import Split, write_results
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor, TokenizedRun
-from tablet_hf.files import folder_written_whole, saved_weights_checksum, weights_checksum, written_whole
+from tablet_hf.files import atomic_folder, atomic_write, saved_weights_checksum, weights_checksum
 from tablet_hf.hub.conversion import save_model
 from tablet_hf.modeling_tablet import TabletModel
-from tablet_hf.prediction_table import PredictionTable
 from tablet_hf.report.page import write_page
 from tablet_hf.report.pictures import results_figure, save_figure
-from tablet_hf.token_files import save_tokens
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import save_model as save_trained_model
 
@@ -35,7 +35,7 @@ def names_in(folder):
 
 def test_the_name_is_given_when_the_file_is_whole(tmp_path):
     path = tmp_path / "a.csv"
-    with written_whole(str(path)) as unfinished:
+    with atomic_write(str(path)) as unfinished:
         assert unfinished.parent == tmp_path
         unfinished.write_text("half")
         assert not path.exists()
@@ -54,9 +54,9 @@ def test_a_file_that_came_meanwhile_is_not_replaced_unasked(tmp_path, monkeypatc
     if not has_links:
         monkeypatch.setattr(os, "link", link)
     path = tmp_path / "a.csv"
-    with written_whole(path, replace=False) as unfinished:
+    with atomic_write(path, replace=False) as unfinished:
         unfinished.write_text("first")
-    with pytest.raises(FileExistsError) as caught, written_whole(path, replace=False) as unfinished:
+    with pytest.raises(FileExistsError) as caught, atomic_write(path, replace=False) as unfinished:
         unfinished.write_text("second")
     assert caught.value.filename == str(path)
     assert path.read_text() == "first"
@@ -69,7 +69,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
     path.write_text("old")
 
     def fail():
-        with written_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text("half")
             raise failure
 
@@ -83,7 +83,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
     ("name", "ending"), [("a_bold.nii.gz", ".nii.gz"), ("v1.2_a.nii", ".nii"), ("x_tokens.safetensors", ".safetensors")]
 )
 def test_the_temporary_name_keeps_the_ending_but_is_no_such_file_to_others(tmp_path, name, ending):
-    with written_whole(tmp_path / name) as unfinished:
+    with atomic_write(tmp_path / name) as unfinished:
         unfinished.touch()
         assert unfinished.name.endswith(ending)
         assert len(unfinished.name) < 50
@@ -95,7 +95,7 @@ def test_several_may_write_the_same_file_at_once(tmp_path):
     path = tmp_path / "a.txt"
 
     def write(number):
-        with written_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_text(str(number) * 100_000)
 
     with ThreadPoolExecutor(8) as workers:
@@ -110,7 +110,7 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path, there):
     path = tmp_path / "folder" / "a.txt"
     if there:
         path.mkdir(parents=True)
-    with pytest.raises(OSError, match="directory") as caught, written_whole(path) as unfinished:
+    with pytest.raises(OSError, match="directory") as caught, atomic_write(path) as unfinished:
         unfinished.write_text("whole")
     assert caught.value.filename == str(path)
 
@@ -163,7 +163,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path, failure):
     folder = tmp_path / "deep" / "model"
 
     def fail():
-        with folder_written_whole(folder) as unfinished:
+        with atomic_folder(folder) as unfinished:
             (unfinished / "half").touch()
             raise failure
 
@@ -188,19 +188,19 @@ def test_a_folder_whose_successor_cannot_take_its_place_comes_back(tmp_path, mon
         replace(source, destination)
 
     monkeypatch.setattr("os.replace", once)
-    with pytest.raises(RuntimeError, match="power cut"), folder_written_whole(folder) as unfinished:
+    with pytest.raises(RuntimeError, match="power cut"), atomic_folder(folder) as unfinished:
         (unfinished / "new").touch()
     assert names_in(tmp_path) == ["model"]
     assert names_in(folder) == ["old"]
 
 
 def test_what_a_killed_process_left_is_deleted(tmp_path):
-    code = "import os, sys; from tablet_hf.files import folder_written_whole as write\n"
+    code = "import os, sys; from tablet_hf.files import atomic_folder as write\n"
     code += "with write(sys.argv[1]) as unfinished: (unfinished / 'half').touch(); os.kill(os.getpid(), 9)"
     folder = tmp_path / "model"
     assert subprocess.run([sys.executable, "-c", code, folder]).returncode == -9
     assert len(names_in(tmp_path)) == 1
-    with folder_written_whole(folder):
+    with atomic_folder(folder):
         pass
     assert names_in(tmp_path) == ["model"]
     assert names_in(folder) == []

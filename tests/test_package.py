@@ -146,7 +146,7 @@ real = metadata.version
 metadata.version = lambda name: "5.99.0" if name == "transformers" else real(name)
 import tablet_hf
 assert "tablet_hf.modeling_tablet" in sys.modules
-import tablet_hf.pipelines  # loads those of transformers
+import tablet_hf.hub.loading  # loads those of transformers
 """
 
 

@@ -21,13 +21,13 @@ from tablet_hf import (
     TokenizedRun,
 )
 from tablet_hf.auto_classes import enter_pipelines
+from tablet_hf.hub.loading import ScanPredictor
 from tablet_hf.pipeline_tablet import (
     FmriClassificationPipeline,
     gather_windows,
     windows_of_all_frames,
     windows_without_remainder,
 )
-from tablet_hf.pipelines import ScanPredictor
 
 CELLS, TOKEN_SIZE, HIDDEN, WINDOW = 8, 12, 32, 3
 SIZES = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}

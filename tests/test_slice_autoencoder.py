@@ -9,9 +9,14 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from tablet_hf.autoencoders import DEFAULT_AUTOENCODER, SliceAutoencoder, load_autoencoder, shipped_autoencoders
 from tablet_hf.errors import InputError
-from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
+from tablet_hf.slice_autoencoder import (
+    DEFAULT_AUTOENCODER,
+    SHIPPED_WEIGHTS,
+    SliceAutoencoder,
+    load_autoencoder,
+    shipped_autoencoders,
+)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

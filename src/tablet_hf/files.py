@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "folder_written_whole",
+    "atomic_folder",
+    "atomic_write",
     "saved_weights_checksum",
     "scan_identity",
     "source_identity",
     "weights_checksum",
-    "written_whole",
 ]
 
 
@@ -56,10 +56,10 @@ def saved_weights_checksum(folder: str | Path) -> str:
 
 
 @contextmanager
-def written_whole(path: str | Path, replace: bool = True) -> Iterator[Path]:
+def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Give a temporary name beside `path`; what the block writes there becomes `path` when the block ends well.
 
-        with written_whole("results.json") as unfinished:
+        with atomic_write("results.json") as unfinished:
             unfinished.write_text("{}")
 
     A block that fails leaves nothing behind, and an older `path` as it was. Temporary names are hidden, and no two are
@@ -97,10 +97,10 @@ def _rename_to_what_is_not_there(unfinished: Path, path: Path) -> None:
 
 
 @contextmanager
-def folder_written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Give an empty folder under a hidden name beside `path`; it becomes `path` when the block ends well.
 
-        with folder_written_whole("my-model") as unfinished:
+        with atomic_folder("my-model") as unfinished:
             model.save_pretrained(unfinished)
 
     A folder that was there before is replaced with all that it holds: whoever calls makes sure that it may be. A block

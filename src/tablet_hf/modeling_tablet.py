@@ -23,7 +23,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tablet import ReleasedLayoutError, TabletConfig
-from .released_checkpoint import convert_in_memory
+from .convert_tablet_to_hf import convert_in_memory
 
 logger = logging.get_logger(__name__)
 

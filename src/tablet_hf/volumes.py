@@ -24,7 +24,7 @@ import numpy as np
 
 from .brain import Survey, check_mni_space, zero_where_not_finite
 from .errors import InputError
-from .files import written_whole
+from .files import atomic_write
 from .grid import VOXEL_SIZE_MM, Resampling, grid_affine, way_to_grid
 from .intensities import (
     NUM_INTENSITY_BINS,
@@ -569,7 +569,7 @@ def check_nifti_name(path: Path) -> None:
 def _new_nifti(path: Path) -> Iterator[Path]:
     check_nifti_name(path)
     try:
-        with written_whole(path) as unfinished:
+        with atomic_write(path) as unfinished:
             yield unfinished
     except PermissionError as error:
         if error.filename != str(path):

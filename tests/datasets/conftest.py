@@ -6,7 +6,8 @@ import pytest
 import torch
 from preprocessing import PREPROCESSING
 
-from tablet_hf.datasets import ScanRecord, TokenStoreWriter
+from tablet_hf.datasets import TokenStoreWriter
+from tablet_hf.sources import ScanRecord
 
 PEOPLE = [("01", 150, {"age": 31, "sex": "F"}), ("02", 64, {"age": None, "sex": "M"}), ("03", 5, {"age": 28.5})]
 

@@ -13,17 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tablet_hf.datasets import (
-    Problem,
-    ScanRecord,
-    TabletCollator,
-    TokenDataset,
-    TokenStoreWriter,
-    average_by,
-)
+from tablet_hf.datasets import TabletCollator, TokenDataset, TokenStoreWriter, average_by
 from tablet_hf.datasets.parquet import StreamedWindows, export_parquet, mixed
 from tablet_hf.datasets.run_files import token_column
 from tablet_hf.errors import InputError
+from tablet_hf.sources import Problem, ScanRecord
 
 
 @pytest.fixture(scope="module", params=["float16", "int8"])

@@ -10,20 +10,13 @@ import torch
 from small_autoencoders import save_f32
 from typer.testing import CliRunner
 
-from tablet_hf.cli import app
-from tablet_hf.datasets import (
-    ScanRecord,
-    Split,
-    TokenDataset,
-    TokenStoreWriter,
-    find_scans,
-    merge_stores,
-    write_splits,
-)
-from tablet_hf.datasets.records import earlier_keys, store_key
+from tablet_hf.cli.__main__ import app
+from tablet_hf.datasets import Split, TokenDataset, TokenStoreWriter, merge_stores, write_splits
 from tablet_hf.datasets.store_files import file_of_key, read_sidecar, sidecar_of
 from tablet_hf.errors import InputError
 from tablet_hf.files import scan_identity
+from tablet_hf.sources import ScanRecord, find_scans
+from tablet_hf.sources.records import earlier_keys, store_key
 
 
 def tablet_hf(*arguments):

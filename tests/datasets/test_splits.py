@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tablet_hf.cli import app
-from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
+from tablet_hf.cli.__main__ import app
+from tablet_hf.datasets import TokenDataset, TokenStoreWriter
 from tablet_hf.datasets.split_files import read_splits, write_splits
 from tablet_hf.datasets.splits import (
     PARTS,
@@ -30,6 +30,7 @@ from tablet_hf.datasets.splits import (
     subject_ids,
 )
 from tablet_hf.errors import InputError
+from tablet_hf.sources import ScanRecord
 
 # A small cohort is dealt out with warnings; what they say has tests of its own.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

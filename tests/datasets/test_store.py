@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tablet_hf import TabletConfig
-from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.records import Problem
+from tablet_hf.datasets import TokenDataset, TokenStoreWriter
 from tablet_hf.datasets.run_files import KeptTokens, arrow_schema, quantise, token_column, write_arrow
 from tablet_hf.datasets.store import merge_stores
 from tablet_hf.errors import InputError
+from tablet_hf.sources import ScanRecord
+from tablet_hf.sources.records import Problem
 
 
 class TestReading:

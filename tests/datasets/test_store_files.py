@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
+from tablet_hf.datasets import TokenDataset, TokenStoreWriter
 from tablet_hf.datasets.store_files import file_of_key, forget_people, read_sidecar, sidecar_of, write_index
 from tablet_hf.errors import InputError
+from tablet_hf.sources import ScanRecord
 
 
 class TestWhatTheySay:

@@ -25,10 +25,11 @@ from small_autoencoders import save_f32
 from typer.testing import CliRunner
 
 from tablet_hf import TabletFeatureExtractor
-from tablet_hf.cli import app
-from tablet_hf.cli_datasets import _progress
-from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter
+from tablet_hf.cli.__main__ import app
+from tablet_hf.cli.datasets import _progress
+from tablet_hf.datasets import TokenDataset, TokenStoreWriter
 from tablet_hf.datasets.tokenization import Outcome, Resources, occupied_slices, tokenize_scans
+from tablet_hf.sources import ScanRecord
 from tablet_hf.volumes import open_run
 
 FRAMES = {"01": 3, "02": 9, "03": 1, "04": 4}
@@ -306,13 +307,13 @@ class TestTimeLeft:
     def test_it_is_told_however_long_a_scan_takes(self, monkeypatch, is_watched):
         file = io.StringIO()
         console = Console(file=file, force_terminal=is_watched, width=120, soft_wrap=True)
-        monkeypatch.setattr("tablet_hf.cli_datasets.messages", console)
+        monkeypatch.setattr("tablet_hf.cli.datasets.messages", console)
         with _progress(True) as show:
             show(Outcome(), 1000)
             # An hour for each of the first two scans of the same size, nothing told in between.
             show(Outcome(done=["a", "b"], frames=2400, seconds=7200.0, bytes_done=2.0, bytes_to_do=10.0), 10)
             if not is_watched:
-                monkeypatch.setattr("tablet_hf.terminal.Bars.SECONDS_BETWEEN_LINES", 0)
+                monkeypatch.setattr("tablet_hf.cli.terminal.Bars.SECONDS_BETWEEN_LINES", 0)
                 show(Outcome(done=["a", "b"], frames=2400, seconds=7200.0, bytes_done=2.0, bytes_to_do=10.0), 10)
         assert "8:00:00 left" in file.getvalue()
         assert "0.3 frames/s" in file.getvalue()

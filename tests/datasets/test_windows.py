@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from tablet_hf.datasets import ScanRecord, TokenStoreWriter
+from tablet_hf.datasets import TokenStoreWriter
 from tablet_hf.datasets.collator import TabletCollator, WindowBatch
 from tablet_hf.datasets.split_files import read_splits, write_splits
 from tablet_hf.datasets.splits import runs_in, split_subjects, subject_ids
 from tablet_hf.datasets.windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
 from tablet_hf.errors import InputError
-from tablet_hf.pipelines import cut_windows
+from tablet_hf.hub.loading import cut_windows
+from tablet_hf.sources import ScanRecord
 
 
 class Store:

@@ -11,16 +11,16 @@ import torch
 
 from tablet_hf.datasets import TokenDataset
 from tablet_hf.demo import DemoSettings, run_demo
-from tablet_hf.demo.cohort import GROUPS, CohortDesign
 from tablet_hf.demo.finetune import MODEL, TRAINING
 from tablet_hf.demo.results import judge, next_command, result_rows, split_people, verdict
 from tablet_hf.demo.run import _is_demo_model, _make_cohort, _tokenize
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
-from tablet_hf.pipelines import ScanPredictor
+from tablet_hf.hub.loading import ScanPredictor
+from tablet_hf.sources.simulated import GROUPS, CohortDesign
 
 SETTINGS = DemoSettings(
-    cohort=CohortDesign(num_people=4, num_frames=2),
+    cohort=CohortDesign(num_subjects=4, num_frames=2),
     model=MODEL | {"hidden_size": 32, "num_hidden_layers": 1},
     training=replace(TRAINING, window_frames=2, epochs=2, batch_size=4),
     held_out=2,
@@ -73,7 +73,7 @@ def test_the_saved_model_says_of_a_scan_what_the_demo_said(demo):
 
 
 def test_what_was_finished_is_kept_and_what_was_cut_short_is_not(demo):
-    design = CohortDesign(num_people=4, num_frames=2, seed=1)
+    design = CohortDesign(num_subjects=4, num_frames=2, seed=1)
     people, is_reused = _make_cohort(demo.out / "cohort", design, ignore)
     assert is_reused
     assert people == demo.people
@@ -98,7 +98,7 @@ def test_what_was_finished_is_kept_and_what_was_cut_short_is_not(demo):
 
 def test_tokens_of_people_who_are_in_the_cohort_no_more_are_not_kept(demo, tmp_path):
     shutil.copytree(demo.out / "tokens", tmp_path / "tokens")
-    _make_cohort(tmp_path / "cohort", CohortDesign(num_people=2, num_frames=2, seed=1), ignore)
+    _make_cohort(tmp_path / "cohort", CohortDesign(num_subjects=2, num_frames=2, seed=1), ignore)
     extractor = TabletFeatureExtractor(signal="percent_change")
     store, num_reused = _tokenize(tmp_path / "cohort", 2, extractor, tmp_path / "tokens", ignore)
     assert num_reused == 0  # the groups of fewer people are drawn otherwise

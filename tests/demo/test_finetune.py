@@ -9,9 +9,10 @@ import torch
 from preprocessing import PREPROCESSING
 
 from tablet_hf import TabletForSequenceClassification
-from tablet_hf.datasets import ScanRecord, TokenStoreWriter
+from tablet_hf.datasets import TokenStoreWriter
 from tablet_hf.demo.finetune import MODEL, TRAINING, finetune
-from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.hub.training_data import TrainingData
+from tablet_hf.sources import ScanRecord
 
 SMALL = {"signal": "percent_change", "volume_size": 8, "token_size": 24, "grid_size": 2}
 NUM_PEOPLE, NUM_LEARNT_FROM = 60, 40
@@ -66,7 +67,7 @@ def test_a_difference_in_dynamics_is_learnt_and_reported_as_it_is(store, tmp_pat
     assert float(logits.softmax(-1)[0, 1]) == pytest.approx(found.probabilities[0], abs=1e-5)
     assert saved.config.id2label == {0: "together", 1: "apart"}
     assert saved.config.autoencoder == PREPROCESSING["autoencoder"]
-    assert LearntFrom.read(tmp_path / "model") == (LearntFrom("group", (), 40, 0, 40, 240, False),)
+    assert TrainingData.read(tmp_path / "model") == (TrainingData("group", (), 40, 0, 40, 240, False),)
 
 
 def test_the_people_held_out_decide_nothing(store, tmp_path):

@@ -9,8 +9,9 @@ from loopback_hub import LoopbackHub
 from planted import LAB, OTHER, READER, SUBJECTS
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
-from tablet_hf.datasets import ScanRecord, Split, TokenStoreWriter, write_splits
+from tablet_hf.datasets import Split, TokenStoreWriter, write_splits
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, load_autoencoder
+from tablet_hf.sources import ScanRecord
 
 
 @pytest.fixture
@@ -106,8 +107,8 @@ def evaluation(tmp_path_factory):
     """A results.json as `tablet-hf evaluate` writes it."""
     import numpy as np
 
-    from tablet_hf.training import results
-    from tablet_hf.training.predictions import Predictions
+    from tablet_hf.evaluation.predictions import Predictions
+    from tablet_hf.report import evaluation_page as results
 
     random = np.random.default_rng(0)
     targets = np.arange(40) % 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tablet_hf.convert_tablet_to_hf import RELEASED_REPO
 from tablet_hf.errors import InputError
 from tablet_hf.hub.cards import (
     TERMS,
@@ -23,8 +24,7 @@ from tablet_hf.hub.cards import (
     template_file,
 )
 from tablet_hf.hub.publishing import Sharing, prepare
-from tablet_hf.learnt_from import LearntFrom
-from tablet_hf.released_checkpoint import RELEASED_REPO
+from tablet_hf.hub.training_data import TrainingData
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "hub_cards"
@@ -125,7 +125,7 @@ class TestModelCards:
 
     def test_one_person_gives_no_interval(self, evaluation, tmp_path):
         """Drawn anew it is always the same one: 1.0 to 1.0 would say that the model is certain."""
-        results = json.loads(evaluation.read_text()) | {"num_people": 1}
+        results = json.loads(evaluation.read_text()) | {"num_subjects": 1}
         for values in results["methods"].values():
             values["metrics"] = {name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in values["metrics"]}
         (tmp_path / "results.json").write_text(json.dumps(results))
@@ -186,11 +186,11 @@ class TestModelCards:
 
     def test_figures_are_of_no_study_that_results_do_not_name(self, evaluation):
         stages = [
-            LearntFrom("masked token modeling", ("HBN",), 9, 0, 9, 90, False, RELEASED_REPO),
-            LearntFrom("sex", ("ADHD-200",), 5, 0, 5, 50, False, "pretrained"),
+            TrainingData("masked token modeling", ("HBN",), 9, 0, 9, 90, False, RELEASED_REPO),
+            TrainingData("sex", ("ADHD-200",), 5, 0, 5, 50, False, "pretrained"),
         ]
         judged = replace(read_evaluation(evaluation), are_held_out=True)
-        text = model_card("lab/sex", {"architectures": ["TabletModel"]}, learnt_from=stages, evaluation=judged)
+        text = model_card("lab/sex", {"architectures": ["TabletModel"]}, training_data=stages, evaluation=judged)
         (index,) = check_card(text)["model-index"]
         assert {each["dataset"]["name"] for each in index["results"]} == {"fMRI runs of held-out people"}
         for study in ("UK Biobank](", "Healthy Brain Network](", "ADHD-200]("):

@@ -17,7 +17,7 @@ from released_layout import RELEASED, TOKEN_SIZE, released_folder, released_weig
 from typer.testing import CliRunner
 
 from tablet_hf import feature_extraction_tablet
-from tablet_hf.cli import app
+from tablet_hf.cli.__main__ import app
 from tablet_hf.configuration_tablet import ReleasedLayoutError, TabletConfig
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor

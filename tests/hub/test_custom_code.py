@@ -200,7 +200,7 @@ def test_a_model_without_an_extractor_gets_the_one_that_it_records(folder):
 def test_a_model_of_unknown_tokens_needs_no_code_for_scans(tmp_path):
     TabletModel(TabletConfig(**SIZES, intermediate_size=16)).save_pretrained(tmp_path)
     write_custom_code(tmp_path)
-    needed = {"configuration_tablet.py", "errors.py", "modeling_tablet.py", "released_checkpoint.py"}
+    needed = {"configuration_tablet.py", "errors.py", "modeling_tablet.py", "convert_tablet_to_hf.py"}
     assert {path.name for path in tmp_path.glob("*.py")} == needed
     assert not (tmp_path / "preprocessor_config.json").exists()
     assert not (tmp_path / "autoencoders").exists()

@@ -15,12 +15,13 @@ from transformers import AutoFeatureExtractor, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
-from tablet_hf.cli import app
-from tablet_hf.datasets import ScanRecord, TokenDataset, TokenStoreWriter, export_parquet
+from tablet_hf.cli.__main__ import app
+from tablet_hf.datasets import TokenDataset, TokenStoreWriter, export_parquet
+from tablet_hf.datasets.token_files import save_tokens
 from tablet_hf.feature_extraction_tablet import TokenizedRun
-from tablet_hf.pipelines import load_model
+from tablet_hf.hub.loading import load_model
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, load_autoencoder
-from tablet_hf.token_files import save_tokens
+from tablet_hf.sources import ScanRecord
 
 
 def test_pickled_weights_are_not_read_unless_they_are_asked_for(tmp_path):

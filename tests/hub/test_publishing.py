@@ -18,13 +18,13 @@ from planted import LAB, OTHER, PLANTED, READER, SUBJECTS
 from typer.testing import CliRunner
 
 from tablet_hf import TabletForSequenceClassification
-from tablet_hf.cli import app
+from tablet_hf.cli.__main__ import app
 from tablet_hf.datasets import StreamedWindows
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.cards import check_card
 from tablet_hf.hub.publishing import Sharing, check_may_write, check_repo, kind_of, prepare, publish
-from tablet_hf.learnt_from import UNNAMED, LearntFrom
+from tablet_hf.hub.training_data import UNNAMED, TrainingData
 
 RIGHT = "Our agreement with the consortium names this project"
 
@@ -165,12 +165,12 @@ class TestModels:
 class TestWhatItLearntFrom:
     """A record beside the weights, which goes along; one training of restricted data makes a model restricted."""
 
-    FIRST = LearntFrom("masked token modeling", ("ADHD-200",), 112, 12, 130, 20_190_304, False)
-    LAST = LearntFrom("sex", ("ADHD-200",), 40, 5, 41, 5_000, False, "pretrained")
+    FIRST = TrainingData("masked token modeling", ("ADHD-200",), 112, 12, 130, 20_190_304, False)
+    LAST = TrainingData("sex", ("ADHD-200",), 40, 5, 41, 5_000, False, "pretrained")
 
     def model(self, model_folder, folder, *stages):
         shutil.copytree(model_folder, folder, copy_function=os.link, dirs_exist_ok=True)
-        LearntFrom.write(folder, stages)
+        TrainingData.write(folder, stages)
         return folder
 
     @pytest.mark.parametrize("restricted", ["marked", "by its name"])
@@ -195,7 +195,7 @@ class TestWhatItLearntFrom:
         model = self.model(model_folder, tmp_path / "model", self.FIRST, self.LAST)
         prepared = prepare(model, tmp_path / "sent", "lab/sex", Sharing(is_private=False))
         assert prepared.sharing.is_restricted is False
-        assert LearntFrom.read(tmp_path / "sent") == (self.FIRST, self.LAST)
+        assert TrainingData.read(tmp_path / "sent") == (self.FIRST, self.LAST)
 
     @pytest.mark.parametrize(
         "first", [{"studies": ()}, {"studies": ("ADHD-200", UNNAMED)}, {"started_from": "beotborry/TABLeT_pretrained"}]
@@ -228,20 +228,20 @@ class TestWhatItLearntFrom:
 
     def test_nothing_else_of_the_record_goes_along(self, model_folder, tmp_path):
         model = self.model(model_folder, tmp_path / "model", replace(self.FIRST, started_from="/hospital-7/a/model"))
-        record = json.loads((model / "learnt_from.json").read_text())
+        record = json.loads((model / "training_data.json").read_text())
         record["stages"][0]["people by name"] = SUBJECTS
-        (model / "learnt_from.json").write_text(json.dumps(record | {"made by": "hospital-7"}))
+        (model / "training_data.json").write_text(json.dumps(record | {"made by": "hospital-7"}))
         prepare(model, tmp_path / "sent", "lab/sex")
-        sent = json.loads((tmp_path / "sent" / "learnt_from.json").read_text())
+        sent = json.loads((tmp_path / "sent" / "training_data.json").read_text())
         assert sent == {"stages": [json.loads(json.dumps(asdict(replace(self.FIRST, started_from="model"))))]}
 
     @pytest.mark.parametrize("content", ["{", "[]", '{"stages": [{}]}', '{"stages": [1]}', "people"])
     def test_a_record_that_cannot_be_read(self, model_folder, tmp_path, content):
         model = self.model(model_folder, tmp_path / "model", self.FIRST)
         if content == "people":
-            content = (model / "learnt_from.json").read_text().replace("112", '"Ann"')
-        (model / "learnt_from.json").write_text(content)
-        with pytest.raises(InputError, match=r"learnt_from.json: it does not say what a model learnt from"):
+            content = (model / "training_data.json").read_text().replace("112", '"Ann"')
+        (model / "training_data.json").write_text(content)
+        with pytest.raises(InputError, match=r"training_data.json: it does not say what a model learnt from"):
             prepare(model, tmp_path / "sent", "lab/sex")
 
 
@@ -594,7 +594,7 @@ num_rows = sum(1 for _ in rows)
 sys.argv = ["load_from_hub.py", "lab/sex", "--dataset", "lab/tokens", "--revision", "v1"]
 runpy.run_path(example, run_name="__main__")
 import os
-from tablet_hf.pipelines import load_model
+from tablet_hf.hub.loading import load_model
 os.environ.pop("HF_TOKEN")
 refused = []
 for load in (TokenDataset.load, load_model):
@@ -602,7 +602,7 @@ for load in (TokenDataset.load, load_model):
         load("lab/hidden")
     except tablet_hf.InputError as error:
         refused.append(str(error))
-from tablet_hf.hub_files import fetch
+from tablet_hf.hub.files import fetch
 for token, load in ((other, fetch), ("hf_wrong", fetch), ("hf_wrong", lambda *_: TokenDataset.load("lab/hidden"))):
     os.environ["HF_TOKEN"] = token
     try:
@@ -689,7 +689,7 @@ class TestTraining:
         titles = [commit.title for commit in history]
         # The end of training changed nothing, and makes no commit.
         assert titles[:-1] == ["Training in progress, step 2", "Training in progress, step 1"]
-        files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "learnt_from.json"}
+        files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "training_data.json"}
         assert all(set(commit.files) == files | {".gitattributes"} for commit in history[:-1])
         assert len({commit.files["model.safetensors"] for commit in history[:-1]}) == 2
         assert history[0].files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -698,8 +698,8 @@ class TestTraining:
         assert "model-index" not in card
         assert "1. age: [ADHD-200]" in card
         assert "6 people, 6 runs and 30 frames, starting from new weights." in card
-        (stage,) = LearntFrom.read(tmp_path / "out")
-        assert json.loads(history[0].files["learnt_from.json"]) == {"stages": [json.loads(json.dumps(asdict(stage)))]}
+        (stage,) = TrainingData.read(tmp_path / "out")
+        assert json.loads(history[0].files["training_data.json"]) == {"stages": [json.loads(json.dumps(asdict(stage)))]}
         assert repository.is_private
         assert not leaks_received(hub)
         assert not [body for body in hub.received if LAB.encode() in body]
@@ -718,7 +718,7 @@ class TestTraining:
 
     def test_what_its_first_weights_learnt_from_counts_too(self, hub, make_store, model_folder, tmp_path):
         """They may lie in a folder or on a Hub."""
-        first = LearntFrom("sex", ("UKB",), 3, 0, 3, 9, True)
+        first = TrainingData("sex", ("UKB",), 3, 0, 3, 9, True)
         source = TestWhatItLearntFrom().model(model_folder, tmp_path / "first", first)
         send(hub, source, "lab/first", tmp_path / "sent", sharing=Sharing(False, False, right_to_share=RIGHT))
         for name in (str(source), "lab/first"):
@@ -728,7 +728,7 @@ class TestTraining:
                 hub, make_store, tmp_path / "out", sharing=Sharing(right_to_share=RIGHT), started_from=name
             )
             trainer.save_model(str(tmp_path / "out"), _internal_call=True)
-            before, this = LearntFrom.read(tmp_path / "out")
+            before, this = TrainingData.read(tmp_path / "out")
             assert before == first
             assert this.started_from == ("lab/first" if name == "lab/first" else "first")
 
@@ -737,13 +737,13 @@ class TestTraining:
         trainer = self.trainer(hub, make_store, tmp_path / "out")
         trainer.train_dataset, trainer._store, trainer._trainings = [{}], None, ()
         trainer.save_model(str(tmp_path / "out"), _internal_call=True)
-        (this,) = LearntFrom.read(tmp_path / "out")
+        (this,) = TrainingData.read(tmp_path / "out")
         assert (this.studies, this.people, this.is_restricted) == ((UNNAMED,), 0, False)
         store = make_store(is_restricted=True, dataset="HCP-YA").folder
         prepare(store, tmp_path / "tokens", "lab/tokens", Sharing(right_to_share=RIGHT))
         trainer.train_dataset, trainer._trainings = StreamedWindows(tmp_path / "tokens", 4), ()
         trainer.save_model(str(tmp_path / "out"), _internal_call=True)
-        (this,) = LearntFrom.read(tmp_path / "out")
+        (this,) = TrainingData.read(tmp_path / "out")
         assert (this.studies, this.people, this.is_restricted) == (("HCP-YA",), 6, True)
 
     def test_what_is_not_allowed_is_told_before_it_trains(self, hub, make_store, tmp_path):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
+from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.evaluation.statistics import evaluate_predictions
 from tablet_hf.report import evaluation_pictures as pictures
 from tablet_hf.report.pictures import save_figure
-from tablet_hf.training.evaluation import evaluate_predictions
-from tablet_hf.training.predictions import Predictions
 
 SITES = ("NYU", "KKI", "OHSU")
 

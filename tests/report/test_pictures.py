@@ -32,7 +32,7 @@ def figures(volumes):
             original, {"one": original / 1000}, {"group": np.ones((6, 1))}, 2.0, (0, 0, 0), "Networks"
         ),
     )
-    yield "courses", pictures.time_courses_figure([course] * 3, 2.0, "Courses", "%")
+    yield "courses", pictures.time_series_figure([course] * 3, 2.0, "Courses", "%")
     yield "learning", pictures.learning_curve_figure([0.7, 0.2], [0.7, 0.4], 0.69)
     yield "predictions", pictures.predictions_figure(["a", "b"], [0, 1], [0.2, 0.4], ("no", "yes"), "People")
     yield "results", pictures.results_figure({"ours": 0.8}, {"ours": (0.6, 0.9)}, 0.5, "Results")

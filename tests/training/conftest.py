@@ -6,7 +6,8 @@ import pytest
 import torch
 from preprocessing import PREPROCESSING
 
-from tablet_hf.datasets import ScanRecord, TokenStoreWriter, folds, subject_ids
+from tablet_hf.datasets import TokenStoreWriter, folds, subject_ids
+from tablet_hf.sources import ScanRecord
 
 NUM_PEOPLE, NUM_FRAMES = 40, 24
 

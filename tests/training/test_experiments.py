@@ -12,16 +12,16 @@ from transformers import TrainerControl, TrainerState
 
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling
 from tablet_hf.datasets import EvaluationWindows, Split, runs_in
+from tablet_hf.datasets.tasks import find_task
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
-from tablet_hf.pipelines import load_model
+from tablet_hf.hub.loading import load_model
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
-from tablet_hf.training.checkpoints import checksums, initial_model, people_learnt_from, save_model
+from tablet_hf.training.checkpoints import checksums, initial_model, save_model, training_subjects
 from tablet_hf.training.experiments import _known_before, evaluate, finetune
 from tablet_hf.training.finetuning import _stopping, finetune_fold
 from tablet_hf.training.inference import task_of_config
 from tablet_hf.training.pretraining import pretrain
-from tablet_hf.training.tasks import find_task
 
 SETTINGS = Settings(window_frames=12, epochs=1, batch_size=8, learning_rate=3e-3, device="cpu")
 
@@ -132,8 +132,8 @@ class TestWhoIsJudged:
     def test_folder_of_a_training_tells_whom_its_model_knows(self, tuned, planted_split, tmp_path):
         out, _ = tuned
         known = {*planted_split.subjects("train"), *planted_split.subjects("validation")}
-        assert people_learnt_from(out / "model") == known
-        assert people_learnt_from(tmp_path / "model") == people_learnt_from("owner/name") == set()
+        assert training_subjects(out / "model") == known
+        assert training_subjects(tmp_path / "model") == training_subjects("owner/name") == set()
 
     @pytest.mark.parametrize(
         ("part", "said", "methods"),
@@ -145,7 +145,7 @@ class TestWhoIsJudged:
     )
     def test_parts(self, tuned, planted_store, planted_split, tmp_path, part, said, methods):
         out, _ = tuned
-        options = {"part": part, "settings": SETTINGS, "learnt_from": people_learnt_from(out / "model")}
+        options = {"part": part, "settings": SETTINGS, "training_data": training_subjects(out / "model")}
         model = load_model(out / "model")
         results = evaluate(model, planted_store, planted_split, tmp_path, on_note=lambda _: None, **options)
         assert list(results["methods"]) == methods
@@ -162,7 +162,7 @@ class TestWhoIsJudged:
         out, _ = tuned
         parts = {"train": "test", "validation": "validation", "test": "train"}
         turned = Split("fold-2", {name: parts[part] for name, part in planted_split.assignment.items()})
-        options = {"settings": SETTINGS, "learnt_from": people_learnt_from(out / "model")}
+        options = {"settings": SETTINGS, "training_data": training_subjects(out / "model")}
         model = load_model(out / "model")
         results = evaluate(model, planted_store, turned, tmp_path, on_note=lambda _: None, **options)
         assert results["warnings"][0].startswith("24 of 24 people of the test part of fold-2 are called like people")

@@ -15,17 +15,17 @@ from training_process import ended, finetune_here, start
 
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import EvaluationWindows, Split, average_by, folds, runs_in, subject_ids, write_splits
+from tablet_hf.datasets.tasks import Task
 from tablet_hf.errors import InputError
-from tablet_hf.learnt_from import LearntFrom
-from tablet_hf.pipelines import load_model
+from tablet_hf.evaluation.predictions import Predictions, joined
+from tablet_hf.hub.loading import load_model
+from tablet_hf.hub.training_data import TrainingData
+from tablet_hf.report.evaluation_page import read_predictions
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import initial_model, save_model
 from tablet_hf.training.experiments import evaluate, finetune
 from tablet_hf.training.finetuning import finetune_fold, linear_head
-from tablet_hf.training.inference import outputs_of, predict_people, task_of_config
-from tablet_hf.training.predictions import Predictions, joined
-from tablet_hf.training.results import read_predictions
-from tablet_hf.training.tasks import Task
+from tablet_hf.training.inference import outputs_of, predict_subjects, task_of_config
 
 SETTINGS = Settings(
     window_frames=12, epochs=6, batch_size=8, learning_rate=3e-3, log_steps=3, seed=1, device="cpu", warmup=0.1
@@ -92,8 +92,8 @@ class TestPlantedDifference:
 
     def test_what_it_learnt_from_lies_beside_it(self, tuned, planted_split):
         out, _, _ = tuned
-        assert LearntFrom.read(out / "model") == (LearntFrom("group", (), 24, 8, 24, 24 * 24, False, None),)
-        record = (out / "model" / "learnt_from.json").read_text()
+        assert TrainingData.read(out / "model") == (TrainingData("group", (), 24, 8, 24, 24 * 24, False, None),)
+        record = (out / "model" / "training_data.json").read_text()
         assert not any(f'"{subject}"' in record for subject in planted_split.assignment)
 
     def test_checkpoints_are_gone_when_it_is_done(self, tuned):
@@ -148,20 +148,23 @@ class TestFromATrainedNetwork:
             if name in tuned:
                 torch.testing.assert_close(tuned[name], weight, rtol=0, atol=0)
         # Of these weights nothing was recorded but that there were some.
-        stage = LearntFrom("group", (), 24, 8, 24, 24 * 24, False, "model")
-        assert LearntFrom.read(tmp_path / "model") == (stage,)
+        stage = TrainingData("group", (), 24, 8, 24, 24 * 24, False, "model")
+        assert TrainingData.read(tmp_path / "model") == (stage,)
 
     def test_adapters_are_merged(self, planted_store, planted_split, untrained, tmp_path):
         pytest.importorskip("peft")
         start, out = tmp_path / "start", tmp_path / "out"
         shutil.copytree(untrained, start)
-        first = LearntFrom("masked token modeling", ("HCP",), 1000, 0, 4000, 4_800_000, True)
-        LearntFrom.write(start, [first])
+        first = TrainingData("masked token modeling", ("HCP",), 1000, 0, 4000, 4_800_000, True)
+        TrainingData.write(start, [first])
         fold = finetune_fold(
             planted_store, planted_split, "group", out, SETTINGS, init=start, mode="lora", is_quiet=True
         )
         assert fold.training_loss[-1][1] < fold.training_loss[0][1]
-        assert LearntFrom.read(out / "model") == (first, LearntFrom("group", (), 24, 8, 24, 24 * 24, False, "start"))
+        assert TrainingData.read(out / "model") == (
+            first,
+            TrainingData("group", (), 24, 8, 24, 24 * 24, False, "start"),
+        )
         model = load_model(out / "model")  # needs no peft
         before = TabletForMaskedTokenModeling.from_pretrained(untrained).tablet.layers[0].mlp.fc1.weight
         change = model.tablet.layers[0].mlp.fc1.weight - before
@@ -239,7 +242,7 @@ class TestExperiments:
         out, splits, results, notes = experiment
         assert list(results["methods"]) == ["TABLeT", "majority class", "mean token"]
         assert results["methods"]["TABLeT"]["metrics"]["accuracy"]["value"] == 1
-        assert results["num_people"] == 16
+        assert results["num_subjects"] == 16
         assert any("functional connectivity could not be run in fold-1" in note for note in notes)
         tables = read_predictions(out / "predictions.csv")
         assert [set(table.subjects) for table in tables] == [
@@ -262,7 +265,7 @@ class TestExperiments:
         notes = []
         model = load_model(out / "fold-1" / "model")
         results = evaluate(model, planted_store, None, tmp_path, settings=SETTINGS, on_note=notes.append)
-        assert results["num_people"] == 40
+        assert results["num_subjects"] == 40
         assert "none stand beside the model" in notes[0]
         assert any("No baseline stands beside" in warning for warning in results["warnings"])
 
@@ -311,7 +314,7 @@ def test_several_runs_and_windows_of_a_person_count_as_one(planted_store, plante
     model = load_model(out / "model")
     arguments = training_arguments(SETTINGS, out / "elsewhere", report_to=[], save_strategy="no")
     runs = runs_in(planted_split, planted_store.runs, "test")
-    predictions = predict_people(model, planted_store, runs, fold.task, arguments, window_frames=5)
+    predictions = predict_subjects(model, planted_store, runs, fold.task, arguments, window_frames=5)
     assert len(predictions) == 8  # of 24 frames each, so four windows a person
     assert isinstance(planted_split, Split)
 

@@ -20,11 +20,11 @@ from training_process import ended, pretrain_here, start
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import StreamedWindows, export_parquet, runs_in, write_splits
 from tablet_hf.errors import InputError
-from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.hub.training_data import TrainingData
+from tablet_hf.report.pretraining_page import hidden_frame, write_pretraining_page
 from tablet_hf.training.arguments import Settings
 from tablet_hf.training.checkpoints import initial_model, last_checkpoint
 from tablet_hf.training.pretraining import MaskedWindows, _windows, mean_predictor_loss, pretrain
-from tablet_hf.training.pretraining_page import hidden_frame, write_pretraining_page
 
 SETTINGS = Settings(
     window_frames=12, epochs=25, batch_size=8, learning_rate=3e-3, log_steps=5, seed=1, device="cpu", warmup=0.1
@@ -64,7 +64,7 @@ class TestLearning:
         assert model.config.signal == "intensity"
         assert sorted(path.name for path in (out / "model").iterdir()) == [
             "config.json",
-            "learnt_from.json",
+            "training_data.json",
             "model.safetensors",
             "preprocessor_config.json",
         ]
@@ -78,17 +78,17 @@ class TestLearning:
 
     def test_what_it_learnt_from_lies_beside_it(self, pretrained):
         _, result = pretrained
-        (stage,) = LearntFrom.read(result.folder)
-        assert stage == LearntFrom("masked token modeling", (), 24, 8, 24, 24 * 24, False, None)
+        (stage,) = TrainingData.read(result.folder)
+        assert stage == TrainingData("masked token modeling", (), 24, 8, 24, 24 * 24, False, None)
 
     def test_what_weights_had_learnt_from_stands_before(self, pretrained, planted_store, planted_split, tiny, tmp_path):
         _, before = pretrained
         settings = Settings(window_frames=8, max_steps=1, batch_size=4, device="cpu")
         options = {"split": planted_split, "init": before.folder, "is_quiet": True}
         result = pretrain(with_all_runs_of(planted_store, "LAB"), tmp_path, settings, **options)
-        first, second = LearntFrom.read(result.folder)
-        assert (first,) == LearntFrom.read(before.folder)
-        assert second == LearntFrom("masked token modeling", ("LAB",), 24, 8, 24, 24 * 24, True, "model")
+        first, second = TrainingData.read(result.folder)
+        assert (first,) == TrainingData.read(before.folder)
+        assert second == TrainingData("masked token modeling", ("LAB",), 24, 8, 24, 24 * 24, True, "model")
 
     def test_another_training_is_refused_there(self, pretrained, planted_store, planted_split, tiny):
         out, _ = pretrained
@@ -113,7 +113,7 @@ class TestLearning:
         training, _ = _windows(windows, settings, planted_split, TabletConfig())
         assert {run.subject for run in training.runs.values()} == set(planted_split.subjects("train"))
         assert [step for step, _ in result.loss] == [1, 2, 3, 4]
-        (stage,) = LearntFrom.read(result.folder)
+        (stage,) = TrainingData.read(result.folder)
         assert (stage.people, stage.runs, stage.frames, stage.is_restricted) == (24, 24, 24 * 24, False)
 
     @pytest.mark.parametrize("is_exported", [False, True])
@@ -132,7 +132,7 @@ class TestLearning:
             assert streamed_loss == pytest.approx(loss, rel=1e-6)
         assert found.mean_predictor_loss == known.mean_predictor_loss
         assert notes == ["Reading 32 windows of the validation part of split ..."]  # 8 people of 24 frames
-        assert LearntFrom.read(found.folder) == LearntFrom.read(known.folder)
+        assert TrainingData.read(found.folder) == TrainingData.read(known.folder)
 
     def test_of_a_long_stream_as_many_windows_judge_as_go_into_memory(
         self, planted_store, planted_split, tiny, tmp_path, monkeypatch
@@ -296,7 +296,8 @@ class TestPage:
 
     def test_frames_are_decoded_where_the_autoencoder_is_to_be_had(self, tmp_path, tiny):
         from tablet_hf import TabletFeatureExtractor
-        from tablet_hf.datasets import ScanRecord, Split, TokenStoreWriter
+        from tablet_hf.datasets import Split, TokenStoreWriter
+        from tablet_hf.sources import ScanRecord
 
         extractor = TabletFeatureExtractor(str(save_f32(tmp_path / "autoencoder")))
         extractor.slice_autoencoder  # noqa: B018

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification, TabletModel
 from tablet_hf.errors import InputError
-from tablet_hf.pipelines import load_model
+from tablet_hf.hub.loading import load_model
 from tablet_hf.training.arguments import Settings
 from tablet_hf.training.checkpoints import initial_model
 from tablet_hf.training.finetuning import finetune_fold

@@ -35,9 +35,9 @@ from transformers.utils import CONFIG_NAME
 
 from tablet_hf import InputError, TabletFeatureExtractor, TabletModel
 from tablet_hf.brain import MAX_NEGATIVE_SHARE
-from tablet_hf.hub_files import fetch
+from tablet_hf.hub.files import fetch
+from tablet_hf.hub.loading import load_extractor
 from tablet_hf.pipeline_tablet import DEFAULT_NUM_FRAMES, windows_of_all_frames
-from tablet_hf.pipelines import load_extractor
 from tablet_hf.volumes import BoldRun, open_run
 
 CHECKPOINT_VARIABLE = "TABLET_CHECKPOINT"

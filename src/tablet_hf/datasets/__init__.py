@@ -7,8 +7,6 @@ from tablet_hf.exports import imported_on_demand
 if TYPE_CHECKING:
     from .collator import TabletCollator
     from .parquet import StreamedWindows, export_parquet
-    from .records import Cohort, Problem, ScanRecord
-    from .sources import find_scans
     from .split_files import read_splits, write_splits
     from .splits import (
         Split,
@@ -24,11 +22,8 @@ if TYPE_CHECKING:
     from .windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
 
 _MODULE_OF = {
-    "Cohort": "records",
     "EpochCallback": "windows",
     "EvaluationWindows": "windows",
-    "Problem": "records",
-    "ScanRecord": "records",
     "Split": "splits",
     "StoredRun": "store_files",
     "StreamedWindows": "parquet",
@@ -39,7 +34,6 @@ _MODULE_OF = {
     "average_by": "windows",
     "export_parquet": "parquet",
     "family_ids": "splits",
-    "find_scans": "sources",
     "folds": "splits",
     "label_classes": "windows",
     "leave_one_site_out": "splits",
@@ -53,11 +47,8 @@ _MODULE_OF = {
 __getattr__, __dir__ = imported_on_demand(__name__, _MODULE_OF)
 
 __all__ = [
-    "Cohort",
     "EpochCallback",
     "EvaluationWindows",
-    "Problem",
-    "ScanRecord",
     "Split",
     "StoredRun",
     "StreamedWindows",
@@ -68,7 +59,6 @@ __all__ = [
     "average_by",
     "export_parquet",
     "family_ids",
-    "find_scans",
     "folds",
     "label_classes",
     "leave_one_site_out",

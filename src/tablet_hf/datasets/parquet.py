@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tablet_hf.datasets.records import typed_columns
 from tablet_hf.datasets.run_files import (
     DTYPES,
     FRAMES_PER_BATCH,
@@ -60,7 +59,8 @@ from tablet_hf.datasets.store_files import (
     write_sidecar,
 )
 from tablet_hf.errors import InputError, not_on_hub
-from tablet_hf.files import folder_written_whole
+from tablet_hf.files import atomic_folder
+from tablet_hf.sources.records import typed_columns
 
 __all__ = ["StreamedWindows", "export_parquet", "unpacked"]
 
@@ -109,7 +109,7 @@ def export_parquet(
         shard_bytes: size of tokens at which a file is closed; a run is never divided.
         on_progress: is told runs done and runs in all.
         published: what is told of each run, in the order of `store.runs`, with other names for people say (see
-            `tablet_hf.hub.governance.published_runs`); splits get these names too, and of the settings only those that
+            `tablet_hf.hub.privacy.published_runs`); splits get these names too, and of the settings only those that
             every store has go along. None tells what the store does.
 
     Raises:
@@ -118,7 +118,7 @@ def export_parquet(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it is there already; choose another folder for the export.")
-    with folder_written_whole(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         told = list(store.runs if published is None else published)
         columns, runs = _write_shards(store, told, unfinished / DATA_FOLDER, shard_bytes, on_progress)
         settings = store.settings | {"preprocessing": without_paths(store.preprocessing)}

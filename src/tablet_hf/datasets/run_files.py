@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
+from tablet_hf.files import atomic_write
 
 __all__ = [
     "DTYPES",
@@ -168,7 +168,7 @@ def write_arrow(path: Path, kept: KeptTokens, record: Any) -> tuple[str, int]:
 
     schema = arrow_schema(kept)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
         digest = _Digest(file)
         with pa.ipc.new_stream(digest, schema) as writer:
             for start in range(0, len(kept.values), FRAMES_PER_BATCH):
@@ -233,7 +233,7 @@ def without_repetition_time(path: Path) -> tuple[str, int] | None:
 
     features = Features.from_arrow_schema(stream.schema)
     schema = Features({name: kind for name, kind in features.items() if name != "repetition_time"}).arrow_schema
-    with written_whole(path) as unfinished, unfinished.open("wb") as file:
+    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
         digest = _Digest(file)
         with pa.ipc.new_stream(digest, schema) as writer:
             for batch in batches:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tablet_hf.datasets.splits import PARTS, Split, check, families_of, subject_ids, without_prefix
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
+from tablet_hf.files import atomic_write
 
 __all__ = ["read_splits", "write_splits"]
 
@@ -61,9 +61,9 @@ def write_splits(splits: Sequence[Split], path: str | Path) -> None:
         for split in splits
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_bytes(text.getvalue().encode())
-    with written_whole(record_of(path)) as unfinished:
+    with atomic_write(record_of(path)) as unfinished:
         unfinished.write_text(json.dumps({"format": FORMAT, "splits": made}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -391,16 +391,16 @@ def _plan(
     people: _People, fractions: Sequence[float], num_folds: int
 ) -> tuple[tuple[int, int, int], np.ndarray, list[str], list[str]]:
     """How many pieces each part gets, the stratum `(people,)` of everybody, what makes one, and what to say of it."""
-    num_people, num_families = len(people.subjects), len(np.unique(people.families))
+    num_subjects, num_families = len(people.subjects), len(np.unique(people.families))
     counts = _piece_counts(fractions, num_families, num_folds)
     if counts is None:
         raise InputError(
-            f"{num_people} subjects of {num_families} families are too few for parts of {_percent(fractions)} in "
+            f"{num_subjects} subjects of {num_families} families are too few for parts of {_percent(fractions)} in "
             f"{num_folds} splits whose test parts are disjoint; ask for fewer parts or folds, or add subjects."
         )
     stratified_by = [name for name, values in (("label", people.labels), ("site", people.sites)) if values is not None]
-    labels, label_names = _label_classes(people.labels or [None] * num_people, num_people // sum(counts))
-    sites, site_names = _codes(people.sites or [None] * num_people)
+    labels, label_names = _label_classes(people.labels or [None] * num_subjects, num_subjects // sum(counts))
+    sites, site_names = _codes(people.sites or [None] * num_subjects)
     strata, small = _strata(labels, sites, sum(counts))
     notes = []
     if small:

@@ -25,14 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tablet_hf.datasets.records import (
-    Problem,
-    ScanRecord,
-    earlier_keys,
-    same_labels,
-    store_key,
-    typed_columns,
-)
 from tablet_hf.datasets.run_files import (
     DTYPES,
     KeptTokens,
@@ -64,7 +56,15 @@ from tablet_hf.datasets.store_files import (
     write_sidecar,
 )
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
+from tablet_hf.files import atomic_write
+from tablet_hf.sources.records import (
+    Problem,
+    ScanRecord,
+    earlier_keys,
+    same_labels,
+    store_key,
+    typed_columns,
+)
 
 __all__ = ["INDEX_FILE", "StoredRun", "TokenDataset", "TokenStoreWriter", "merge_stores"]
 
@@ -468,7 +468,7 @@ class TokenStoreWriter:
         path = self.problems_file
         # Names of files need not be text; what is not is written as its number.
         with (
-            written_whole(path) as unfinished,
+            atomic_write(path) as unfinished,
             unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
         ):
             table = csv.writer(file, delimiter="\t")
@@ -574,7 +574,7 @@ def merge_stores(sources: Sequence[str | Path], out: str | Path) -> TokenDataset
             if target.exists() and target.samefile(source):
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(target) as unfinished:
+            with atomic_write(target) as unfinished:
                 try:
                     unfinished.hardlink_to(source)
                 except OSError:

@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tablet_hf.datasets.records import Phenotype, Problem, typed_columns, typed_rows
 from tablet_hf.datasets.run_files import DTYPES, Geometry, kept_in
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
+from tablet_hf.files import atomic_write
+from tablet_hf.sources.records import Phenotype, Problem, typed_columns, typed_rows
 
 __all__ = [
     "StoredRun",
@@ -133,7 +133,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    with written_whole(folder / STORE_FILE) as unfinished:
+    with atomic_write(folder / STORE_FILE) as unfinished:
         unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -156,7 +156,7 @@ def sidecar_of(path: Path) -> Path:
 
 
 def write_sidecar(run: StoredRun, path: Path) -> None:
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
 
 
@@ -241,7 +241,7 @@ def write_index(folder: Path, runs: Sequence[StoredRun]) -> None:
         cells = [None if cell is None else kind(cell) for cell in cells]
         columns[f"phenotype.{name}"] = pa.array(cells, arrow[kind])
     # Opened by Python, which takes any name and says what a disk did not take.
-    with written_whole(folder / INDEX_FILE) as unfinished, unfinished.open("wb") as file:
+    with atomic_write(folder / INDEX_FILE) as unfinished, unfinished.open("wb") as file:
         pq.write_table(pa.table(columns), file, write_page_checksum=True)
 
 

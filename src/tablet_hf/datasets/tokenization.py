@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tablet_hf.datasets.records import Problem, ScanRecord, store_key
 from tablet_hf.datasets.store import TokenStoreWriter
 from tablet_hf.datasets.store_files import LOGS_FOLDER
 from tablet_hf.errors import InputError
@@ -41,6 +40,7 @@ from tablet_hf.scans import (
     find_repetition_time,
     open_source,
 )
+from tablet_hf.sources.records import Problem, ScanRecord, store_key
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
 from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run, scale_intensity
 
@@ -538,7 +538,7 @@ def shared_out(records: Sequence[ScanRecord], cpu: bool = False) -> Iterator[tup
     if state.num_processes == 1 and launched_for_several(os.environ):
         warnings.warn(
             "accelerate launch was asked for several processes and started this one alone, as it does with --cpu; "
-            "start them with `torchrun --nproc-per-node 2 -m tablet_hf.cli ...`.",
+            "start them with `torchrun --nproc-per-node 2 -m tablet_hf ...`.",
             stacklevel=3,
         )
 

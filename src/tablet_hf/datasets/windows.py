@@ -29,10 +29,10 @@ from torch.utils.data import Dataset
 from transformers.trainer_callback import TrainerCallback
 
 from tablet_hf.datasets.collator import WindowBatch
-from tablet_hf.datasets.records import phenotype_values
 from tablet_hf.datasets.splits import subject_ids
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.errors import InputError
+from tablet_hf.sources.records import phenotype_values
 
 __all__ = ["EpochCallback", "EvaluationWindows", "TrainingWindows", "average_by", "label_classes"]
 

@@ -13,13 +13,13 @@ import numpy as np
 from transformers import TrainerCallback, set_seed
 
 from tablet_hf.datasets.store import TokenDataset
+from tablet_hf.datasets.tasks import find_task
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
-from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.checkpoints import initial_model, save_model
-from tablet_hf.training.inference import predict_people
-from tablet_hf.training.tasks import find_task
+from tablet_hf.training.inference import predict_subjects
 
 __all__ = ["MODEL", "TRAINING", "FinetuneResult", "finetune"]
 
@@ -108,9 +108,9 @@ def finetune(
     trainer.train()
     history = trainer.state.log_history
     arguments = training_arguments(settings, scratch, eval_strategy="no", **never)
-    predictions = predict_people(network, store, held_out, task, arguments)
+    predictions = predict_subjects(network, store, held_out, task, arguments)
     learnt = [store.runs[run] for run in train]
-    record = LearntFrom.of_runs(label, learnt, [], store.settings["is_restricted"])
+    record = TrainingData.of_runs(label, learnt, [], store.settings["is_restricted"])
     save_model(trainer, folder, store.preprocessing, [record])
     return FinetuneResult(
         model=network.eval(),

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from tablet_hf.datasets.store import TokenDataset
-from tablet_hf.demo.cohort import GROUPS, NETWORKS, CohortDesign, Person, load_anatomy, network_maps
 from tablet_hf.demo.finetune import FinetuneResult
 from tablet_hf.demo.results import RESULT_COLUMNS, MethodResult, Split, next_command, result_rows, verdict
 from tablet_hf.demo.terminal import OnProgress
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
+from tablet_hf.sources.simulated import GROUPS, NETWORKS, CohortDesign, Person, load_anatomy, network_maps
 from tablet_hf.volumes import (
     PERCENT_CHANGE_WINDOW,
     grid_affine,
@@ -50,7 +50,7 @@ def draw_demo(
         reconstruction_figure,
         results_figure,
         save_figure,
-        time_courses_figure,
+        time_series_figure,
     )
 
     folder = out / "pictures"
@@ -100,8 +100,8 @@ def draw_demo(
         f"networks stay: over all voxels of the brain the median correlation over time is {fidelity.median_r():.2f}.",
     )
     courses = picture(
-        "time_courses",
-        time_courses_figure(
+        "time_series",
+        time_series_figure(
             fidelity.node_courses(), design.repetition_time, f"Nodes over time ({shown.name})", "change (%)"
         ),
         f"Averages of spheres of {NODE_RADIUS_MM:.0f} mm radius about nodes of the two coupled networks.",
@@ -215,7 +215,7 @@ class _Fidelity:
 
     def median_r(self) -> float:
         """The median over voxels of the correlation over time."""
-        from tablet_hf.autoencoders.fidelity import temporal_correlation
+        from tablet_hf.evaluation.fidelity import temporal_correlation
 
         frames = (torch.from_numpy(changes) for changes in (self.original_change, self.decoded_change))
         return float(temporal_correlation(*frames, torch.from_numpy(self.has_change)).median())

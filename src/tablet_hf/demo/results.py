@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tablet_hf.demo.cohort import GROUPS, Person
-from tablet_hf.files import written_whole
-from tablet_hf.training.metrics import (
+from tablet_hf.evaluation.metrics import (
     accuracy_interval,
     accuracy_p_value,
     binary_metrics,
     chance_accuracy,
     permutation_p_value,
 )
+from tablet_hf.files import atomic_write
+from tablet_hf.sources.simulated import GROUPS, Person
 
 __all__ = [
     "RESULT_COLUMNS",
@@ -51,7 +51,7 @@ class MethodResult:
 
     Attributes:
         probabilities: `(held-out people,)`, of the second group.
-        metrics: see `tablet_hf.training.metrics.binary_metrics`.
+        metrics: see `tablet_hf.evaluation.metrics.binary_metrics`.
         interval: 95% confidence interval of the accuracy.
         accuracy_p: one-sided binomial p of the accuracy against chance.
         auroc_p: one-sided permutation p of the AUROC.
@@ -132,15 +132,15 @@ def result_rows(methods: dict[str, MethodResult], chance: float) -> list[tuple[s
 def verdict(methods: dict[str, MethodResult], chance: float) -> str:
     """By how much TABLeT beats chance, or that it does not, and how others compare; as it came out."""
     tablet = methods[TABLET]
-    num_people = len(tablet.probabilities)
+    num_subjects = len(tablet.probabilities)
 
     def num_right(method: MethodResult) -> int:
-        return round(method.metrics["accuracy"] * num_people)
+        return round(method.metrics["accuracy"] * num_subjects)
 
     points = 100 * (tablet.metrics["accuracy"] - chance)
     compared = "clearly better than chance" if tablet.accuracy_p < 0.05 else "not clearly different from chance"
     sentences = [
-        f"TABLeT is right about {num_right(tablet)} of {num_people} people it never saw: {points:+.0f} points against "
+        f"TABLeT is right about {num_right(tablet)} of {num_subjects} people it never saw: {points:+.0f} points against "
         f"guessing ({chance:.0%}), {compared} (p = {tablet.accuracy_p:.2g})."
     ]
     sentences += [
@@ -182,5 +182,5 @@ def write_results(result: DemoResult, seed: int) -> None:
         },
         "seconds": result.seconds,
     }
-    with written_whole(result.out / "results.json") as unfinished:
+    with atomic_write(result.out / "results.json") as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -20,20 +20,20 @@ import numpy as np
 import torch
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME, logging
 
-from tablet_hf.datasets.sources import find_scans
 from tablet_hf.datasets.store import TokenDataset, TokenStoreWriter
 from tablet_hf.datasets.store_files import forget_people
 from tablet_hf.datasets.tokenization import Outcome, Resources, tokenize_scans
-from tablet_hf.demo.cohort import GROUPS, CohortDesign, Person, is_cohort, read_cohort, write_cohort
 from tablet_hf.demo.finetune import MODEL, TRAINING, FinetuneResult, finetune
 from tablet_hf.demo.pages import draw_demo
 from tablet_hf.demo.results import TABLET, DemoResult, Split, judge, split_people, write_results
 from tablet_hf.demo.terminal import OnProgress, Terminal
 from tablet_hf.errors import InputError
+from tablet_hf.evaluation.metrics import chance_accuracy
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
-from tablet_hf.learnt_from import LEARNT_FROM_FILE
+from tablet_hf.hub.training_data import TRAINING_DATA_FILE
+from tablet_hf.sources import find_scans
+from tablet_hf.sources.simulated import GROUPS, CohortDesign, Person, is_cohort, read_cohort, write_cohort
 from tablet_hf.training.arguments import Settings
-from tablet_hf.training.metrics import chance_accuracy
 
 __all__ = ["DemoSettings", "run_demo"]
 
@@ -167,7 +167,7 @@ def _is_demo_model(folder: Path) -> bool:
         groups = tuple(config["id2label"].values())
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
-    saved = {CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME, LEARNT_FROM_FILE}
+    saved = {CONFIG_NAME, SAFE_WEIGHTS_NAME, FEATURE_EXTRACTOR_NAME, TRAINING_DATA_FILE}
     return names <= saved and groups == GROUPS
 
 
@@ -202,13 +202,13 @@ def _baselines(
     store: TokenDataset, people: list[Person], split: Split, seed: int, on_progress: OnProgress
 ) -> dict[str, np.ndarray]:
     """Linear models on functional connectivity and on the average token: probabilities of the people held out."""
-    from tablet_hf.training.baselines import LinearModel
-    from tablet_hf.training.connectivity import connectivity_features, power_regions, region_time_courses
+    from tablet_hf.baselines.connectivity import connectivity_features, power_regions, region_time_series
+    from tablet_hf.baselines.linear import LinearModel
 
     scans = [person.scan for person in people]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some of the regions lie beside the brain
-        courses = region_time_courses(scans, power_regions(scans[0]), lambda done: on_progress(done, len(people)))
+        courses = region_time_series(scans, power_regions(scans[0]), lambda done: on_progress(done, len(people)))
         connectivity = connectivity_features(courses)
     average_token = np.stack([store.window(run).float().mean(0).flatten().numpy() for run in _runs_of(people, store)])
     labels = np.array([person.label for person in people])

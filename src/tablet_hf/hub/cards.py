@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError
-from tablet_hf.learnt_from import LEARNT_FROM_FILE, LearntFrom
-from tablet_hf.released_checkpoint import RELEASED_REPO
+from tablet_hf.hub.training_data import TRAINING_DATA_FILE, TrainingData
+from tablet_hf.convert_tablet_to_hf import RELEASED_REPO
 
 __all__ = [
     "EvaluationFacts",
@@ -178,7 +178,7 @@ def read_evaluation(path: str | Path) -> EvaluationFacts:
         # Metrics that are trained for stand first there; the main one is what comparisons are about.
         names = list(results["methods"][method]["metrics"])
         names.sort(key=lambda name: name != results["main_metric"])
-        label, people = str(results["label"]), int(results["num_people"])
+        label, people = str(results["label"]), int(results["num_subjects"])
         found = {
             name: {metric: _value(values["metrics"][metric], people) for metric in names}
             for name, values in results["methods"].items()
@@ -222,7 +222,7 @@ def _counted(number: int | None, one: str, several: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
-def trainings_in_words(stages: Sequence[LearntFrom]) -> str:
+def trainings_in_words(stages: Sequence[TrainingData]) -> str:
     """A list of the trainings that a model went through, the first one first."""
     lines = []
     for number, stage in enumerate(stages, 1):
@@ -242,12 +242,12 @@ def trainings_in_words(stages: Sequence[LearntFrom]) -> str:
     if first is not None:
         before = f"{UNKNOWN}."
         if first == RELEASED_REPO:
-            before = f"{UNKNOWN} beside it; its authors say it. {_released_entry()['training_data']}"
+            before = f"{UNKNOWN} beside it; its authors say it. {_released_entry()['training_text']}"
         lines.append(f"\nWhat `{_in_a_line(first)}` had learnt from before: {before}")
-    return f"Source: `{LEARNT_FROM_FILE}` in this repository.\n\n" + "\n".join(lines)
+    return f"Source: `{TRAINING_DATA_FILE}` in this repository.\n\n" + "\n".join(lines)
 
 
-def base_model_of(stages: Sequence[LearntFrom]) -> str | None:
+def base_model_of(stages: Sequence[TrainingData]) -> str | None:
     """The last repository of the Hub that weights came from."""
     names = [stage.started_from or "" for stage in stages]
     return next((name for name in reversed(names) if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)), None)
@@ -277,8 +277,8 @@ def model_card(
     *,
     parameters: int | None = None,
     training: TrainingFacts | None = None,
-    training_data: str | None = None,
-    learnt_from: Sequence[LearntFrom] = (),
+    training_text: str | None = None,
+    training_data: Sequence[TrainingData] = (),
     datasets: Sequence[str] = (),
     evaluation: EvaluationFacts | None = None,
     title: str | None = None,
@@ -297,14 +297,14 @@ def model_card(
         repo: where it will lie.
         config: what its config.json says; what it does not say is told as not recorded.
         parameters: how many.
-        training: the data it was trained on; `training_data` says it in words of one's own.
-        learnt_from: its trainings, where they were recorded; they say more than `training` and stand in its place.
+        training: the data it was trained on; `training_text` says it in words of one's own.
+        training_data: its trainings, where they were recorded; they say more than `training` and stand in its place.
         datasets: Hub ids of the token datasets that it was trained on.
         evaluation: figures, see `read_evaluation`.
         title, summary: of words that are not the usual ones.
         facts_source: where the facts of the table come from.
         license: of the weights, as the Hub names it.
-        base_model: Hub id of what it was fine-tuned from; by default as `learnt_from` says.
+        base_model: Hub id of what it was fine-tuned from; by default as `training_data` says.
         right_to_share: why restricted data may be shared, in words of whoever shares them.
         is_gated: whether people are asked before they get it.
         with_code: whether the package's code lies beside it.
@@ -325,12 +325,12 @@ def model_card(
     if config.get("position_embedding_type") == "none":
         limits = [UNORDERED, *limits]
     training = training or TrainingFacts()
-    if learnt_from:
-        studies = dict.fromkeys(name for stage in learnt_from for name in stage.studies)
-        if learnt_from[0].started_from == RELEASED_REPO:
+    if training_data:
+        studies = dict.fromkeys(name for stage in training_data for name in stage.studies)
+        if training_data[0].started_from == RELEASED_REPO:
             studies = dict.fromkeys((*_released_entry()["training"]["datasets"], *studies))
         training = replace(training, datasets=tuple(dict.fromkeys((*studies, *training.datasets))))
-        training_data = training_data or trainings_in_words(learnt_from)
+        training_text = training_text or trainings_in_words(training_data)
     name = repo.split("/")[-1]
     results = _eval_results(evaluation)
     card_data = ModelCardData(
@@ -338,7 +338,7 @@ def model_card(
         license=license,
         tags=[*TAGS, "dc-ae"] if "dc-ae" in str(config.get("autoencoder")) else list(TAGS),
         pipeline_tag="other" if is_head else "feature-extraction",
-        base_model=base_model or base_model_of(learnt_from),
+        base_model=base_model or base_model_of(training_data),
         datasets=list(datasets) or None,
         model_name=name if results else None,
         eval_results=results or None,
@@ -359,7 +359,7 @@ def model_card(
         with_code=with_code,
         facts=_in_lines(model_facts(config, parameters)),
         facts_source=facts_source,
-        training_data=training_data or str(training),
+        training_text=training_text or str(training),
         terms=terms_of(training.datasets, training.is_restricted),
         evaluation=evaluation,
         license=license,
@@ -378,7 +378,7 @@ def facts_of_released(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if source == RELEASED_REPO:
         known = _released_entry()
-        facts = {name: known[name] for name in ("title", "summary", "training_data", "base_model", "limits")}
+        facts = {name: known[name] for name in ("title", "summary", "training_text", "base_model", "limits")}
         training = TrainingFacts(datasets=tuple(known["training"]["datasets"]))
         sources = "`config.json` and the weights in this repository; " + known["facts_source"]
         return facts | {"training": training, "facts_source": sources}
@@ -613,7 +613,7 @@ def autoencoder_card(
     trained = "Not recorded."
     if training is not None:
         trained = (
-            f"By `tablet_hf.autoencoders.train` on {training.get('training_photographs', UNKNOWN)} natural "
+            f"By `tablet_hf.slice_autoencoder.train` on {training.get('training_photographs', UNKNOWN)} natural "
             f"photographs, {len(training.get('stages', []))} stages (source: `training.json` in this repository)."
         )
     card = ModelCard.from_template(

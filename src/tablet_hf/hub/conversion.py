@@ -1,7 +1,7 @@
 """
 Checkpoints of the code released with the paper, made into folders that `from_pretrained` loads.
 
-What is in them is told in `tablet_hf.released_checkpoint`.
+What is in them is told in `tablet_hf.convert_tablet_to_hf`.
 """
 
 import json
@@ -16,16 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from tablet_hf.configuration_tablet import TabletConfig
-from tablet_hf.errors import InputError
-from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
-from tablet_hf.files import folder_written_whole
-from tablet_hf.modeling_tablet import (
-    TabletForMaskedTokenModeling,
-    TabletForSequenceClassification,
-    TabletModel,
-    TabletPreTrainedModel,
-)
-from tablet_hf.released_checkpoint import (
+from tablet_hf.convert_tablet_to_hf import (
     Weights,
     build_config,
     check_dimensions,
@@ -35,6 +26,15 @@ from tablet_hf.released_checkpoint import (
     read_weights,
     released_name,
     without_wrapper_prefixes,
+)
+from tablet_hf.errors import InputError
+from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
+from tablet_hf.files import atomic_folder
+from tablet_hf.modeling_tablet import (
+    TabletForMaskedTokenModeling,
+    TabletForSequenceClassification,
+    TabletModel,
+    TabletPreTrainedModel,
 )
 
 # Beside the weights, for the card of who publishes them later; the file itself is never sent.
@@ -196,7 +196,7 @@ def choose_model_class(
 
 def save_model(model: TabletPreTrainedModel, destination: Path, source: str) -> None:
     """Write a model's folder, with the extractor where the config tells it, and the name of what it was made of."""
-    with folder_written_whole(destination) as unfinished:
+    with atomic_folder(destination) as unfinished:
         model.save_pretrained(unfinished)
         if model.config.autoencoder is not None:
             # Its own `save_pretrained` would load the autoencoder to ask for the geometry, which is known here.

@@ -12,7 +12,7 @@ from typing import Any
 
 from tablet_hf.auto_classes import PIPELINES
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
+from tablet_hf.files import atomic_write
 from tablet_hf.slice_autoencoder import BESIDE, BESIDE_FILES, SHIPPED_WEIGHTS, shipped_autoencoders
 
 PACKAGE = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def write_custom_code(folder: Path) -> None:
             copy_whole(SHIPPED_WEIGHTS / autoencoder / name, beside / name)
     for name, settings in saved.items():  # last: what is named is there
         settings["auto_map"] = settings.get("auto_map", {}) | AUTO_MAPS[name]
-        with written_whole(folder / name) as unfinished:
+        with atomic_write(folder / name) as unfinished:
             unfinished.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -117,7 +117,7 @@ def needed_files(modules: set[str]) -> list[Path]:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    with written_whole(target) as unfinished:
+    with atomic_write(target) as unfinished:
         shutil.copyfile(source, unfinished)
 
 

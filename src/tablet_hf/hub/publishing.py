@@ -32,7 +32,7 @@ from tablet_hf.hub.cards import (
     read_evaluation,
     shipped_card,
 )
-from tablet_hf.hub.governance import (
+from tablet_hf.hub.privacy import (
     LABELS,
     OLDEST_TOLD,
     OPEN_STUDIES,
@@ -46,7 +46,7 @@ from tablet_hf.hub.governance import (
     published_runs,
     sounds_restricted,
 )
-from tablet_hf.learnt_from import LEARNT_FROM_FILE, LearntFrom
+from tablet_hf.hub.training_data import TRAINING_DATA_FILE, TrainingData
 
 __all__ = ["Prepared", "Published", "Sharing", "check_may_write", "kind_of", "prepare", "publish"]
 
@@ -185,7 +185,7 @@ def prepare(
     """Make a folder of what will be sent, with its card, and look through all of it.
 
     Args:
-        path: folder of a saved model (with its feature extractor and `learnt_from.json`, if they are there), of an
+        path: folder of a saved model (with its feature extractor and `training_data.json`, if they are there), of an
             autoencoder, of a store or of its Parquet export.
         out: folder to make; it must not hold anything yet.
         repo: where it will lie, `owner/name`.
@@ -325,8 +325,8 @@ def _prepare_model(
 
     store = TokenDataset.load(dataset) if isinstance(dataset, str | Path) else dataset
     training = TrainingFacts() if store is None else TrainingFacts.of_store(store)
-    learnt_from = _trainings(path)
-    is_restricted = restriction_of(path, sharing, store, learnt_from)
+    training_data = _trainings(path)
+    is_restricted = restriction_of(path, sharing, store, training_data)
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "model", is_restricted, sharing.is_private, sharing.right_to_share)
     settings = _read_json(path / CONFIG)
@@ -363,15 +363,15 @@ def _prepare_model(
         from tablet_hf.hub.custom_code import write_custom_code
 
         write_custom_code(out)
-    if learnt_from:
-        LearntFrom.write(out, learnt_from)
+    if training_data:
+        TrainingData.write(out, training_data)
     # Noted by `convert_checkpoint`, of a model that was not trained since.
-    converted_from = None if learnt_from else conversion.converted_from(path)
+    converted_from = None if training_data else conversion.converted_from(path)
     if store is None and converted_from is not None:
         notes.append(f"Which data {converted_from} was trained on nothing here records; the card says what is known.")
-    elif store is None and not learnt_from:
+    elif store is None and not training_data:
         notes.append(
-            f"No {LEARNT_FROM_FILE} lies in {path}, so the card does not say which data it was trained on, and whether "
+            f"No {TRAINING_DATA_FILE} lies in {path}, so the card does not say which data it was trained on, and whether "
             "these are restricted is not known; --dataset STORE says it."
         )
     elif store is None:
@@ -388,7 +388,7 @@ def _prepare_model(
         repo,
         config,
         parameters=sum(map(_parameters, weights)),
-        learnt_from=learnt_from,
+        training_data=training_data,
         datasets=[str(dataset)] if isinstance(dataset, str) and not Path(dataset).exists() else [],
         **facts,
         evaluation=judged,
@@ -402,18 +402,18 @@ def _prepare_model(
     return prepared, secrets
 
 
-def _trainings(path: Path) -> tuple[LearntFrom, ...]:
+def _trainings(path: Path) -> tuple[TrainingData, ...]:
     """What a model learnt from, as it is recorded beside it; of a folder that it started from, the name alone."""
 
     def plain(name: str | None) -> str | None:
         is_path = name is not None and (name.count("/") > 1 or name.startswith((".", "~", "/")) or "\\" in name)
         return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
 
-    return tuple(replace(stage, started_from=plain(stage.started_from)) for stage in LearntFrom.read(path))
+    return tuple(replace(stage, started_from=plain(stage.started_from)) for stage in TrainingData.read(path))
 
 
 def restriction_of(
-    what: str | Path, sharing: Sharing, store: TokenDataset | None, learnt_from: Sequence[LearntFrom] = ()
+    what: str | Path, sharing: Sharing, store: TokenDataset | None, training_data: Sequence[TrainingData] = ()
 ) -> bool | None:
     """Whether the terms of data forbid passing on what concerns single people.
 
@@ -424,14 +424,14 @@ def restriction_of(
         what: path, for the sentence.
         sharing: what is said.
         store: of tokens, or the one that a model is said to have learnt from.
-        learnt_from: all trainings of a model. One of restricted data makes it restricted for good, whatever came later
+        training_data: all trainings of a model. One of restricted data makes it restricted for good, whatever came later
             and whichever store is named.
 
     Raises:
         InputError: it is marked, and the contrary is said.
     """
-    marks = [stage.is_restricted for stage in learnt_from]
-    studies = [set(stage.studies) for stage in learnt_from]
+    marks = [stage.is_restricted for stage in training_data]
+    studies = [set(stage.studies) for stage in training_data]
     if store is not None:
         marks.append(bool(store.settings["is_restricted"]))
         studies.append({run.dataset for run in store.runs})
@@ -444,7 +444,7 @@ def restriction_of(
         return is_marked or sharing.is_restricted
     if sounds_restricted(set().union(*studies)):
         return True
-    is_known_from_the_start = not learnt_from or learnt_from[0].started_from is None
+    is_known_from_the_start = not training_data or training_data[0].started_from is None
     is_open = bool(studies) and all(names and names <= OPEN_STUDIES for names in studies)
     return False if is_open and is_known_from_the_start else None
 
@@ -485,7 +485,7 @@ def _weights(path: Path, stem: str) -> list[Path]:
 
 
 def _parameters(weights: Path) -> int:
-    from tablet_hf.describe import count_parameters
+    from tablet_hf.cli.describe import count_parameters
 
     return count_parameters(weights)
 

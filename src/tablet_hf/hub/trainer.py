@@ -21,16 +21,16 @@ from transformers.utils import FEATURE_EXTRACTOR_NAME
 
 from tablet_hf.datasets.parquet import StreamedWindows
 from tablet_hf.errors import InputError
-from tablet_hf.hub.governance import check_may_be_published
+from tablet_hf.hub.privacy import check_may_be_published
 from tablet_hf.hub.publishing import Published, Sharing, check_may_write, check_repo, prepare, publish, restriction_of
-from tablet_hf.learnt_from import LEARNT_FROM_FILE, UNNAMED, LearntFrom
+from tablet_hf.hub.training_data import TRAINING_DATA_FILE, UNNAMED, TrainingData
 
 __all__ = ["PublishingTrainer"]
 
 
 class PublishingTrainer(Trainer):
     """`Trainer` with `push_to_hub=True`: configuration, weights, feature extractor and card are sent, and nothing else
-    but `learnt_from.json`, which lies beside all weights that it saves.
+    but `training_data.json`, which lies beside all weights that it saves.
 
     Pushes run in a thread of their own, the last one at the end of training in the open. A push that fails while it
     trains is told in a warning, and training goes on; the next one sends everything.
@@ -50,7 +50,7 @@ class PublishingTrainer(Trainer):
         arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
         windows = kwargs.get("train_dataset", args[3] if len(args) > 3 else None)
         self._store = store if store is not None else getattr(windows, "store", None)
-        self._trainings: tuple[LearntFrom, ...] = ()
+        self._trainings: tuple[TrainingData, ...] = ()
         is_private = True
         self._token = None
         if arguments is not None:
@@ -67,11 +67,11 @@ class PublishingTrainer(Trainer):
         if self._trainings:
             return
         started_from = self.model.name_or_path or None
-        before = () if started_from is None else LearntFrom.of_model(started_from)
+        before = () if started_from is None else TrainingData.of_model(started_from)
         task = getattr(self.model.config, "target_name", None) or "masked token modeling"
         learnt, is_restricted = self._runs_of(self.train_dataset)
         chosen_by, _ = self._runs_of(self.eval_dataset)
-        this = LearntFrom.of_runs(task, learnt, chosen_by, is_restricted, started_from)
+        this = TrainingData.of_runs(task, learnt, chosen_by, is_restricted, started_from)
         self._trainings = (*before, this if learnt else replace(this, studies=(UNNAMED,)))
 
     def _runs_of(self, windows: Any) -> tuple[list[Any], bool]:
@@ -88,7 +88,7 @@ class PublishingTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         self._set_trainings()
         if self.is_world_process_zero():
-            LearntFrom.write(output_dir or self.args.output_dir, self._trainings)
+            TrainingData.write(output_dir or self.args.output_dir, self._trainings)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make sure that the pushes will be allowed, before hours of training; the repository is made by the first."""
@@ -165,7 +165,7 @@ class PublishingTrainer(Trainer):
     def _gather(self, source: Path, folder: Path) -> None:
         """Copy the model's files of a folder that Trainer wrote, and put the extractor beside them."""
         folder.mkdir(parents=True)
-        for pattern in ("config.json", LEARNT_FROM_FILE, "*.safetensors", "*.safetensors.index.json"):
+        for pattern in ("config.json", TRAINING_DATA_FILE, "*.safetensors", "*.safetensors.index.json"):
             for path in source.glob(pattern):
                 shutil.copyfile(path, folder / path.name)
         if (source / FEATURE_EXTRACTOR_NAME).is_file():

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.evaluation.statistics import Estimate, Evaluation
 from tablet_hf.report.pictures import BLUE, GREEN, GREY, ORANGE, _figure, _plain
-from tablet_hf.training.evaluation import Estimate, Evaluation
-from tablet_hf.training.predictions import Predictions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -237,9 +237,9 @@ def sites_figure(evaluations: Sequence[Evaluation]) -> "Figure":
     first = evaluations[0]
     name = first.main_metric
     rows = [
-        ("all", first.num_people, "", [each.metrics[name] for each in evaluations]),
+        ("all", first.num_subjects, "", [each.metrics[name] for each in evaluations]),
         *(
-            (site.name or "not known", site.num_people, site.note,
+            (site.name or "not known", site.num_subjects, site.note,
              [each.by_site[place].metrics.get(name, Estimate(math.nan)) for each in evaluations])
             for place, site in enumerate(first.by_site)
         ),
@@ -357,8 +357,10 @@ def _text(name: Any, longest: int = LONGEST_NAME) -> str:
 
 
 def _people(evaluation: Evaluation) -> str:
-    people = f"{evaluation.num_people} people"
-    return people if evaluation.num_people == evaluation.num_entries else f"{people}, {evaluation.num_entries} entries"
+    people = f"{evaluation.num_subjects} people"
+    return (
+        people if evaluation.num_subjects == evaluation.num_entries else f"{people}, {evaluation.num_entries} entries"
+    )
 
 
 def _has_several_folds(predictions: Predictions) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from tablet_hf.files import written_whole
+from tablet_hf.files import atomic_write
 
 __all__ = ["Picture", "Section", "Table", "write_page"]
 
@@ -56,7 +56,7 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> Path:
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
         f"{body}\n</body>\n</html>\n"
     )
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     return path
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tablet_hf.files import written_whole
+from tablet_hf.files import atomic_write
 from tablet_hf.grid import grid_affine
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = [
     "reconstruction_figure",
     "results_figure",
     "save_figure",
-    "time_courses_figure",
+    "time_series_figure",
 ]
 
 PLANES = ("sagittal", "coronal", "axial")
@@ -133,7 +133,7 @@ def networks_figure(
     return figure
 
 
-def time_courses_figure(courses: Sequence[Course], repetition_time: float, title: str, unit: str) -> "Figure":
+def time_series_figure(courses: Sequence[Course], repetition_time: float, title: str, unit: str) -> "Figure":
     """Courses of some places from the scan and after decoding, with their correlation."""
     figure = _figure(9.0, 1.0 + 2.1 * ((len(courses) + 1) // 2))
     panels = figure.subplots((len(courses) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False)
@@ -224,7 +224,7 @@ def results_figure(
 
 def save_figure(figure: "Figure", path: Path, dots_per_inch: int = 110) -> Path:
     """Write a figure as PNG."""
-    with written_whole(path) as unfinished:
+    with atomic_write(path) as unfinished:
         figure.savefig(unfinished, dpi=dots_per_inch, format="png")
     return path
 

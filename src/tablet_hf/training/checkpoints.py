@@ -11,9 +11,9 @@ from typing import Any
 from transformers.trainer_callback import TrainerCallback
 
 from tablet_hf.errors import InputError, not_on_hub
-from tablet_hf.files import folder_written_whole, written_whole
-from tablet_hf.hub_files import check_model_name
-from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.files import atomic_folder, atomic_write
+from tablet_hf.hub.files import check_model_name
+from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.training.arguments import process_state
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "initial_model",
     "keep_to_one_training",
     "last_checkpoint",
-    "people_learnt_from",
     "save_model",
+    "training_subjects",
 ]
 
 # Trainer writes it after all else of a checkpoint.
@@ -108,7 +108,7 @@ def keep_to_one_training(
     with process_state().main_process_first():
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as unfinished:
+            with atomic_write(path) as unfinished:
                 unfinished.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
             return
         try:
@@ -141,7 +141,7 @@ def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:
     return {name: hashlib.sha256(json.dumps(values).encode()).hexdigest() for name, values in facts.items()}
 
 
-def people_learnt_from(model: str | Path) -> set[str]:
+def training_subjects(model: str | Path) -> set[str]:
     """The subjects that a model was trained on or chosen by, where the folder of its training tells; else nobody.
 
     Args:
@@ -174,7 +174,7 @@ class LogWithCheckpoints(TrainerCallback):
         control.should_log |= control.should_save
 
 
-def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], trainings: Sequence[LearntFrom]) -> None:
+def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], trainings: Sequence[TrainingData]) -> None:
     """Write the trained model, and beside it how its tokens are made and what it learnt from; all processes call it.
 
     Args:
@@ -186,14 +186,14 @@ def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], tra
     scratch = Path(trainer.args.output_dir) / "finished"
     trainer.save_model(str(scratch))
     if trainer.is_world_process_zero():
-        with folder_written_whole(folder) as unfinished:
+        with atomic_folder(folder) as unfinished:
             for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json"):
                 for path in scratch.glob(pattern):
                     shutil.copy2(path, unfinished / path.name)
             record = json.dumps(dict(preprocessing), indent=2)
             (unfinished / "preprocessor_config.json").write_text(record + "\n", encoding="utf-8")
             if trainings:
-                LearntFrom.write(unfinished, trainings)
+                TrainingData.write(unfinished, trainings)
         shutil.rmtree(scratch)
 
 
@@ -214,8 +214,8 @@ def initial_model(
     from safetensors import SafetensorError
 
     from tablet_hf.configuration_tablet import ReleasedLayoutError, TabletConfig
+    from tablet_hf.convert_tablet_to_hf import PUBLISHED_TOKEN_SIZE, convert_in_memory
     from tablet_hf.modeling_tablet import TabletForSequenceClassification
-    from tablet_hf.released_checkpoint import PUBLISHED_TOKEN_SIZE, convert_in_memory
 
     made = {name: preprocessing.get(name) for name in (*TabletConfig.token_geometry, *TabletConfig.token_provenance)}
     made = {name: value for name, value in made.items() if value is not None}

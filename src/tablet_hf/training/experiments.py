@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.datasets.splits import Split, runs_in, subject_ids
+from tablet_hf.datasets.tasks import Task
 from tablet_hf.errors import InputError
+from tablet_hf.evaluation.predictions import Predictions, joined
 from tablet_hf.files import saved_weights_checksum, weights_checksum
 from tablet_hf.training.arguments import Settings, process_state, training_arguments
-from tablet_hf.training.checkpoints import people_learnt_from
+from tablet_hf.training.checkpoints import training_subjects
 from tablet_hf.training.finetuning import FinetunedFold, finetune_fold
-from tablet_hf.training.inference import predict_people, task_of_config
-from tablet_hf.training.predictions import Predictions, joined
-from tablet_hf.training.tasks import Task
+from tablet_hf.training.inference import predict_subjects, task_of_config
 
 __all__ = ["evaluate", "finetune"]
 
@@ -108,7 +108,7 @@ def evaluate(
     scans: Any = None,
     atlas: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
-    learnt_from: Collection[str] = (),
+    training_data: Collection[str] = (),
     on_note: OnNote | None = None,
 ) -> dict[str, Any] | None:
     """Judge a fine-tuned model on people of a store, beside the baselines.
@@ -124,7 +124,7 @@ def evaluate(
         settings: of which batch size, precision, device and `window_frames` count; by default the model's own window.
         scans, atlas: for the baselines, see `baseline_predictions`.
         about: what else is to stand in the results.
-        learnt_from: subjects that the model was trained on or chosen by, see `people_learnt_from`.
+        training_data: subjects that the model was trained on or chosen by, see `training_subjects`.
         on_note: is told what had to be decided.
 
     Raises:
@@ -136,7 +136,7 @@ def evaluate(
     except ValueError as error:
         raise InputError(f"{store.folder}: {error}") from error
     runs = range(len(store.runs)) if split is None else runs_in(split, store.runs, part)
-    remarks = _whom_it_knows(store, runs, split, part, set(learnt_from))
+    remarks = _whom_it_knows(store, runs, split, part, set(training_data))
     are_held_out = not remarks
     if other := model.config.token_differences(store.preprocessing, model.config.token_provenance):
         remarks.append(
@@ -147,7 +147,7 @@ def evaluate(
     fold = "all" if split is None else split.name
     with tempfile.TemporaryDirectory() as scratch:  # Trainer makes a folder, though it writes nothing
         arguments = training_arguments(settings, scratch, eval_strategy="no", save_strategy="no", report_to=[])
-        methods = [predict_people(model, store, runs, task, arguments, settings.window_frames, fold)]
+        methods = [predict_subjects(model, store, runs, task, arguments, settings.window_frames, fold)]
     if not process_state().is_main_process:
         return None
     if split is None:
@@ -172,8 +172,8 @@ def baselines(
     part: str = "test",
 ) -> list[Predictions]:
     """Each baseline's word on the people of all folds; of those that could be run in every fold."""
-    from tablet_hf.training.baselines import baseline_predictions
-    from tablet_hf.training.run_features import find_scans
+    from tablet_hf.baselines.features import find_scans
+    from tablet_hf.baselines.linear import baseline_predictions
 
     found = None if scans is None else find_scans(store, scans)
     by_method: dict[str, list[Predictions]] = {}
@@ -200,7 +200,7 @@ def baselines(
 
 def _absent(methods: Sequence[Predictions]) -> list[str]:
     """What a reader of results misses, in sentences."""
-    from tablet_hf.training.baselines import CONNECTIVITY
+    from tablet_hf.baselines.linear import CONNECTIVITY
 
     if len(methods) == 1 or any(method.method.startswith(CONNECTIVITY) for method in methods):
         return []  # of no baselines at all `write_results` tells
@@ -211,7 +211,7 @@ def _absent(methods: Sequence[Predictions]) -> list[str]:
 
 
 def _write(out: Path, methods: Sequence[Predictions], about: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    from tablet_hf.training.results import write_results
+    from tablet_hf.report.evaluation_page import write_results
 
     return write_results(out, methods, about=about, **more)
 
@@ -222,7 +222,7 @@ def _known_before(starts: Sequence[str | None], splits: Sequence[Split]) -> list
     for init, split in zip(starts, splits, strict=True):
         tested |= set(split.subjects("test"))
         if init is not None:
-            known |= people_learnt_from(init) & set(split.subjects("test"))
+            known |= training_subjects(init) & set(split.subjects("test"))
     if not known:
         return []
     return [
@@ -233,11 +233,13 @@ def _known_before(starts: Sequence[str | None], splits: Sequence[Split]) -> list
     ]
 
 
-def _whom_it_knows(store: Any, runs: Sequence[int], split: Split | None, part: str, learnt_from: set[str]) -> list[str]:
+def _whom_it_knows(
+    store: Any, runs: Sequence[int], split: Split | None, part: str, training_data: set[str]
+) -> list[str]:
     """What is to be said of people who are judged though they were, or may have been, learnt from."""
     names = subject_ids(store.runs)
     people = {names[run] for run in runs}
-    known = people & learnt_from
+    known = people & training_data
     if split is None:
         told = f"{len(known)} of {len(people)} people are" if known else "Some of these people may be"
         return [f"{told} among those whom the model learnt from; give a split to judge it on others."]

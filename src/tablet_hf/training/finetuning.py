@@ -21,10 +21,12 @@ import numpy as np
 import torch
 
 from tablet_hf.datasets.splits import PARTS, Split, runs_in
+from tablet_hf.datasets.tasks import Kind, Task, find_task
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
-from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.files import atomic_write
+from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
 from tablet_hf.training.axes import principal_axes
@@ -36,9 +38,7 @@ from tablet_hf.training.checkpoints import (
     keep_to_one_training,
     save_model,
 )
-from tablet_hf.training.inference import predict_people, subject_metrics
-from tablet_hf.training.predictions import Predictions
-from tablet_hf.training.tasks import Kind, Task, find_task
+from tablet_hf.training.inference import predict_subjects, subject_metrics
 
 __all__ = ["MODES", "FinetunedFold", "finetune_fold"]
 
@@ -124,7 +124,7 @@ def finetune_fold(
             "head" fits a linear model on what the network says as it is, which is computed once.
         learning_rates: to choose from; None for that of the settings alone, and for a head.
         metric: of people of the validation part, by which is chosen: "loss", or a name of
-            `tablet_hf.training.metrics`. The default is the loss: of few people AUROC and accuracy have few values, and
+            `tablet_hf.evaluation.metrics`. The default is the loss: of few people AUROC and accuracy have few values, and
             the first epoch of several alike would be taken, in which the model has hardly begun.
         patience: epochs without a better metric after which training stops; None never stops early. A head has none.
         kind, positive: see `find_task`.
@@ -181,7 +181,7 @@ def finetune_fold(
         return done
 
     note(f"{split.name}: {task}; {task.reason}.")
-    trainings = () if init is None else LearntFrom.of_model(init)
+    trainings = () if init is None else TrainingData.of_model(init)
     if mode == "head":
         attempts = {None: work.fit_head()}
     else:
@@ -199,7 +199,7 @@ def finetune_fold(
     rate = max(attempts, key=lambda rate: _known(worst_first(attempts[rate])))
     chosen = attempts[rate]
     arguments = training_arguments(settings, out / "work", eval_strategy="no", save_strategy="no")
-    predictions = predict_people(
+    predictions = predict_subjects(
         chosen.model,
         store,
         runs["test"],
@@ -334,7 +334,7 @@ class _Fold:
             states = trainer.predict(windows).predictions.astype(np.float64)
             if trainer.is_world_process_zero():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with written_whole(path) as unfinished:
+                with atomic_write(path) as unfinished:
                     np.save(unfinished, states)
         labels = np.array([windows.labels[run] for run in windows.run_indices])
         return states, labels, np.array(windows.subjects)
@@ -364,12 +364,12 @@ class _Fold:
             ),
         )
 
-    def record(self) -> LearntFrom:
+    def record(self) -> TrainingData:
         """Whose labels decide what comes out."""
         learnt, chosen_by = ([self.store.runs[run] for run in part.runs] for part in (self.training, self.validation))
-        return LearntFrom.of_runs(self.task.label, learnt, chosen_by, self.store.settings["is_restricted"], self.init)
+        return TrainingData.of_runs(self.task.label, learnt, chosen_by, self.store.settings["is_restricted"], self.init)
 
-    def finish(self, model: Any, result: FinetunedFold, trainings: Sequence[LearntFrom]) -> None:
+    def finish(self, model: Any, result: FinetunedFold, trainings: Sequence[TrainingData]) -> None:
         """Write model and result; after that checkpoints are not needed any more."""
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
@@ -379,7 +379,7 @@ class _Fold:
         if trainer.is_world_process_zero():
             facts = asdict(replace(result, folder=MODEL_FOLDER, predictions=None))
             facts["predictions"] = result.predictions.to_json()
-            with written_whole(self.out / RESULT_FILE) as unfinished:
+            with atomic_write(self.out / RESULT_FILE) as unfinished:
                 unfinished.write_text(json.dumps(_plain(facts), indent=1) + "\n", encoding="utf-8")
             for path in (self.out / "work").glob("lr-*/checkpoint-*"):
                 shutil.rmtree(path)
@@ -484,7 +484,7 @@ def _known(value: float) -> float:
 
 
 def _checked_metric(metric: str | None, task: Task) -> str:
-    from tablet_hf.training.metrics import classification_metrics, regression_metrics
+    from tablet_hf.evaluation.metrics import classification_metrics, regression_metrics
 
     if metric is None:
         return "loss"

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from tablet_hf.datasets.tasks import Task
 from tablet_hf.datasets.windows import EvaluationWindows, average_by
 from tablet_hf.errors import InputError
+from tablet_hf.evaluation.predictions import Predictions
 from tablet_hf.training.arguments import make_trainer
-from tablet_hf.training.predictions import Predictions
-from tablet_hf.training.tasks import Task
 
-__all__ = ["METHOD", "outputs_of", "predict_people", "predictions_of", "subject_metrics", "task_of_config"]
+__all__ = ["METHOD", "outputs_of", "predict_subjects", "predictions_of", "subject_metrics", "task_of_config"]
 
 METHOD = "TABLeT"
 
@@ -54,7 +54,7 @@ def predictions_of(logits: np.ndarray, windows: EvaluationWindows, task: Task, f
 
 def subject_metrics(windows: EvaluationWindows, task: Task) -> Callable[[Any], dict[str, float]]:
     """`Trainer(compute_metrics=...)` that judges people, not windows."""
-    from tablet_hf.training.metrics import classification_metrics, regression_metrics
+    from tablet_hf.evaluation.metrics import classification_metrics, regression_metrics
 
     judge = regression_metrics if task.is_regression else classification_metrics
 
@@ -117,7 +117,7 @@ def _is_text(value: Any) -> bool:
     return value is not None and (isinstance(value, bool) or not isinstance(value, Real))
 
 
-def predict_people(
+def predict_subjects(
     model: Any,
     store: Any,
     runs: Sequence[int | str],

@@ -22,8 +22,8 @@ from tablet_hf.datasets.parquet import StreamedWindows
 from tablet_hf.datasets.splits import Split, runs_in, subject_ids
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
-from tablet_hf.files import written_whole
-from tablet_hf.learnt_from import LearntFrom
+from tablet_hf.files import atomic_write
+from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
 from tablet_hf.training.arguments import (
     Settings,
@@ -171,9 +171,9 @@ def pretrain(
         if on_note is not None:
             on_note(f"Reading {len(validation)} windows of the validation part of {split.name} ...")
         validation.store.read(validation.windows)
-    trainings = () if init is None else LearntFrom.of_model(init)
+    trainings = () if init is None else TrainingData.of_model(init)
     learnt, chosen_by = ([] if windows is None else _runs_of(windows) for windows in (training, validation))
-    this = LearntFrom.of_runs(TASK, learnt, chosen_by, store.settings["is_restricted"], init)
+    this = TrainingData.of_runs(TASK, learnt, chosen_by, store.settings["is_restricted"], init)
     checkpoint = agreed_checkpoint(out / CHECKPOINTS)
     judging = {"eval_strategy": "no"}
     if validation is not None:
@@ -194,7 +194,7 @@ def pretrain(
     )
     save_model(trainer, result.folder, preprocessing, [*trainings, this])
     if trainer.is_world_process_zero():
-        with written_whole(out / RESULT_FILE) as unfinished:
+        with atomic_write(out / RESULT_FILE) as unfinished:
             facts = asdict(replace(result, folder=MODEL_FOLDER))
             unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         for path in (out / CHECKPOINTS).glob("checkpoint-*"):

@@ -1,0 +1,179 @@
+"""The command that publishes: `tablet-hf push`."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+from tablet_hf.cli.terminal import Bars, messages, one_sentence, output
+
+
+@one_sentence
+def push(
+    path: Annotated[
+        str,
+        typer.Argument(help="Folder of a model, autoencoder, store or Parquet export.", show_default=False),
+    ],
+    repo: Annotated[str, typer.Argument(help="Where to on the Hub: owner/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private/--public", help="Whether only its owner sees it.")] = True,
+    gated: Annotated[
+        bool | None,
+        typer.Option("--gated/--not-gated", help="Whether each who wants it asks its owner.", show_default=False),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch; made where it is not there.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Name for this state of it, such as v1.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            help="Access token. Better leave it to hf auth login or the variable HF_TOKEN: others see command lines.",
+            show_default=False,
+        ),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Of a model: the store it was trained on.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", help="Of a model: results.json of tablet-hf evaluate.")
+    ] = None,
+    with_code: Annotated[
+        bool, typer.Option("--with-code", help="Of a model: let it load where tablet_hf is not installed.")
+    ] = False,
+    phenotype: Annotated[
+        list[str],
+        typer.Option("--phenotypes", "--phenotype", help="Of tokens: phenotypes that go along, as sex,age; no others."),
+    ] = [],  # noqa: B006
+    without: Annotated[
+        list[str], typer.Option("--without", help="Of tokens: phenotypes that stay behind, as sex,age.")
+    ] = [],  # noqa: B006
+    keep_subjects: Annotated[
+        bool, typer.Option("--keep-subjects", help="Of open tokens: people keep the names of the source.")
+    ] = False,
+    keep_sites: Annotated[
+        bool, typer.Option("--keep-sites", help="Of tokens: sites keep their names, in place of numbers.")
+    ] = False,
+    exact_ages: Annotated[
+        bool, typer.Option("--exact-ages", help="Of open tokens: ages as they are, in place of whole years.")
+    ] = False,
+    source_restricted: Annotated[
+        bool | None,
+        typer.Option(
+            "--source-restricted/--source-open",
+            help="Whether terms forbid passing on single people's data, where that is not recorded.",
+            show_default=False,
+        ),
+    ] = None,
+    right_to_share: Annotated[
+        str | None,
+        typer.Option("--i-have-the-right-to-share", help='Of restricted data: "what gives it"; stands in the card.'),
+    ] = None,
+    license: Annotated[str | None, typer.Option("--license", help="As the Hub names it, such as apache-2.0.")] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    dry_run: Annotated[
+        Path | None, typer.Option("--dry-run", help="Write all that would be sent to this folder, and send nothing.")
+    ] = None,
+) -> None:
+    """Publish a model, an autoencoder or a token dataset on the Hub, with its card; private unless told otherwise."""
+    from tablet_hf.hub.publishing import Sharing, check_repo, prepare
+    from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, shipped_autoencoders
+
+    check_repo(repo)
+    source = SHIPPED_WEIGHTS / path if path in shipped_autoencoders() else Path(path)
+    sharing = Sharing(private, gated, source_restricted, right_to_share, license)
+    options: dict[str, Any] = {
+        "dataset": dataset,
+        "evaluation": evaluation,
+        "with_code": with_code,
+        "phenotypes": _names(phenotype) or None,
+        "without": _names(without),
+        "keep_subjects": keep_subjects,
+        "keep_sites": keep_sites,
+        "exact_ages": exact_ages,
+        "token": token or _known_token(),
+    }
+    if dry_run is not None:
+        _tell(_prepared(prepare, source, dry_run, repo, sharing, options))
+        output.print(escape(str(dry_run)))
+        messages.print("Nothing was sent.")
+        return
+    send(source, repo, options, sharing, revision=revision, tag=tag, message=message, token=token)
+
+
+def send(
+    source: Path,
+    repo: str,
+    options: dict[str, Any],
+    sharing: Any = None,
+    token: str | None = None,
+    **how: str | None,
+) -> None:
+    """Prepare a folder, send it and tell of both.
+
+    Args:
+        source, repo, options, sharing: of `tablet_hf.hub.publishing.prepare`.
+        token, how: of `tablet_hf.hub.publishing.publish`.
+    """
+    from huggingface_hub.utils import disable_progress_bars
+
+    from tablet_hf.hub.publishing import check_may_write, kind_of, prepare, publish
+
+    if not messages.is_terminal:
+        disable_progress_bars()  # of large files, which are for who watches
+    options = {"token": token or _known_token()} | options
+    kind_of(source)
+    check_may_write(repo, token)  # a store takes minutes to prepare
+    # Beside the source: weights are linked, not copied, on the same disk, and a store's tokens may not fit elsewhere.
+    with tempfile.TemporaryDirectory(prefix=".tablet-hf-push-", dir=_room_beside(source)) as scratch:
+        prepared = _prepared(prepare, source, Path(scratch) / "to-be-sent", repo, sharing, options)
+        _tell(prepared)
+        published = publish(prepared, repo, token=token, **how)
+    for note in published.notes:
+        messages.print(f"Note: {escape(note)}")
+    state = "private" if prepared.sharing.is_private else "public"
+    messages.print(f"Sent to {escape(repo)} ({state}), commit {published.commit[:12]}.")
+    output.print(escape(published.url))
+
+
+def _names(said: list[str]) -> list[str]:
+    return [name.strip() for words in said for name in words.split(",") if name.strip()]
+
+
+def _known_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _room_beside(source: Path) -> Path | None:
+    """The folder that `source` lies in, where it may be written to; None is the system's place for temporary files."""
+    import os
+
+    folder = source.resolve().parent
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _prepared(prepare: Any, source: Path, out: Path, repo: str, sharing: Any, options: dict[str, Any]) -> Any:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=messages) as bars:
+        task = bars.add_task("preparing", total=None)
+        return prepare(
+            source,
+            out,
+            repo,
+            sharing,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            **options,
+        )
+
+
+def _tell(prepared: Any) -> None:
+    for name, size in prepared.files.items():
+        output.print(f"{size:>14,}  {escape(name)}")
+    if prepared.left_behind:
+        messages.print(f"Not sent: {escape(', '.join(prepared.left_behind))}.")
+    for note in prepared.notes:
+        messages.print(f"Note: {escape(note)}")
+    sharing = prepared.sharing
+    words = ["private" if sharing.is_private else "public", *(["gated"] if sharing.is_gated else [])]
+    messages.print(f"{prepared.what.capitalize()}, {', '.join(words)}; its card is README.md.")

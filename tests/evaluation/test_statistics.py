@@ -1,0 +1,454 @@
+"""An evaluation against slow loops over scikit-learn, and against what is known of simulated people."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+
+from tablet_hf.errors import InputError
+from tablet_hf.evaluation.predictions import Predictions, joined
+from tablet_hf.evaluation.resampling import bootstrap_counts
+from tablet_hf.evaluation.statistics import Estimate, as_json, compare, evaluate_predictions, main_metric
+
+
+def table(targets, outputs, classes=("F", "M"), sites=None, folds=None, subjects=None, method="TABLeT"):
+    count = len(targets)
+    outputs = np.asarray(outputs, dtype=np.float64)
+    if classes is not None and outputs.ndim == 1:
+        outputs = np.stack([1 - outputs, outputs], axis=1)
+    return Predictions(
+        method,
+        "sex" if classes else "age",
+        classes,
+        tuple(subjects or (f"s{number:03}" for number in range(count))),
+        np.asarray(targets, dtype=np.int64 if classes else np.float64),
+        outputs,
+        tuple(sites or [None] * count),
+        tuple(folds or ["test"] * count),
+    )
+
+
+def simulated(count=80, skill=1.5, seed=0, **fields):
+    rng = np.random.default_rng(seed)
+    targets = rng.permutation(np.arange(count) % 2)
+    odds = rng.standard_normal(count) + skill * (targets - 0.5)
+    return table(targets, 1 / (1 + np.exp(-odds)), **fields)
+
+
+def simulated_numbers(count=80, seed=0, **fields):
+    rng = np.random.default_rng(seed)
+    targets = 50 + 10 * rng.standard_normal(count)
+    return table(targets, 50 + 0.5 * (targets - 50) + 5 * rng.standard_normal(count), classes=None, **fields)
+
+
+def auroc_by_pairs(labels, scores):
+    """The share of pairs in order; the scores have no ties."""
+    return np.mean(scores[labels == 1][:, None] > scores[labels == 0])
+
+
+# --- metrics and intervals
+
+
+def test_values_are_those_of_scikit_learn():
+    made = simulated()
+    found = evaluate_predictions(made, 20, 20)
+    predicted, positive = made.outputs[:, 1] >= 0.5, made.outputs[:, 1]
+    assert {name: estimate.value for name, estimate in found.metrics.items()} == pytest.approx(
+        {
+            "auroc": sk.roc_auc_score(made.targets, positive),
+            "balanced_accuracy": sk.balanced_accuracy_score(made.targets, predicted),
+            "accuracy": sk.accuracy_score(made.targets, predicted),
+            "f1": sk.f1_score(made.targets, predicted),
+            "sensitivity": sk.recall_score(made.targets, predicted),
+            "specificity": sk.recall_score(made.targets, predicted, pos_label=0),
+        }
+    )
+    assert found.confusion.tolist() == sk.confusion_matrix(made.targets, predicted).tolist()
+    assert found.calibration["brier"].value == pytest.approx(sk.brier_score_loss(made.targets, positive))
+    assert (found.main_metric, found.main) == ("auroc", found.metrics["auroc"])
+
+
+def test_values_of_numbers_are_those_of_scipy():
+    made = simulated_numbers()
+    found = evaluate_predictions(made, 20, 20)
+    assert found.metrics["pearson_r"].value == pytest.approx(stats.pearsonr(made.targets, made.outputs).statistic)
+    assert found.metrics["r2"].value == pytest.approx(sk.r2_score(made.targets, made.outputs))
+    line = stats.linregress(made.outputs, made.targets)
+    assert found.calibration["slope"].value == pytest.approx(line.slope)
+    assert found.calibration["intercept"].value == pytest.approx(line.intercept)
+    assert found.confusion is found.calibration_if_perfect is None
+    assert found.main_metric == "pearson_r"
+
+
+def test_intervals_are_those_of_scipys_bootstrap():
+    made = simulated(60)
+    found = evaluate_predictions(made, 4000, 10).metrics
+    for name, statistic in {
+        "auroc": auroc_by_pairs,
+        "accuracy": lambda labels, scores: np.mean(labels == (scores >= 0.5)),
+    }.items():
+        expected = stats.bootstrap(
+            (made.targets, made.outputs[:, 1]), statistic, paired=True, vectorized=False, n_resamples=2000,
+            method="percentile", rng=np.random.default_rng(1),
+        ).confidence_interval  # fmt: skip
+        assert (found[name].low, found[name].high) == pytest.approx(tuple(expected), abs=0.02)
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    truth = stats.norm.cdf(1.5 / np.sqrt(2))  # the AUROC of two normal distributions 1.5 apart
+    found = [evaluate_predictions(simulated(100, seed=seed), 300, 1).metrics["auroc"] for seed in range(60)]
+    assert np.mean([each.low <= truth <= each.high for each in found]) == pytest.approx(0.95, abs=0.08)
+
+
+def test_the_same_seed_is_the_same_result():
+    made = simulated()
+    assert evaluate_predictions(made, 50, 50, seed=3).to_dict() == evaluate_predictions(made, 50, 50, seed=3).to_dict()
+    other = evaluate_predictions(made, 50, 50, seed=4).metrics["auroc"]
+    assert other != evaluate_predictions(made, 50, 50, seed=3).metrics["auroc"]
+
+
+def test_a_person_of_several_folds_is_drawn_whole():
+    """The same 40 people in four folds are 40 people, and the interval is that of 40, not of 160."""
+    once = simulated(40)
+    fourfold = joined([table(once.targets, once.outputs, folds=[f"fold-{k}"] * 40) for k in range(4)])
+    expected, found = (evaluate_predictions(each, 2000, 400) for each in (once, fourfold))
+    assert (found.num_subjects, found.num_entries) == (40, 160)
+    for name, estimate in expected.metrics.items():
+        assert found.metrics[name].value == pytest.approx(estimate.value)
+        assert (found.metrics[name].low, found.metrics[name].high) == pytest.approx((estimate.low, estimate.high))
+    assert found.p_value == pytest.approx(expected.p_value, abs=0.01)
+    assert any("40 people stand in several folds" in note for note in found.notes)
+
+
+def test_draws_without_a_class_are_counted_and_too_many_leave_no_interval():
+    rng = np.random.default_rng(0)
+    one_of_forty = evaluate_predictions(table([1] + [0] * 39, rng.random(40)), 1000, 10).metrics
+    assert one_of_forty["auroc"].undefined == pytest.approx((1 - 1 / 40) ** 40, abs=0.05)
+    assert math.isnan(one_of_forty["auroc"].low)
+    assert math.isfinite(one_of_forty["auroc"].value)
+    assert one_of_forty["accuracy"].undefined == 0
+    four = evaluate_predictions(table([1] * 4 + [0] * 36, rng.random(40)), 1000, 10).metrics["auroc"]
+    assert 0 < four.undefined < 0.05
+    assert four.low <= four.value <= four.high
+
+
+# --- several classes
+
+
+def three_classes(count=90, seed=0, **fields):
+    rng = np.random.default_rng(seed)
+    targets = rng.permutation(np.arange(count) % 3)
+    odds = rng.standard_normal((count, 3))
+    odds[np.arange(count), targets] += 1.2
+    return table(targets, np.exp(odds) / np.exp(odds).sum(1, keepdims=True), classes=("a", "b", "c"), **fields)
+
+
+def test_several_classes_are_averaged():
+    made = three_classes()
+    found = evaluate_predictions(made, 100, 200)
+    predicted = made.outputs.argmax(1)
+    expected = sk.roc_auc_score(made.targets, made.outputs, multi_class="ovr", average="macro")
+    assert found.metrics["auroc"].value == pytest.approx(expected)
+    assert found.metrics["f1"].value == pytest.approx(sk.f1_score(made.targets, predicted, average="macro"))
+    assert found.p_value == pytest.approx(1 / 201)
+    assert found.confusion.tolist() == sk.confusion_matrix(made.targets, predicted).tolist()
+    assert found.chance["balanced_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_the_p_value_of_several_classes_is_that_of_their_mean_auroc():
+    rng = np.random.default_rng(2)
+    made = three_classes(30, seed=5)
+    made = table(made.targets, rng.dirichlet(np.ones(3), 30), classes=made.classes)
+
+    def mean_auroc(targets):
+        return np.mean([auroc_by_pairs(targets == number, made.outputs[:, number]) for number in range(3)])
+
+    observed = mean_auroc(made.targets)
+    assert observed == pytest.approx(sk.roc_auc_score(made.targets, made.outputs, multi_class="ovr"))
+    expected = np.mean([mean_auroc(rng.permutation(made.targets)) >= observed - 1e-12 for _ in range(4000)])
+    assert evaluate_predictions(made, 10, 4000).p_value == pytest.approx(expected, abs=0.05)
+
+
+def test_a_class_without_people_is_judged_by_accuracy():
+    made = three_classes(60)
+    without = made.chosen(made.targets < 2)
+    found = evaluate_predictions(without, 50, 400)
+    assert found.main_metric == main_metric(without) == "accuracy"
+    assert math.isnan(found.metrics["auroc"].value)
+    assert found.p_value < 0.05
+    assert any(note.startswith("No person has sex c") for note in found.notes)
+    assert any("Not defined on these people: auroc" in note for note in found.notes)
+
+
+# --- chance and p values
+
+
+def test_chance_is_what_a_constant_guess_reaches():
+    targets = np.array([1] * 12 + [0] * 28)
+    found = evaluate_predictions(table(targets, np.full(40, 0.3)), 20, 20)
+    assert found.chance == pytest.approx(
+        {"auroc": 0.5, "balanced_accuracy": 0.5, "accuracy": 0.7, "f1": 2 * 0.3 / 1.3, "brier": 0.3 * 0.7}
+    )
+    for name in ("auroc", "balanced_accuracy", "accuracy"):
+        assert found.metrics[name].value == pytest.approx(found.chance[name])
+    assert found.calibration["brier"].value == pytest.approx(found.chance["brier"])
+    made = simulated_numbers()
+    median = evaluate_predictions(table(made.targets, np.full(80, np.median(made.targets)), classes=None), 20, 20)
+    assert median.metrics["mae"].value == pytest.approx(median.chance["mae"])
+    mean = evaluate_predictions(table(made.targets, np.full(80, made.targets.mean()), classes=None), 20, 20)
+    assert mean.metrics["mse"].value == pytest.approx(mean.chance["mse"])
+    assert mean.metrics["r2"].value == pytest.approx(0, abs=1e-12)
+    assert math.isnan(mean.p_value)
+
+
+def test_p_values_of_noise_are_uniform():
+    values = [evaluate_predictions(simulated(30, skill=0, seed=seed), 1, 99).p_value for seed in range(60)]
+    assert stats.kstest(values, "uniform").pvalue > 0.01
+
+
+def test_the_p_value_of_a_number_is_that_of_scipy():
+    made = simulated_numbers(20, seed=3)
+    noisy = table(made.targets, made.outputs + 12 * np.random.default_rng(0).standard_normal(20), classes=None)
+    exact = stats.pearsonr(noisy.targets, noisy.outputs, alternative="greater").pvalue
+    assert 0.01 < exact < 0.5
+    assert evaluate_predictions(noisy, 10, 8000).p_value == pytest.approx(exact, rel=0.25)
+
+
+def test_knowing_the_fold_is_no_skill():
+    """A model that only tells its fold, where folds (such as sites left out) differ in the label."""
+    rng = np.random.default_rng(0)
+    folds = ["KKI"] * 40 + ["NYU"] * 40
+    targets = np.r_[rng.random(40) < 0.9, rng.random(40) < 0.1].astype(int)
+    made = table(targets, np.repeat([0.9, 0.1], 40), folds=folds)
+    found = evaluate_predictions(made, 100, 400)
+    assert found.metrics["auroc"].value > 0.8
+    assert found.p_value == 1
+    assert evaluate_predictions(table(targets, made.outputs), 100, 400).p_value < 0.01
+
+
+# --- sites and folds
+
+
+def test_sites_are_judged_alone_where_there_are_enough_people():
+    sites = [*["NYU"] * 40, *["KKI"] * 25, *["OHSU"] * 9, *[None] * 6]
+    made = simulated(80, sites=sites)
+    found = {site.name: site for site in evaluate_predictions(made, 200, 10).by_site}
+    assert list(found) == ["KKI", "NYU", "OHSU", None]
+    assert [site.num_subjects for site in found.values()] == [25, 40, 9, 6]
+    nyu = made.chosen([site == "NYU" for site in made.sites])
+    assert found["NYU"].metrics["auroc"].value == pytest.approx(sk.roc_auc_score(nyu.targets, nyu.outputs[:, 1]))
+    assert found["NYU"].metrics == evaluate_predictions(nyu, 200, 10).metrics
+    assert found["OHSU"].metrics == {}
+    assert "fewer than 10 people" in found["OHSU"].note
+    assert evaluate_predictions(simulated(), 10, 10).by_site == ()
+
+
+def test_a_site_of_one_class_says_what_it_lacks():
+    made = table([0] * 12 + [0, 1] * 10, np.linspace(0.1, 0.8, 32), sites=["Pittsburgh"] * 12 + ["NYU"] * 20)
+    site = evaluate_predictions(made, 50, 10).by_site[1]
+    assert site.name == "Pittsburgh"
+    assert "nobody is M: no auroc" in site.note
+    assert math.isnan(site.metrics["auroc"].value)
+    assert math.isfinite(site.metrics["specificity"].low)
+
+
+def test_folds_have_their_own_values_mean_and_spread():
+    folds = [f"fold-{number % 4 + 1}" for number in range(80)]
+    made = simulated(80, folds=folds)
+    found = evaluate_predictions(made, 20, 20)
+    values = [
+        sk.roc_auc_score(part.targets, part.outputs[:, 1])
+        for part in (made.chosen([fold == name for fold in folds]) for name in sorted(set(folds)))
+    ]
+    assert [fold.name for fold in found.by_fold] == sorted(set(folds))
+    assert [fold.metrics["auroc"] for fold in found.by_fold] == pytest.approx(values)
+    assert found.over_folds["auroc"] == pytest.approx(
+        {"mean": np.mean(values), "std": np.std(values, ddof=1), "num_folds": 4}
+    )
+    assert any("folds are not independent" in note for note in found.notes)
+    assert math.isnan(evaluate_predictions(simulated(), 20, 20).over_folds["auroc"]["std"])
+
+
+# --- calibration
+
+
+def test_the_reliability_curve_is_that_of_scikit_learn():
+    made = simulated(200)
+    found = evaluate_predictions(made, 20, 20)
+    observed, predicted = calibration_curve(made.targets, made.outputs[:, 1], n_bins=10, strategy="quantile")
+    assert [part.observed for part in found.reliability] == pytest.approx(observed.tolist())
+    assert [part.predicted for part in found.reliability] == pytest.approx(predicted.tolist())
+    assert [part.count for part in found.reliability] == [20] * 10
+    expected = np.mean(np.abs(observed - predicted))
+    assert found.calibration["ece"].value == pytest.approx(expected)
+
+
+def test_true_probabilities_have_the_error_that_chance_leaves():
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(300)
+    errors, usual = [], []
+    for _ in range(20):
+        made = table((rng.random(300) < probabilities).astype(int), probabilities)
+        found = evaluate_predictions(made, 300, 1)
+        errors.append(found.calibration["ece"].value)
+        usual.append(found.calibration_if_perfect)
+    assert np.mean(errors) == pytest.approx(np.mean([mean for mean, _ in usual]), rel=0.15)
+    assert np.mean([error <= highest for error, (_, highest) in zip(errors, usual, strict=True)]) >= 0.85
+    sure = table(made.targets, (probabilities > 0.5).astype(float))
+    found = evaluate_predictions(sure, 300, 1)
+    assert found.calibration_if_perfect == (0, 0)
+    assert found.calibration["ece"].value > 0.2
+    assert len(found.reliability) == 2
+
+
+def test_of_several_classes_the_predicted_one_is_taken_at_its_word():
+    made = three_classes(100)
+    found = evaluate_predictions(made, 20, 20)
+    right = made.outputs.argmax(1) == made.targets
+    assert sum(part.count * part.observed for part in found.reliability) == pytest.approx(right.sum())
+    assert sum(part.count * part.predicted for part in found.reliability) == pytest.approx(made.outputs.max(1).sum())
+
+
+# --- notes, refusals, JSON
+
+
+def test_few_people_and_small_classes_are_said():
+    notes = evaluate_predictions(simulated(12), 50, 10).notes
+    assert any("12 people, fewer than 30" in note for note in notes)
+    assert any("6 people have sex M" in note for note in notes)
+    assert evaluate_predictions(simulated(100), 50, 10).notes == ()
+
+
+def test_one_person_has_no_interval_and_no_p_value():
+    one = evaluate_predictions(table([1], [0.9]), 50, 10)
+    assert one.metrics["accuracy"].value == 1
+    assert math.isnan(one.metrics["accuracy"].low)
+    assert "There is 1 person" in one.notes[0]
+    difference = compare(table([1], [0.9]), table([1], [0.1], method="other"), 50)
+    assert difference.main.value == 1
+    assert math.isnan(difference.main.low)
+    assert math.isnan(difference.p_value)
+    two = compare(table([1, 0], [0.9, 0.1]), table([1, 0], [0.1, 0.6], method="other"), 50)
+    assert math.isfinite(two.metrics["accuracy"].low)
+
+
+def test_a_perfect_score_is_not_taken_for_certainty():
+    notes = evaluate_predictions(table([0, 1] * 20, [0.1, 0.9] * 20), 50, 10).notes
+    assert any("exact binomial interval of accuracy is 91% to 100%" in note for note in notes)
+    # Of ten who are M all are found: the lower end solves x^10 = 0.025.
+    notes = evaluate_predictions(table([1] * 10 + [0] * 30, [0.9] * 10 + [0.1, 0.95, 0.7] * 10), 50, 10).notes
+    sentence = next(note for note in notes if "no certainty" in note)
+    assert sentence.startswith("All draws have the same sensitivity, which")
+    assert f"of sensitivity is {0.025**0.1:.0%} to 100%" in sentence
+
+
+def test_what_cannot_be_judged_is_refused():
+    with pytest.raises(InputError, match="2 of 4 predictions are no finite numbers"):
+        evaluate_predictions(table([0, 1, 0, 1], [0.1, np.nan, np.inf, 0.2]))
+    with pytest.raises(InputError, match="give probabilities, not logits"):
+        evaluate_predictions(table([0, 1], [-2.0, 3.0]))
+    with pytest.raises(InputError, match="s1 stands twice in test"):
+        evaluate_predictions(table([0, 1], [0.2, 0.3], subjects=["s1", "s1"]))
+
+
+def test_an_evaluation_is_json():
+    made = three_classes(60, sites=["A", "B"] * 30)
+    content = evaluate_predictions(made.chosen(made.targets < 2), 50, 50).to_dict()
+    text = json.dumps(content, allow_nan=False)
+    assert json.loads(text) == content
+    assert content["metrics"]["auroc"]["value"] is None
+    assert content["by_site"][0]["name"] == "A"
+    assert len(content["confusion"]) == 3
+    assert as_json({"a": Estimate(1.0), 2: (np.float32(0.5), np.int64(3), np.array([np.nan]))}) == {
+        "a": {"value": 1.0, "low": None, "high": None, "undefined": 0.0},
+        "2": [0.5, 3, [None]],
+    }
+
+
+# --- comparison
+
+
+def test_a_difference_is_paired():
+    """Two methods that make nearly the same mistakes differ by little, however much each depends on the people."""
+    made = simulated(60)
+    rng = np.random.default_rng(0)
+    positive = np.clip(made.outputs[:, 1] + 0.001 * rng.standard_normal(60), 0, 1)
+    found = compare(made, table(made.targets, positive, method="almost TABLeT"), 500)
+    alone = evaluate_predictions(made, 500, 1).main
+    assert found.main.low <= found.main.value <= found.main.high
+    assert found.main.high - found.main.low < 0.1 * (alone.high - alone.low)
+    assert (found.first, found.second, found.num_subjects, found.num_left_out) == ("TABLeT", "almost TABLeT", 60, 0)
+    same = compare(made, made, 100)
+    assert (same.main.value, same.main.low, same.main.high, same.p_value) == (0, 0, 0, 1)
+
+
+def test_a_difference_is_that_of_a_slow_loop():
+    first, second = simulated(50), simulated(50, skill=0.2, seed=1)
+    second = table(first.targets, second.outputs, method="other")
+    rng = np.random.default_rng(0)
+
+    def auroc(each, rows):
+        return auroc_by_pairs(each.targets[rows], each.outputs[rows, 1])
+
+    draws = [rng.integers(50, size=50) for _ in range(1500)]
+    differences = [auroc(first, rows) - auroc(second, rows) for rows in draws]
+    found = compare(first, second, 4000).main
+    assert found.value == pytest.approx(auroc(first, slice(None)) - auroc(second, slice(None)))
+    assert (found.low, found.high) == pytest.approx(np.quantile(differences, [0.025, 0.975]).tolist(), abs=0.03)
+
+
+@pytest.mark.parametrize("skill", [0.5, 0.9, 1.4])
+def test_p_value_of_a_difference_counts_the_draws_that_say_otherwise(skill):
+    """Of people in two folds, each of whom is drawn with both entries."""
+    entries = np.arange(60) % 30
+    first, second = simulated(60), simulated(60, skill=skill, seed=1)
+    second = table(first.targets, second.outputs, method="other")
+    subjects, folds = tuple(f"{person:02}" for person in entries), ("a",) * 30 + ("b",) * 30
+    first, second = (dataclasses.replace(each, subjects=subjects, folds=folds) for each in (first, second))
+    more, less, equal = 0, 0, 0
+    draws = np.concatenate(list(bootstrap_counts(30, 400, seed=3)))
+    for counts in draws:
+        rows = [row for person, count in enumerate(counts) for row in np.flatnonzero(entries == person).repeat(count)]
+        of_both = [auroc_by_pairs(each.targets[rows], each.outputs[rows, 1]) for each in (first, second)]
+        more += of_both[0] > of_both[1] + 1e-12
+        less += of_both[0] < of_both[1] - 1e-12
+        equal += abs(of_both[0] - of_both[1]) <= 1e-12
+    expected = min(1, 2 * (min(more, less) + equal + 1) / 401)
+    found = compare(first, second, 400, seed=3)
+    assert found.p_value == pytest.approx(expected)
+    assert found.to_dict()["p_value"] == found.p_value
+    assert compare(second, first, 400, seed=3).p_value == found.p_value
+    assert (found.p_value < 0.04) <= (found.main.low * found.main.high > 0)
+
+
+def test_without_an_interval_a_difference_has_no_p_value():
+    made = table(np.zeros(20, dtype=int), np.linspace(0.1, 0.9, 20))
+    constant = simulated_numbers().chosen(np.arange(20))
+    flat = dataclasses.replace(constant, outputs=np.zeros(20), method="mean")
+    assert math.isnan(compare(constant, flat, 50).p_value)  # a constant has no correlation
+    assert compare(made, made, 50).p_value == 1  # in accuracy, where a class has nobody
+
+
+def test_people_are_found_again_whatever_their_order():
+    made = simulated(40)
+    mixed = made.chosen(np.random.default_rng(0).permutation(40)[:30])
+    found = compare(made, mixed, 50)
+    assert (found.num_subjects, found.num_left_out) == (30, 10)
+    assert (found.main.value, found.main.low, found.main.high) == (0, 0, 0)
+    numbers = simulated_numbers()
+    assert compare(numbers, numbers.chosen(np.arange(80)[::-1]), 50).metrics["mae"] == Estimate(0, 0, 0)
+
+
+def test_what_cannot_be_compared_is_refused():
+    made = simulated(20)
+    with pytest.raises(InputError, match="one predicts sex"):
+        compare(made, simulated_numbers(20))
+    with pytest.raises(InputError, match="nobody was predicted by both"):
+        compare(made, simulated(20, subjects=[f"t{number}" for number in range(20)]))
+    with pytest.raises(InputError, match="s000: TABLeT and other were told different truths"):
+        compare(made, table(1 - made.targets, made.outputs, method="other"))

@@ -1,0 +1,281 @@
+"""What an evaluation writes is read back as it was, tells what is missing, and runs nothing in a spreadsheet."""
+
+import csv
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tablet_hf.errors import InputError
+from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.evaluation.statistics import compare, evaluate_predictions
+from tablet_hf.report.evaluation_page import NO_BASELINE, read_predictions, write_predictions, write_results
+
+
+def classifier(method="TABLeT", count=40, classes=("control", "ADHD"), seed=0, skill=1.0, folds=2):
+    people = np.random.default_rng(1)
+    targets = people.permutation(np.arange(count) % len(classes))
+    sites = people.choice(["NYU", "KKI", "OHSU"], count, p=[0.5, 0.4, 0.1])
+    odds = np.random.default_rng(seed).standard_normal((count, len(classes)))
+    odds[np.arange(count), targets] += skill
+    return Predictions(
+        method,
+        "diagnosis",
+        classes,
+        tuple(f"{number:04}" for number in range(count)),
+        targets,
+        np.exp(odds) / np.exp(odds).sum(1, keepdims=True),
+        tuple(map(str, sites)),
+        tuple(f"fold-{number % folds + 1}" for number in range(count)),
+    )
+
+
+def regressor(method="TABLeT", count=40, seed=0):
+    targets = 50 + 10 * np.random.default_rng(1).standard_normal(count)
+    values = targets + 8 * np.random.default_rng(seed).standard_normal(count)
+    like = classifier(method, count)
+    return Predictions(method, "age", None, like.subjects, targets, values, like.sites, like.folds)
+
+
+def assert_equal(found, expected):
+    for name in ("method", "label", "classes", "subjects", "sites", "folds"):
+        assert getattr(found, name) == getattr(expected, name), name
+    for name in ("targets", "outputs"):
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+
+
+class Page(HTMLParser):
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.words, self.pictures = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(self.words)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attributes))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+# --- results.json and the page
+
+
+def test_results_are_the_evaluations_and_comparisons(tmp_path):
+    methods = [classifier(), classifier("functional connectivity", seed=1), classifier("mean token", seed=2, skill=0)]
+    returned = write_results(tmp_path / "results", methods, None, {"model": "my-model"}, 100, 50, seed=7)
+    assert json.loads((tmp_path / "results/results.json").read_text()) == returned
+    assert list(returned["methods"]) == ["TABLeT", "functional connectivity", "mean token"]
+    for each in methods:
+        assert returned["methods"][each.method] == evaluate_predictions(each, 100, 50, seed=7).to_dict()
+    assert returned["comparisons"] == [compare(methods[0], other, 100, seed=7).to_dict() for other in methods[1:]]
+    assert returned["settings"] == {"confidence": 0.95, "num_bootstraps": 100, "num_permutations": 50, "seed": 7}
+    assert (returned["task"], returned["classes"], returned["num_subjects"]) == (
+        "classification",
+        ["control", "ADHD"],
+        40,
+    )
+    assert returned["about"] == {"model": "my-model"}
+    assert returned["baselines"] == ["functional connectivity", "mean token"]
+    assert NO_BASELINE not in returned["warnings"]
+    assert {"tablet_hf", "scikit-learn", "numpy"} <= set(returned["software"])
+
+
+@pytest.mark.parametrize(
+    ("methods", "pictures"),
+    [
+        ([classifier(), classifier("other", seed=1)], ["calibration", "confusion", "methods", "roc", "sites"]),
+        ([classifier(classes=("a", "b", "c"), folds=1)], ["calibration", "confusion", "methods", "roc", "sites"]),
+        ([regressor(), regressor("other", seed=1)], ["methods", "scatter", "sites"]),
+    ],
+    ids=["two classes", "three classes", "a number"],
+)
+def test_the_page_holds_figures_and_pictures(tmp_path, methods, pictures):
+    results = write_results(tmp_path, methods, num_bootstraps=50, num_permutations=50)
+    assert sorted(path.stem for path in (tmp_path / "pictures").iterdir()) == pictures
+    page = Page(tmp_path / "index.html")
+    assert len(page.pictures) == len(pictures)
+    assert all(each["src"].startswith("data:image/png;base64,") and each["alt"] for each in page.pictures)
+    for name, evaluation in results["methods"].items():
+        main = evaluation["metrics"][evaluation["main_metric"]]
+        interval = f"{main['value']:.2f} ({main['low']:.2f} to {main['high']:.2f})".replace("-", "−")
+        assert f"{name}: " in page.text
+        assert interval in page.text
+    assert "Against other" in page.text or len(methods) == 1
+    for each in results["comparisons"]:
+        assert f"p = {each['p_value']:.2g}: so" in page.text
+    assert "By site" in page.text
+    assert ("By fold" in page.text) == (len(set(methods[0].folds)) > 1)
+    assert not {"script", "link"} & set(page.tags)
+
+
+def test_pictures_of_an_older_evaluation_go(tmp_path):
+    write_results(tmp_path, [classifier()], num_bootstraps=10, num_permutations=10)
+    write_results(tmp_path, [regressor()], num_bootstraps=10, num_permutations=10)
+    assert {path.stem for path in (tmp_path / "pictures").iterdir()} == {"methods", "scatter", "sites"}
+
+
+def test_few_people_and_a_missing_baseline_are_said(tmp_path):
+    results = write_results(tmp_path, [classifier(count=12)], num_bootstraps=20, num_permutations=20)
+    page = Page(tmp_path / "index.html")
+    assert results["baselines"] == []
+    for sentence in (NO_BASELINE, "There are 12 people, fewer than 30"):
+        assert any(warning.startswith(sentence) for warning in results["warnings"])
+        assert f"Note: {sentence}" in page.text
+    # A second method that is no baseline is none.
+    pair = [classifier(), classifier("TABLeT, pre-trained", seed=1)]
+    assert NO_BASELINE in write_results(tmp_path, pair, (), None, 10, 10)["warnings"]
+    named = write_results(tmp_path, pair, ["TABLeT, pre-trained"], None, 10, 10)
+    assert NO_BASELINE not in named["warnings"]
+
+
+def test_all_methods_are_judged_on_the_people_that_all_predicted(tmp_path):
+    everybody, some = classifier(), classifier("other", seed=1).chosen(np.arange(39, 5, -1))
+    results = write_results(tmp_path, [everybody, some], num_bootstraps=50, num_permutations=50)
+    assert results["num_subjects"] == 34
+    assert any("6 of 40 predictions of TABLeT are left out" in warning for warning in results["warnings"])
+    expected = evaluate_predictions(everybody.chosen(np.arange(6, 40)), 50, 50).to_dict()
+    assert results["methods"]["TABLeT"] == expected
+    for found, written in zip(read_predictions(tmp_path / "predictions.csv"), [everybody, some], strict=True):
+        assert sorted(found.subjects) == sorted(written.subjects)
+
+
+def test_what_is_true_of_one_method_is_said_of_it(tmp_path):
+    perfect = classifier()
+    perfect = Predictions(
+        "oracle", perfect.label, perfect.classes, perfect.subjects, perfect.targets, np.eye(2)[perfect.targets],
+        perfect.sites, perfect.folds,
+    )  # fmt: skip
+    warnings = write_results(tmp_path, [classifier(), perfect], num_bootstraps=20, num_permutations=20)["warnings"]
+    assert any(
+        warning.startswith("oracle: All draws have the same auroc, balanced_accuracy, accuracy") for warning in warnings
+    )
+
+
+def test_names_from_outside_break_neither_page_nor_pictures(tmp_path):
+    made = classifier(classes=("$x^{", "<script>alert(1)</script>"), count=24)
+    made = Predictions(
+        "<b>$\\alpha", made.label, made.classes, made.subjects, made.targets, made.outputs,
+        tuple("<i>$_{" for _ in range(24)), made.folds,
+    )  # fmt: skip
+    write_results(tmp_path, [made], about={"<u>": "</td>"}, num_bootstraps=10, num_permutations=10)
+    page = Page(tmp_path / "index.html")
+    assert not {"script", "b", "i", "u"} & set(page.tags)
+    assert "<b>$\\alpha" in page.text
+
+
+def test_methods_that_do_not_belong_together_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no predictions to judge"):
+        write_results(tmp_path, [])
+    with pytest.raises(InputError, match="two methods have this name"):
+        write_results(tmp_path, [classifier(), classifier()])
+    with pytest.raises(InputError, match="other: it predicts other things than TABLeT"):
+        write_results(tmp_path, [classifier(), regressor("other")])
+    with pytest.raises(InputError, match="nobody was predicted by all methods"):
+        write_results(tmp_path, [classifier().chosen([0, 1]), classifier("other").chosen([2, 3])])
+    twice = classifier("other").chosen([*range(40), 3])
+    with pytest.raises(InputError, match="other: 0003 stands twice"):
+        write_results(tmp_path, [classifier(), twice], num_bootstraps=5, num_permutations=5)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="this is a file"):
+        write_results(tmp_path / "file", [classifier()], num_bootstraps=5, num_permutations=5)
+
+
+# --- predictions.csv
+
+
+@pytest.mark.parametrize(
+    "classes", [("control", "ADHD"), (0, 1), (False, True), ("a", "b", "c"), (-1, 0, 1), ("01", "02"), (1.5, 2.5)]
+)
+def test_predictions_come_back_as_they_were(tmp_path, classes):
+    methods = [classifier(classes=classes), classifier("other: one", classes=classes, seed=1)]
+    write_predictions(tmp_path / "predictions.csv", methods)
+    for found, expected in zip(read_predictions(tmp_path / "predictions.csv"), methods, strict=True):
+        assert_equal(found, expected)
+        assert [type(name) for name in found.classes] == [type(name) for name in expected.classes]
+
+
+def test_numbers_come_back_to_the_last_bit(tmp_path):
+    methods = [regressor(), regressor("other", seed=1)]
+    methods[0].outputs[:3] = [1e-300, -0.1, 1 / 3]
+    write_predictions(tmp_path / "predictions.csv", methods)
+    for found, expected in zip(read_predictions(tmp_path / "predictions.csv"), methods, strict=True):
+        assert_equal(found, expected)
+
+
+def test_the_table_says_what_each_method_said(tmp_path):
+    made = classifier()
+    table = pd.read_csv(write_predictions(tmp_path / "predictions.csv", [made]), dtype={"subject": str})
+    assert list(table.columns) == [
+        "subject",
+        "site",
+        "fold",
+        "true diagnosis",
+        "TABLeT: predicted diagnosis",
+        "TABLeT: probability of control",
+        "TABLeT: probability of ADHD",
+    ]
+    assert tuple(table.subject) == made.subjects
+    right = (table["true diagnosis"] == table["TABLeT: predicted diagnosis"]).mean()
+    assert right == evaluate_predictions(made, 5, 5).metrics["accuracy"].value
+
+
+DANGEROUS = ("=", "+", "-", "@", "\t", "\r", "\n")
+TEXTS = st.text(min_size=1, max_size=8).filter(lambda text: "\x00" not in text and text.isprintable()) | st.builds(
+    lambda first, rest: first + rest, st.sampled_from(["=1+1", "+cmd|' /C calc'!A0", "-2", "@SUM(A1)", "'=x", "\t=1"]),
+    st.sampled_from(["", "'", '"', ",", " "]),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TEXTS, min_size=7, max_size=7, unique=True))
+def test_no_cell_from_outside_is_a_formula_and_all_come_back(tmp_path, texts):
+    method, one, other, subject, site, fold, label = texts
+    made = Predictions(
+        method, label, (one + "x", other + "x"), (subject, subject + "2"), np.array([0, 1]),
+        np.array([[0.25, 0.75], [0.5, 0.5]]), (site, None), (fold, fold),
+    )  # fmt: skip
+    path = write_predictions(tmp_path / "predictions.csv", [made])
+    with path.open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(DANGEROUS)]
+    assert_equal(read_predictions(path)[0], made)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no table of predictions"),
+        ("scan,model\na,b\n", "no table of predictions"),
+        ("subject,site,fold,true sex,TABLeT: predicted sex\n", "no rows"),
+        ("subject,site,fold,true sex,TABLeT: predicted sex\n1,2\n", "another length"),
+        ("subject,site,fold,true sex,x\n1,a,b,M,2\n", "no column of a method's predicted sex"),
+        ("subject,site,fold,true sex,TABLeT: predicted sex\n1,a,b,M,M\n", "not all numbers"),
+        (
+            "subject,site,fold,true sex,T: predicted sex,T: probability of M\n1,a,b,F,M,0.5\n",
+            "a true sex is none of its classes",
+        ),
+    ],
+)
+def test_what_is_no_table_of_predictions_is_refused(tmp_path, content, message):
+    path = tmp_path / "predictions.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_predictions(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_table_that_is_not_there_or_not_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_predictions(tmp_path / "predictions.csv")
+    (tmp_path / "predictions.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(InputError, match="no CSV file"):
+        read_predictions(tmp_path / "predictions.csv")
