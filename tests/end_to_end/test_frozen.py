@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tablet_hf
-from tablet_hf.cli import app  # the one place that says where the commands are
+from tablet_hf.cli.__main__ import app  # the one place that says where the commands are
 from tablet_hf.datasets import TokenDataset
 
 EXPECTED = Path(__file__).with_name("expected.json")

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
+from tablet_hf.evaluation import resampling
 from tablet_hf.evaluation.metrics import classification_metrics, regression_metrics
 from tablet_hf.evaluation.resampling import (
     bootstrap_counts,
@@ -16,7 +17,6 @@ from tablet_hf.evaluation.resampling import (
     weighted_classification_metrics,
     weighted_regression_metrics,
 )
-from tablet_hf.evaluation import resampling
 
 
 @pytest.fixture(autouse=True)

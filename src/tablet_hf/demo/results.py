@@ -140,7 +140,7 @@ def verdict(methods: dict[str, MethodResult], chance: float) -> str:
     points = 100 * (tablet.metrics["accuracy"] - chance)
     compared = "clearly better than chance" if tablet.accuracy_p < 0.05 else "not clearly different from chance"
     sentences = [
-        f"TABLeT is right about {num_right(tablet)} of {num_subjects} people it never saw: {points:+.0f} points against "
+        f"TABLeT is right about {num_right(tablet)} of {num_subjects} held-out subjects: {points:+.0f} points against "
         f"guessing ({chance:.0%}), {compared} (p = {tablet.accuracy_p:.2g})."
     ]
     sentences += [

@@ -592,8 +592,8 @@ def _notes(predictions: Predictions, metrics: Mapping[str, Estimate], person_of_
         yield "There is 1 person: nothing can be said of others by it, and no interval is given."
     elif num_subjects < FEW_PEOPLE:
         yield (
-            f"There are {num_subjects} people, fewer than {FEW_PEOPLE}: intervals are wide, and wider in truth than the "
-            "bootstrap makes them."
+            f"There are {num_subjects} people, fewer than {FEW_PEOPLE}: intervals are wide, and wider in truth than "
+            "the bootstrap makes them."
         )
     if not predictions.is_regression:
         for number, name in enumerate(predictions.classes):

@@ -13,9 +13,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tablet_hf.convert_tablet_to_hf import RELEASED_REPO
 from tablet_hf.errors import InputError
 from tablet_hf.hub.training_data import TRAINING_DATA_FILE, TrainingData
-from tablet_hf.convert_tablet_to_hf import RELEASED_REPO
 
 __all__ = [
     "EvaluationFacts",

@@ -371,8 +371,8 @@ def _prepare_model(
         notes.append(f"Which data {converted_from} was trained on nothing here records; the card says what is known.")
     elif store is None and not training_data:
         notes.append(
-            f"No {TRAINING_DATA_FILE} lies in {path}, so the card does not say which data it was trained on, and whether "
-            "these are restricted is not known; --dataset STORE says it."
+            f"No {TRAINING_DATA_FILE} lies in {path}, so the card does not say which data it was trained on, and "
+            "whether these are restricted is not known; --dataset STORE says it."
         )
     elif store is None:
         notes.append("Names of the people whom it learnt from are looked for in its files only with --dataset STORE.")
@@ -424,8 +424,8 @@ def restriction_of(
         what: path, for the sentence.
         sharing: what is said.
         store: of tokens, or the one that a model is said to have learnt from.
-        training_data: all trainings of a model. One of restricted data makes it restricted for good, whatever came later
-            and whichever store is named.
+        training_data: all trainings of a model. One of restricted data makes it restricted for good, whatever came
+            later and whichever store is named.
 
     Raises:
         InputError: it is marked, and the contrary is said.

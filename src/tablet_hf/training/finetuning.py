@@ -124,8 +124,8 @@ def finetune_fold(
             "head" fits a linear model on what the network says as it is, which is computed once.
         learning_rates: to choose from; None for that of the settings alone, and for a head.
         metric: of people of the validation part, by which is chosen: "loss", or a name of
-            `tablet_hf.evaluation.metrics`. The default is the loss: of few people AUROC and accuracy have few values, and
-            the first epoch of several alike would be taken, in which the model has hardly begun.
+            `tablet_hf.evaluation.metrics`. The default is the loss: of few people AUROC and accuracy have few values,
+            and the first epoch of several alike would be taken, in which the model has hardly begun.
         patience: epochs without a better metric after which training stops; None never stops early. A head has none.
         kind, positive: see `find_task`.
         lora_rank: of the adapters.
