@@ -31,7 +31,8 @@ from transformers import TrainerCallback
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import EvaluationWindows, TokenDataset, TokenStoreWriter, TrainingWindows
 from tablet_hf.sources import ScanRecord
-from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.arguments import Settings, training_arguments
+from tablet_hf.training.trainer import make_trainer
 
 PREPROCESSING = {"autoencoder": "random numbers", "signal": "intensity", "scaling": "max", "volume_size": 96}
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -25,8 +25,9 @@ from tablet_hf.hub.conversion import save_model
 from tablet_hf.modeling_tablet import TabletModel
 from tablet_hf.report.page import write_page
 from tablet_hf.report.pictures import results_figure, save_figure
-from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.arguments import Settings, training_arguments
 from tablet_hf.training.checkpoints import save_model as save_trained_model
+from tablet_hf.training.trainer import make_trainer
 
 
 def names_in(folder):

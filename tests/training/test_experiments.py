@@ -16,12 +16,13 @@ from tablet_hf.datasets.tasks import find_task
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.loading import load_model
-from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.arguments import Settings, training_arguments
 from tablet_hf.training.checkpoints import checksums, initial_model, save_model, training_subjects
 from tablet_hf.training.experiments import _known_before, evaluate, finetune
 from tablet_hf.training.finetuning import _stopping, finetune_fold
 from tablet_hf.training.inference import task_of_config
 from tablet_hf.training.pretraining import pretrain
+from tablet_hf.training.trainer import make_trainer
 
 SETTINGS = Settings(window_frames=12, epochs=1, batch_size=8, learning_rate=3e-3, device="cpu")
 

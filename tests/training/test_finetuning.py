@@ -21,11 +21,12 @@ from tablet_hf.evaluation.predictions import Predictions, joined
 from tablet_hf.hub.loading import load_model
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.report.evaluation_page import read_predictions
-from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.arguments import Settings, training_arguments
 from tablet_hf.training.checkpoints import initial_model, save_model
 from tablet_hf.training.experiments import evaluate, finetune
 from tablet_hf.training.finetuning import finetune_fold, linear_head
 from tablet_hf.training.inference import outputs_of, predict_subjects, task_of_config
+from tablet_hf.training.trainer import make_trainer
 
 SETTINGS = Settings(
     window_frames=12, epochs=6, batch_size=8, learning_rate=3e-3, log_steps=3, seed=1, device="cpu", warmup=0.1

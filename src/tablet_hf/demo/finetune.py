@@ -17,9 +17,10 @@ from tablet_hf.datasets.tasks import find_task
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
-from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.arguments import Settings, training_arguments
 from tablet_hf.training.checkpoints import initial_model, save_model
 from tablet_hf.training.inference import predict_subjects
+from tablet_hf.training.trainer import make_trainer
 
 __all__ = ["MODEL", "TRAINING", "FinetuneResult", "finetune"]
 

@@ -1,6 +1,5 @@
 """How a model is trained, in the words of this package, and as the `TrainingArguments` of transformers."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import torch
 
 from tablet_hf.errors import InputError
 
-__all__ = ["SIZES", "Settings", "check_gpus_to_share_out", "make_trainer", "process_state", "training_arguments"]
+__all__ = ["SIZES", "Settings", "check_gpus_to_share_out", "process_state", "training_arguments"]
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -199,47 +198,6 @@ def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> A
     # One process would spread the model over all GPUs that it sees (DataParallel), slowly, and nothing switches it off.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
-
-
-def make_trainer(
-    model: Any,
-    arguments: Any,
-    training: Any = None,
-    validation: Any = None,
-    compute_metrics: Callable[[Any], dict[str, float]] | None = None,
-    callbacks: Sequence[Any] = (),
-    is_quiet: bool = False,
-) -> Any:
-    """A plain `Trainer` over windows, with what it needs to know of epochs and checkpoints.
-
-    Args:
-        model: one of `modeling_tablet`, or peft's wrapping of it.
-        arguments: `training_arguments`.
-        training, validation: datasets of windows.
-        compute_metrics: see `Trainer`.
-        callbacks: further ones.
-        is_quiet: no bars and tables of `Trainer`, where somebody else tells how far it is.
-    """
-    from transformers import Trainer
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
-    from tablet_hf.datasets.collator import TabletCollator
-    from tablet_hf.datasets.windows import EpochCallback
-    from tablet_hf.training.checkpoints import LogWithCheckpoints
-
-    trainer = Trainer(
-        model,
-        arguments,
-        TabletCollator(model.config.problem_type),
-        training,
-        validation,
-        compute_metrics=compute_metrics,
-        callbacks=[EpochCallback(), LogWithCheckpoints(), *callbacks],
-    )
-    if is_quiet:
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-    return trainer
 
 
 def _checkpointing_field(arguments_class: Any) -> str:

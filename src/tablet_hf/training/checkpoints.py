@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_callback import TrainerCallback
-
 from tablet_hf.errors import InputError, not_on_hub
 from tablet_hf.files import atomic_folder, atomic_write
 from tablet_hf.hub.files import check_model_name
@@ -18,7 +16,6 @@ from tablet_hf.training.arguments import process_state
 
 __all__ = [
     "TRAINING_FILE",
-    "LogWithCheckpoints",
     "agreed_checkpoint",
     "checksums",
     "initial_model",
@@ -159,19 +156,6 @@ def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in described.items():
         flat |= value if isinstance(value, dict) else {name: value}
     return flat
-
-
-class LogWithCheckpoints(TrainerCallback):
-    """A line of the log with every checkpoint, so that what is averaged in the next line does not begin before it.
-
-    Trainer forgets the losses since the last line when it goes on from a checkpoint.
-    """
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log |= control.should_save
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log |= control.should_save
 
 
 def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], trainings: Sequence[TrainingData]) -> None:

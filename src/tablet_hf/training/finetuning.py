@@ -28,7 +28,7 @@ from tablet_hf.evaluation.predictions import Predictions
 from tablet_hf.files import atomic_write
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
-from tablet_hf.training.arguments import Settings, make_trainer, training_arguments
+from tablet_hf.training.arguments import Settings, training_arguments
 from tablet_hf.training.axes import principal_axes
 from tablet_hf.training.checkpoints import (
     TRAINING_FILE,
@@ -39,6 +39,7 @@ from tablet_hf.training.checkpoints import (
     save_model,
 )
 from tablet_hf.training.inference import predict_subjects, subject_metrics
+from tablet_hf.training.trainer import make_trainer
 
 __all__ = ["MODES", "FinetunedFold", "finetune_fold"]
 

@@ -10,7 +10,7 @@ from tablet_hf.datasets.tasks import Task
 from tablet_hf.datasets.windows import EvaluationWindows, average_by
 from tablet_hf.errors import InputError
 from tablet_hf.evaluation.predictions import Predictions
-from tablet_hf.training.arguments import make_trainer
+from tablet_hf.training.trainer import make_trainer
 
 __all__ = ["METHOD", "outputs_of", "predict_subjects", "predictions_of", "subject_metrics", "task_of_config"]
 

@@ -25,13 +25,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_write
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
-from tablet_hf.training.arguments import (
-    Settings,
-    check_gpus_to_share_out,
-    make_trainer,
-    process_state,
-    training_arguments,
-)
+from tablet_hf.training.arguments import Settings, check_gpus_to_share_out, process_state, training_arguments
 from tablet_hf.training.checkpoints import (
     agreed_checkpoint,
     checksums,
@@ -39,6 +33,7 @@ from tablet_hf.training.checkpoints import (
     keep_to_one_training,
     save_model,
 )
+from tablet_hf.training.trainer import make_trainer
 
 __all__ = ["MaskedWindows", "PretrainingResult", "pretrain"]
 
