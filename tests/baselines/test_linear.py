@@ -100,7 +100,7 @@ class TestLinearModel:
 
     @pytest.mark.parametrize("num_features", [15, 300])
     def test_of_many_people_the_leading_axes_are_learnt_from(self, monkeypatch, num_features):
-        monkeypatch.setattr("tablet_hf.training.axes.MOST_AXES", 20)
+        monkeypatch.setattr("tablet_hf.baselines.linear.MOST_AXES", 20)
         rng = np.random.default_rng(3)
         spread = np.r_[np.full(10, 30.0), np.full(num_features - 10, 0.1)]
         mixing = np.linalg.qr(rng.standard_normal((num_features, num_features)))[0]

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from tablet_hf.baselines.linear import principal_axes
 from tablet_hf.datasets.splits import PARTS, Split, runs_in
 from tablet_hf.datasets.tasks import Kind, Task, find_task
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
@@ -29,7 +30,6 @@ from tablet_hf.files import atomic_write
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.training.arguments import Settings, training_arguments
-from tablet_hf.training.axes import principal_axes
 from tablet_hf.training.checkpoints import (
     TRAINING_FILE,
     agreed_checkpoint,
