@@ -313,7 +313,7 @@ class TestTimeLeft:
             # An hour for each of the first two scans of the same size, nothing told in between.
             show(Outcome(done=["a", "b"], frames=2400, seconds=7200.0, bytes_done=2.0, bytes_to_do=10.0), 10)
             if not is_watched:
-                monkeypatch.setattr("tablet_hf.cli.terminal.Bars.SECONDS_BETWEEN_LINES", 0)
+                monkeypatch.setattr("tablet_hf.progress.Bars.SECONDS_BETWEEN_LINES", 0)
                 show(Outcome(done=["a", "b"], frames=2400, seconds=7200.0, bytes_done=2.0, bytes_to_do=10.0), 10)
         assert "8:00:00 left" in file.getvalue()
         assert "0.3 frames/s" in file.getvalue()

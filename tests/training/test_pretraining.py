@@ -21,10 +21,10 @@ from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSeque
 from tablet_hf.datasets import StreamedWindows, export_parquet, runs_in, write_splits
 from tablet_hf.errors import InputError
 from tablet_hf.hub.training_data import TrainingData
-from tablet_hf.report.pretraining_page import hidden_frame, write_pretraining_page
 from tablet_hf.training.arguments import Settings
 from tablet_hf.training.checkpoints import initial_model, last_checkpoint
 from tablet_hf.training.pretraining import MaskedWindows, _windows, mean_predictor_loss, pretrain
+from tablet_hf.training.pretraining_page import hidden_frame, write_pretraining_page
 
 SETTINGS = Settings(
     window_frames=12, epochs=25, batch_size=8, learning_rate=3e-3, log_steps=5, seed=1, device="cpu", warmup=0.1

@@ -11,8 +11,9 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tablet_hf.cli.terminal import Bars, choose_device, messages, one_sentence, output, show_facts
+from tablet_hf.cli.terminal import choose_device, messages, one_sentence, output, show_facts
 from tablet_hf.errors import InputError
+from tablet_hf.progress import Bars
 
 app = typer.Typer(name="dataset", help="Look at, check, split and join token datasets.", no_args_is_help=True)
 

@@ -1,13 +1,12 @@
 """What a scan, a model, an autoencoder or a file of tokens holds, as facts to be printed: {name: value}."""
 
 import json
-import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError
-from tablet_hf.hub.files import fetch
+from tablet_hf.hub.files import count_parameters, fetch, weight_files
 from tablet_hf.hub.training_data import TrainingData
 
 MASK_SOURCES = {
@@ -123,35 +122,6 @@ def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         start = [] if trainings[0].started_from is None else [f"what {trainings[0].started_from} did, not recorded"]
         facts["learnt from"] = ", then ".join([*start, *map(str, trainings)])
     return facts
-
-
-def weight_files(name: str) -> list[Path]:
-    """The safetensors files of a model: one, or those that its index names."""
-    try:
-        return [fetch(name, "model.safetensors")]
-    except InputError as absent:
-        try:
-            index = fetch(name, "model.safetensors.index.json")
-        except InputError:
-            raise absent from None
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: it does not say which files hold the weights; save or fetch it again.") from error
-    if not shards or not all(isinstance(shard, str) for shard in shards):
-        raise InputError(f"{index}: it does not say which files hold the weights; save or fetch it again.")
-    return [fetch(name, shard) for shard in shards]
-
-
-def count_parameters(weights: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(weights, framework="pt") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{weights}: it is not a whole safetensors file ({error}); fetch it again.") from error
-    return sum(map(math.prod, shapes))
 
 
 def describe_autoencoder(name: str) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from tablet_hf.cli.terminal import Bars, messages, one_sentence, output
+from tablet_hf.cli.terminal import messages, one_sentence, output
+from tablet_hf.progress import Bars
 
 
 @one_sentence

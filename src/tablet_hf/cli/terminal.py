@@ -3,7 +3,6 @@
 import errno
 import functools
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,17 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tablet_hf.errors import InputError
+from tablet_hf.progress import Bars
 
 output = Console(soft_wrap=True, highlight=False, emoji=False)
 messages = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
@@ -125,40 +117,6 @@ def make_extractor(autoencoder: str, subfolder: str | None, signal: str, scaling
 def for_one_scan(option: str, value: Path | None, scans: list[Path]) -> None:
     if value is not None and len(scans) > 1:
         raise InputError(f"{option} belongs to one scan, but {len(scans)} scans were given; run them one by one.")
-
-
-class Bars(Progress):
-    """Bars that disappear when they end; where nobody watches, a plain line from time to time in their place.
-
-    A console that is a file or a pipe gets one line when the first task begins, and then at most one each
-    `SECONDS_BETWEEN_LINES`: what is done, and any text in the task's fields.
-    """
-
-    SECONDS_BETWEEN_LINES = 30
-
-    def __init__(self, *columns: ProgressColumn, console: Console, unit: str = "", **settings: Any):
-        self._unit, self._last_line = unit, -math.inf
-        is_watched = console.is_interactive or console.is_jupyter
-        super().__init__(*columns, console=console, transient=True, disable=not is_watched, **settings)
-
-    def add_task(self, *arguments: Any, **keywords: Any) -> TaskID:
-        task = super().add_task(*arguments, **keywords)
-        self._tell_in_a_line(task)
-        return task
-
-    def update(self, task_id: TaskID, **changes: Any) -> None:
-        super().update(task_id, **changes)
-        self._tell_in_a_line(task_id)
-
-    def _tell_in_a_line(self, task_id: TaskID) -> None:
-        now = self.get_time()
-        if not self.disable or now - self._last_line < self.SECONDS_BETWEEN_LINES:
-            return
-        self._last_line = now
-        task = self._tasks[task_id]
-        done = "" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f} {self._unit}".rstrip()
-        said = ", ".join(filter(None, [done, *task.fields.values()]))
-        self.console.print(f"{task.description}: {said}" if said else f"{task.description} ...")
 
 
 @contextmanager

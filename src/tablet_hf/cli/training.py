@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tablet_hf.cli.terminal import Bars, DeviceOption, choose_device, messages, one_sentence, output
+from tablet_hf.cli.terminal import DeviceOption, choose_device, messages, one_sentence, output
 from tablet_hf.errors import InputError
+from tablet_hf.progress import Bars
 
 OF_LABEL = ("problem_type", "target_mean", "target_std", "positive_weight", "class_weights", "negative_label")
 OF_LABEL += ("target_name", "num_labels", "id2label", "label2id")
@@ -96,8 +97,8 @@ def pretrain(
     """Pre-train on a token dataset by masked token modeling: hidden tokens are predicted from the others."""
     fields = _fields(size, init, set_fields)
     fields |= {"mask_ratio": mask_ratio, "mask_strategy": mask_strategy, "norm_target": norm_target}
-    from tablet_hf.report.pretraining_page import write_pretraining_page
     from tablet_hf.training.pretraining import pretrain as run
+    from tablet_hf.training.pretraining_page import write_pretraining_page
 
     _check_alone(splits, fold)
     settings = _settings(context)

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tablet_hf.cli.terminal import Bars
 from tablet_hf.demo.results import RESULT_COLUMNS, DemoResult, next_command, result_rows, verdict
+from tablet_hf.progress import Bars
 
 __all__ = ["OnProgress", "Terminal"]
 

@@ -1,10 +1,12 @@
 """Files of models by the name that somebody gives: a folder, or a repository of the Hub by way of the cache."""
 
+import json
+import math
 from pathlib import Path
 
 from tablet_hf.errors import InputError, not_on_hub
 
-__all__ = ["check_model_name", "commit_of", "fetch"]
+__all__ = ["check_model_name", "commit_of", "count_parameters", "fetch", "weight_files"]
 
 
 def check_model_name(name: str | Path) -> None:
@@ -70,6 +72,36 @@ def commit_of(name: str, filename: str = "config.json") -> str:
     """
     # .../snapshots/COMMIT/FILENAME
     return fetch(name, filename).parts[-1 - len(Path(filename).parts)]
+
+
+def weight_files(name: str) -> list[Path]:
+    """The safetensors files of a model: one, or those that its index names."""
+    try:
+        return [fetch(name, "model.safetensors")]
+    except InputError as absent:
+        try:
+            index = fetch(name, "model.safetensors.index.json")
+        except InputError:
+            raise absent from None
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: it does not say which files hold the weights; save or fetch it again.") from error
+    if not shards or not all(isinstance(shard, str) for shard in shards):
+        raise InputError(f"{index}: it does not say which files hold the weights; save or fetch it again.")
+    return [fetch(name, shard) for shard in shards]
+
+
+def count_parameters(weights: Path) -> int:
+    """How many numbers a safetensors file holds."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{weights}: it is not a whole safetensors file ({error}); fetch it again.") from error
+    return sum(map(math.prod, shapes))
 
 
 def _unreachable(name: str | Path, filename: str) -> InputError:

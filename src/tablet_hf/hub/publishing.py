@@ -32,6 +32,7 @@ from tablet_hf.hub.cards import (
     read_evaluation,
     shipped_card,
 )
+from tablet_hf.hub.files import count_parameters
 from tablet_hf.hub.privacy import (
     LABELS,
     OLDEST_TOLD,
@@ -387,7 +388,7 @@ def _prepare_model(
     card = model_card(
         repo,
         config,
-        parameters=sum(map(_parameters, weights)),
+        parameters=sum(map(count_parameters, weights)),
         training_data=training_data,
         datasets=[str(dataset)] if isinstance(dataset, str) and not Path(dataset).exists() else [],
         **facts,
@@ -484,12 +485,6 @@ def _weights(path: Path, stem: str) -> list[Path]:
     return files
 
 
-def _parameters(weights: Path) -> int:
-    from tablet_hf.cli.describe import count_parameters
-
-    return count_parameters(weights)
-
-
 def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> tuple[Prepared, Secrets]:
     from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, weights_fingerprint
 
@@ -517,7 +512,7 @@ def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> 
         card = autoencoder_card(
             repo,
             config,
-            parameters=sum(map(_parameters, weights)),
+            parameters=sum(map(count_parameters, weights)),
             revision=weights_fingerprint(path),
             training=training,
             license=sharing.license,

@@ -1,1 +1,1 @@
-"""What is needed around training: how good predictions are, and what simpler methods reach on the same people."""
+"""Pre-training, fine-tuning and prediction with the `Trainer` of transformers, and whole experiments."""
