@@ -88,6 +88,20 @@ class TestReading:
         with pytest.raises(IndexError):
             store.window(3)
 
+    def test_a_run_is_its_record_its_key_or_its_index(self, store, known_tokens):
+        for index, run in enumerate(store.runs):
+            by_index = store.window(index, 1, 4)
+            assert torch.equal(by_index, known_tokens[run.subject][1:5].half())
+            for asked in (run, run.key, replace(run, phenotypes={"age": 5})):
+                assert torch.equal(store.window(asked, 1, 4), by_index)
+                assert torch.equal(store.windows([(asked, 1)], 4)[0], by_index)
+
+    def test_records_of_other_stores(self, store, int8_store):
+        with pytest.raises(InputError, match=r"float16: its run 'sub-02_task-rest' has other tokens than the record"):
+            store.window(int8_store.runs[1])
+        with pytest.raises(InputError, match="no run 'sub-09_task-rest'"):
+            store.windows([(replace(store.runs[0], key="sub-09_task-rest"), 0)], 2)
+
     def test_it_goes_to_other_processes(self, store, known_tokens):
         store.window(0)
         copy = pickle.loads(pickle.dumps(store))

@@ -77,7 +77,7 @@ class TokenDataset(torch.utils.data.Dataset):
 
         tokens = TokenDataset.load("STORE")
         tokens.runs[0].subject, tokens.runs[0].phenotypes["age"]
-        tokens.window(0, start=100, frames=256)      # (256, 27, 3072) float16
+        tokens.window(tokens.runs[0], start=100, frames=256)  # (256, 27, 3072) float16
 
     As a torch dataset it has one item a run: `input_values (frames, cells, features)` and `repetition_time`. Windows to
     train on are cut by `tablet_hf.datasets.windows`.
@@ -141,8 +141,21 @@ class TokenDataset(torch.utils.data.Dataset):
     def _forget_open_runs(self) -> None:
         self._open = lru_cache(maxsize=OPEN_RUNS)(self._open_run)
 
-    def index(self, run: int | str) -> int:
-        """The place in `runs` of a run given by its place or its key."""
+    def index(self, run: StoredRun | str | int) -> int:
+        """The index in `runs` of a run given by its record, its key or its index.
+
+        Raises:
+            InputError: a key that the store does not hold, or a record of another store.
+            IndexError: an index beyond the last run.
+        """
+        if isinstance(run, StoredRun):
+            index = self.index(run.key)
+            if self.runs[index].sha256 != run.sha256:
+                raise InputError(
+                    f"{self.folder}: its run {run.key!r} has other tokens than the record; take the record from `runs` "
+                    "of this store."
+                )
+            return index
         if isinstance(run, str):
             if run not in self._index:
                 raise InputError(f"{self.folder}: it holds no run {run!r}; the first is {self.runs[0].key!r}.")
@@ -151,11 +164,13 @@ class TokenDataset(torch.utils.data.Dataset):
             raise IndexError(f"run {run} of {len(self.runs)}")
         return run % len(self.runs)
 
-    def window(self, run: int | str, start: int = 0, frames: int | None = None, out: Tensor | None = None) -> Tensor:
+    def window(
+        self, run: StoredRun | str | int, start: int = 0, frames: int | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """Contiguous frames of one run.
 
         Args:
-            run: place in `runs`, or key.
+            run: a record of `runs`, its key, or its index.
             start: first frame.
             frames: how many; None for all that are left.
             out: (frames, cells, features) float16 to fill instead of new memory, e.g. a part of a pinned batch.
@@ -164,14 +179,14 @@ class TokenDataset(torch.utils.data.Dataset):
             (frames, cells, features) float16, the caller's own.
 
         Raises:
-            InputError: frames that the run does not have, or a damaged file.
+            InputError: a run that the store does not hold, frames that the run does not have, or a damaged file.
         """
         index = self.index(run)
-        known = self.runs[index]
-        frames = known.num_frames - start if frames is None else frames
-        if start < 0 or frames < 1 or start + frames > known.num_frames:
+        record = self.runs[index]
+        frames = record.num_frames - start if frames is None else frames
+        if start < 0 or frames < 1 or start + frames > record.num_frames:
             raise InputError(
-                f"{known.key}: frames {start} to {start + frames - 1} were asked for, but it has {known.num_frames}; "
+                f"{record.key}: frames {start} to {start + frames - 1} were asked for, but it has {record.num_frames}; "
                 "ask for fewer."
             )
         shape = (frames, *self.geometry.shape)
@@ -182,20 +197,22 @@ class TokenDataset(torch.utils.data.Dataset):
         self._open(index).read(start, out)
         return out
 
-    def windows(self, requests: Sequence[tuple[int | str, int]], frames: int, pin_memory: bool = False) -> Tensor:
+    def windows(
+        self, requests: Sequence[tuple[StoredRun | str | int, int]], frames: int, pin_memory: bool = False
+    ) -> Tensor:
         """A batch of windows, read straight into its place: (windows, frames, cells, features) float16.
 
         Args:
-            requests: run and first frame of each.
+            requests: run (as in `window`) and first frame of each.
             frames: of every window.
             pin_memory: put the batch into page-locked memory, from which a GPU copies without waiting.
         """
         batch = torch.empty((len(requests), frames, *self.geometry.shape), dtype=torch.float16, pin_memory=pin_memory)
-        for place, (run, start) in zip(batch, requests, strict=True):
-            self.window(run, start, frames, out=place)
+        for part, (run, start) in zip(batch, requests, strict=True):
+            self.window(run, start, frames, out=part)
         return batch
 
-    def mean_tokens(self, run: int | str) -> Tensor | None:
+    def mean_tokens(self, run: StoredRun | str | int) -> Tensor | None:
         """(1, cells, features) float16: the run's mean volume where it is kept, for `TabletFeatureExtractor.decode`."""
         return self._open(self.index(run)).mean_tokens
 
