@@ -188,14 +188,6 @@ class TestDamage:
             with pytest.raises(InputError, match=r"it is damaged or out of reach .*; copy or download"):
                 read()
 
-    def test_exports_without_checksums_are_read(self, plain, own_cache):
-        store, export = plain
-        index = pq.read_table(export / "runs.parquet")
-        earlier = index.drop_columns(["tokens_sha256", "made", "beside"])
-        pq.write_table(earlier, export / "runs.parquet")
-        assert torch.equal(TokenDataset.load(export).window(1), store.window(1))
-        assert len(list(StreamedWindows(export, 20))) == 3
-
 
 def flip_in_column(path, name):
     """Change one bit in the pages of a column."""

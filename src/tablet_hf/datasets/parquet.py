@@ -257,7 +257,7 @@ def _rows(file: Path, dtype: str, run: StoredRun, kinds: dict[str, type], names:
     with pa.memory_map(os.fsencode(file)) as source:
         for batch in pa.ipc.open_stream(source):
             count = len(batch)
-            kept_elsewhere = (*ONCE, "tokens", "repetition_time", "frame_scale")
+            kept_elsewhere = (*ONCE, "tokens", "frame_scale")
             columns = {name: batch.column(name) for name in batch.schema.names if name not in kept_elsewhere}
             features = dict(Features.from_arrow_schema(batch.schema))
             for name in ("subject", "session", "task", "run", "dataset"):
@@ -278,8 +278,7 @@ def _rows(file: Path, dtype: str, run: StoredRun, kinds: dict[str, type], names:
                 columns[name] = pa.array([cell] * count, features[name].pa_type)
             if dtype == "int8":
                 features["frame_scale"] = Value("float32")
-                factors = frame_factors(batch)
-                columns["frame_scale"] = pa.array(np.ones(count, np.float32) if factors is None else factors.numpy())
+                columns["frame_scale"] = batch.column("frame_scale")
             for name in ONCE:
                 # Every file of one export has the same columns, whichever of them a run needs.
                 features[name] = Value("binary")
@@ -383,7 +382,7 @@ def _whole_run(key: str, parts: Sequence[KeptTokens], known: Mapping[str, Stored
     run, kept = known.get(key), joined(parts)
     if run is None:
         raise InputError(f"{file}: it holds a run {key} that {INDEX_FILE} does not know; {COPY_AGAIN}")
-    if len(kept.values) != run.num_frames or run.tokens_sha256 not in (None, kept.checksum()):
+    if len(kept.values) != run.num_frames or run.tokens_sha256 != kept.checksum():
         raise InputError(f"{file}: the tokens of {key} are not those that were exported; {COPY_AGAIN}")
     return RunRows(key, kept)
 

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from tablet_hf.datasets.run_files import (
     KeptTokens,
     MappedRun,
     quantise,
-    without_repetition_time,
     write_arrow,
 )
 from tablet_hf.datasets.store_files import (
@@ -57,14 +56,7 @@ from tablet_hf.datasets.store_files import (
 )
 from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_write
-from tablet_hf.sources.records import (
-    Problem,
-    ScanRecord,
-    earlier_keys,
-    same_labels,
-    store_key,
-    typed_columns,
-)
+from tablet_hf.sources.records import Problem, ScanRecord, store_key, typed_columns
 
 __all__ = ["INDEX_FILE", "StoredRun", "TokenDataset", "TokenStoreWriter", "merge_stores"]
 
@@ -246,9 +238,8 @@ class TokenDataset(torch.utils.data.Dataset):
         if errors := [run.error for run in self.runs if run.error]:
             worst = max(error["of_temporal_deviation"] for error in errors)
             facts["error of int8"] = f"at most {worst:.2%} of the temporal deviation of a run"
-            if by_frame := [error for error in errors if "of_worst_frame" in error]:
-                usual, most = (max(error[name] for error in by_frame) for name in ("of_median_frame", "of_worst_frame"))
-                facts["error of int8"] += f"; of a run's median frame {usual:.2%}, of a single frame {most:.2%}"
+            usual, most = (max(error[name] for error in errors) for name in ("of_median_frame", "of_worst_frame"))
+            facts["error of int8"] += f"; of a run's median frame {usual:.2%}, of a single frame {most:.2%}"
         for name, kind in self.phenotype_types().items():
             cells = [run.phenotypes.get(name) for run in self.runs]
             known = [cell for cell in cells if cell is not None]
@@ -310,8 +301,6 @@ class TokenStoreWriter:
         self.settings = read_settings(self.folder)
         self.geometry = geometry_of(self.settings)
         self.unreadable: list[Problem] = []
-        # Where runs lie whose key is an earlier one than `store_key` gives.
-        self._keys: dict[str, str] = {}
 
     def finished(
         self,
@@ -323,8 +312,7 @@ class TokenStoreWriter:
         """Whether the run is there already, made from the same file; what else is known of it is brought up to date.
 
         New or corrected phenotypes, sites or families are written without touching the tokens, and so is a new
-        repetition time; with another mask the run is not there, and has to be made again. A run keeps the key that it
-        has, also where its dataset had no name when it was written, or has none now.
+        repetition time; with another mask the run is not there, and has to be made again.
 
         Args:
             record: who and when.
@@ -333,69 +321,48 @@ class TokenStoreWriter:
             find_repetition_time: reads it, in seconds; is called where something that may tell it has changed.
 
         Raises:
-            InputError: a run of another person, dataset or file would be lost, or it cannot be told whether it is one.
+            InputError: the run of another dataset or file would be lost.
         """
         known = self._stored(record, scan)
         if known is None:
             return False
-        self._keys[store_key(record)] = known.key
         path = self.folder / known.file
         if not is_of_scan(known, scan) or not path.is_file() or path.stat().st_size != known.num_bytes:
             return False
-        if beside is not None and known.beside is not None and known.beside["mask"] != beside["mask"]:
+        if beside is not None and (known.beside or {}).get("mask") != beside["mask"]:
             return False
         updated = replace(
             known,
             site=record.site,
             family=record.family,
-            dataset=known.dataset if record.dataset is None else record.dataset,
             scan=dict(known.scan) | {"folder": mark_of_folder(record)},
             phenotypes=dict(record.phenotypes),
         )
         if beside is not None and known.beside != beside:
             updated = replace(updated, beside=dict(beside))
             seconds = known.repetition_time if find_repetition_time is None else float(find_repetition_time())
-            if seconds != known.repetition_time:
-                updated = replace(updated, repetition_time=seconds)
-                if (rewritten := without_repetition_time(path)) is not None:
-                    updated = replace(updated, sha256=rewritten[0], num_bytes=rewritten[1])
+            updated = replace(updated, repetition_time=seconds)
         if updated != known:
             write_sidecar(updated, sidecar_of(path))
         return True
 
     def _stored(self, record: ScanRecord, scan: Mapping[str, Any]) -> StoredRun | None:
-        """What the store has of a run, under its key or under one that it may have from before."""
-        keys = [store_key(record), *earlier_keys(record)]
-        if record.dataset is None:
-            keys += [f"{folder}/{keys[0]}" for folder in self._dataset_folders]
-        for key in keys:
-            sidecar = sidecar_of(self.folder / file_of_key(key))
-            if not sidecar.is_file():
-                continue
-            try:
-                run, name = read_sidecar(sidecar), scan.get("name")
-            except InputError:
-                continue  # as if it were not finished: it is written anew
-            is_alike = same_labels(run, record) and run.scan.get("name", name) == name
-            is_named = None not in (run.dataset, record.dataset)
-            # Files of two studies can have the same names, and changed files of one can: names of studies decide, or
-            # where there are none the folder does.
-            folder = run.scan.get("folder", mark_of_folder(record) if run.dataset == record.dataset else None)
-            is_of_study = run.dataset == record.dataset if is_named else folder == mark_of_folder(record)
-            if is_alike and (is_of_study or (is_of_scan(run, scan) and not is_named)):
-                return run
-            if key == keys[0] or (is_alike and not is_named and folder is None):
-                raise InputError(
-                    f"the store has {key} of {_whose(run, run.scan.get('name'))} already, and this would be {keys[0]} "
-                    f"of {_whose(record, name)}, another file; if it is of another study, name that with --dataset, "
-                    "else choose another --out."
-                )
-        return None
-
-    @cached_property
-    def _dataset_folders(self) -> list[str]:
-        names = sorted(path.name for path in (self.folder / RUNS_FOLDER).iterdir())
-        return [name for name in names if not name.startswith("sub-")]
+        """What the store has of a run; None where that cannot be read, so that it is written anew."""
+        key, name = store_key(record), scan.get("name")
+        sidecar = sidecar_of(self.folder / file_of_key(key))
+        if not is_whole_sidecar(sidecar):
+            return None
+        run = read_sidecar(sidecar)
+        # Files of two datasets without a name can have the same names: the folder decides, unless it was moved.
+        is_of_folder = run.scan.get("folder") == mark_of_folder(record)
+        is_of_dataset = record.dataset is not None or is_of_folder or is_of_scan(run, scan)
+        if not is_of_dataset or run.scan.get("name", name) != name:
+            raise InputError(
+                f"the store has {key} of {_whose(run, run.scan.get('name'))} already, and this would be another file, "
+                f"{_whose(record, name)}; if it is of another study, name that with --dataset, else choose another "
+                "--out."
+            )
+        return run
 
     def write(
         self,
@@ -433,7 +400,7 @@ class TokenStoreWriter:
             raise InputError(
                 f"{record.key}: its tokens hold numbers that float16 has not; use another autoencoder, or float32."
             )
-        key = self._keys.get(store_key(record), store_key(record))
+        key = store_key(record)
         path = self.folder / file_of_key(key)
         for name in ("subject", "session", "task", "run", "dataset", "site", "family"):
             if not _is_text(getattr(record, name) or ""):
