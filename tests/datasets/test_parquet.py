@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from tablet_hf.datasets import TabletCollator, TokenDataset, TokenStoreWriter, average_by
-from tablet_hf.datasets.parquet import StreamedWindows, export_parquet, mixed
+from tablet_hf.datasets.export import export_parquet
 from tablet_hf.datasets.run_files import token_column
+from tablet_hf.datasets.streaming import StreamedWindows, mixed
 from tablet_hf.errors import InputError
 from tablet_hf.sources import Problem, ScanRecord
 
@@ -34,7 +35,7 @@ def exported(request, write_store, tmp_path_factory):
 def processes():
     """Starts processes that need not import for seconds: they are copies of one that has done so."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tablet_hf.datasets.parquet", "datasets", "accelerate"])
+    context.set_forkserver_preload(["tablet_hf.datasets.streaming", "datasets", "accelerate"])
     return context
 
 

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tablet_hf import TabletConfig
-from tablet_hf.datasets import TokenDataset, TokenStoreWriter
+from tablet_hf.datasets import TokenDataset, TokenStoreWriter, merge_stores
 from tablet_hf.datasets.run_files import quantise
-from tablet_hf.datasets.store import merge_stores
 from tablet_hf.errors import InputError
 from tablet_hf.sources import ScanRecord
 from tablet_hf.sources.records import Problem

@@ -70,8 +70,8 @@ class StoredRun:
         clipped_share: of the brain's values, those beyond the range.
         has_mean_tokens: whether the run's mean volume is kept as tokens (percent change), for decoding.
         error: of what is read against what was encoded, for int8: see `tablet_hf.datasets.run_files.quantise`.
-        scan: name, size and time of the file it was made from, and a mark of its folder (`mark_of_folder`); of an
-            export, a checksum of these.
+        scan: name, size and time of the file it was made from, and a mark of its folder (`writer.mark_of_folder`);
+            of an export, a checksum of these.
         file: of the tokens, relative to the store; `num_bytes` and `sha256` are its.
         phenotypes: typed.
         made: how, in the call that wrote it: what decides the tokens, the space and grid of the scan, where its mask
