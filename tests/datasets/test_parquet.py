@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from tablet_hf.datasets import TabletCollator, TokenDataset, TokenStoreWriter, average_by
-from tablet_hf.datasets.parquet import StreamedWindows, export_parquet, mixed
+from tablet_hf.datasets.export import export_parquet
 from tablet_hf.datasets.run_files import token_column
+from tablet_hf.datasets.streaming import StreamedWindows, mixed
 from tablet_hf.errors import InputError
 from tablet_hf.sources import Problem, ScanRecord
 
@@ -34,7 +35,7 @@ def exported(request, write_store, tmp_path_factory):
 def processes():
     """Starts processes that need not import for seconds: they are copies of one that has done so."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tablet_hf.datasets.parquet", "datasets", "accelerate"])
+    context.set_forkserver_preload(["tablet_hf.datasets.streaming", "datasets", "accelerate"])
     return context
 
 
@@ -187,14 +188,6 @@ class TestDamage:
         for read in (lambda: list(stream), lambda: TokenDataset.load(export)):
             with pytest.raises(InputError, match=r"it is damaged or out of reach .*; copy or download"):
                 read()
-
-    def test_exports_without_checksums_are_read(self, plain, own_cache):
-        store, export = plain
-        index = pq.read_table(export / "runs.parquet")
-        earlier = index.drop_columns(["tokens_sha256", "made", "beside"])
-        pq.write_table(earlier, export / "runs.parquet")
-        assert torch.equal(TokenDataset.load(export).window(1), store.window(1))
-        assert len(list(StreamedWindows(export, 20))) == 3
 
 
 def flip_in_column(path, name):

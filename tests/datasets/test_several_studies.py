@@ -12,11 +12,10 @@ from typer.testing import CliRunner
 
 from tablet_hf.cli.__main__ import app
 from tablet_hf.datasets import Split, TokenDataset, TokenStoreWriter, merge_stores, write_splits
-from tablet_hf.datasets.store_files import file_of_key, read_sidecar, sidecar_of
 from tablet_hf.errors import InputError
 from tablet_hf.files import scan_identity
 from tablet_hf.sources import ScanRecord, find_scans
-from tablet_hf.sources.records import earlier_keys, store_key
+from tablet_hf.sources.records import store_key
 
 
 def tablet_hf(*arguments):
@@ -108,35 +107,6 @@ class TestPlaces:
         assert sorted(held(writer).values()) == [0, 1, 2, 3, 4]
         assert sorted(run.subject for run in writer.finish().runs) == sorted(labels)
 
-    def test_a_place_that_a_label_cut_short_had_taken_is_refused(self, writer, scan):
-        """A store from before labels had checksums: sub-a1 is a-1 there."""
-        put(writer, ScanRecord("a1", scan("a", name="a-1.nii")), 1)
-        sidecar = sidecar_of(writer.folder / file_of_key("sub-a1"))
-        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"subject": "a-1"}))
-        with pytest.raises(InputError, match=r"subject 'a-1'.*subject 'a1'"):
-            put(writer, ScanRecord("a1", scan("a", name="a1.nii")), 2)
-        assert held(writer) == {"sub-a1": 1}
-        before = ScanRecord("a-1", scan("a", name="a-1.nii"))
-        assert earlier_keys(before) == ["sub-a1"]
-        scan("a", "changed", name="a-1.nii")
-        assert not put(writer, before, 3)
-        assert held(writer) == {"sub-a1": 3}
-
-
-class TestStoresFromBefore:
-    """The same command again, after a study was given a name or lost it: keys stay, and nothing is done twice."""
-
-    @pytest.mark.parametrize(("before", "after"), [(None, "My study"), ("My study", None)])
-    def test_runs_keep_their_keys(self, writer, scan, before, after):
-        record = ScanRecord("01", scan("a"), task="rest", dataset=before, phenotypes={"age": 31})
-        put(writer, record, 1)
-        again = replace(record, dataset=after, phenotypes={"age": 32})
-        assert put(writer, again, 2)
-        assert held(writer) == {store_key(record): 1}
-        (run,) = writer.finish().runs
-        assert (run.dataset, run.phenotypes) == ("My study", {"age": 32})
-        assert put(writer, record, 3)
-
     def test_a_folder_that_was_moved_is_known_again_and_so_is_what_changes_there(self, writer, scan, tmp_path):
         put(writer, ScanRecord("01", scan("a")), 1)
         (tmp_path / "a").rename(tmp_path / "b")
@@ -146,27 +116,13 @@ class TestStoresFromBefore:
         assert not put(writer, moved, 3)
         assert held(writer) == {"sub-01": 3}
 
-    def test_they_are_done_again_in_their_place(self, writer, scan):
-        record = ScanRecord("01", scan("a"), task="rest")
-        put(writer, record, 1)
-        named = replace(record, dataset="A")
-        assert put(writer, named, 2)
-        scan("a", "changed")
-        assert not put(writer, named, 3)
-        assert held(writer) == {"sub-01_task-rest": 3}
-
-    def test_where_no_folder_is_known_another_file_of_the_same_names_is_uncertain(self, writer, scan):
-        record = ScanRecord("01", scan("a"), task="rest")
-        put(writer, record, 1)
-        sidecar = sidecar_of(writer.folder / file_of_key("sub-01_task-rest"))
-        run = json.loads(sidecar.read_text())
-        assert len(run["scan"].pop("folder")) == 4
-        sidecar.write_text(json.dumps(run))
-        scan("a", "changed")
-        with pytest.raises(InputError, match="has sub-01_task-rest of subject '01' from"):
-            put(writer, replace(record, dataset="A"), 2)
-        assert not put(writer, record, 3)
-        assert read_sidecar(sidecar).scan.keys() == {"name", "bytes", "modified_ns", "folder"}
+    def test_without_a_name_a_file_of_another_folder_that_changed_is_refused(self, writer, scan):
+        put(writer, ScanRecord("01", scan("a")), 1)
+        with pytest.raises(InputError, match="has sub-01 of subject '01' from"):
+            put(writer, ScanRecord("01", scan("b", "another")), 2)
+        (run,) = writer.finish().runs
+        assert run.scan.keys() == {"name", "bytes", "modified_ns", "folder"}
+        assert len(run.scan["folder"]) == 4
 
 
 @pytest.fixture

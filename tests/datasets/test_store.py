@@ -1,6 +1,5 @@
 """Tokens come back from a store as they went in, and what is damaged or does not fit is told."""
 
-import hashlib
 import json
 import multiprocessing
 import pickle
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,9 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tablet_hf import TabletConfig
-from tablet_hf.datasets import TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.run_files import KeptTokens, arrow_schema, quantise, token_column, write_arrow
-from tablet_hf.datasets.store import merge_stores
+from tablet_hf.datasets import TokenDataset, TokenStoreWriter, merge_stores
+from tablet_hf.datasets.run_files import quantise
 from tablet_hf.errors import InputError
 from tablet_hf.sources import ScanRecord
 from tablet_hf.sources.records import Problem
@@ -87,6 +84,20 @@ class TestReading:
             store.window("sub-09")
         with pytest.raises(IndexError):
             store.window(3)
+
+    def test_a_run_is_its_record_its_key_or_its_index(self, store, known_tokens):
+        for index, run in enumerate(store.runs):
+            by_index = store.window(index, 1, 4)
+            assert torch.equal(by_index, known_tokens[run.subject][1:5].half())
+            for asked in (run, run.key, replace(run, phenotypes={"age": 5})):
+                assert torch.equal(store.window(asked, 1, 4), by_index)
+                assert torch.equal(store.windows([(asked, 1)], 4)[0], by_index)
+
+    def test_records_of_other_stores(self, store, int8_store):
+        with pytest.raises(InputError, match=r"float16: its run 'sub-02_task-rest' has other tokens than the record"):
+            store.window(int8_store.runs[1])
+        with pytest.raises(InputError, match="no run 'sub-09_task-rest'"):
+            store.windows([(replace(store.runs[0], key="sub-09_task-rest"), 0)], 2)
 
     def test_it_goes_to_other_processes(self, store, known_tokens):
         store.window(0)
@@ -177,17 +188,6 @@ class TestInt8:
         bound = 0.51 * steps + 2.0**-10 * (mean.abs() + np.abs(array).max()) + 1e-6
         assert ((back - torch.from_numpy(array)).abs() <= bound).all()
 
-    def test_stores_without_factors_of_frames_are_read(self, int8_store, known_tokens, tmp_path):
-        shutil.copytree(int8_store.folder, tmp_path / "store")
-        run, tokens = int8_store.runs[0], known_tokens["01"]
-        mean = tokens.mean(0).half()
-        step = ((tokens - mean.float()).abs().amax((0, 1)) / 127).half()
-        values = ((tokens - mean.float()) / step.float()).round().to(torch.int8)
-        checksum, size = write_arrow(tmp_path / "store" / run.file, KeptTokens(values, mean, step), run)
-        earlier = replace(run, sha256=checksum, num_bytes=size)
-        back = TokenDataset(tmp_path / "store", int8_store.settings, [earlier]).window(0)
-        assert torch.equal(back, (values.float() * step.float() + mean.float()).half())
-
     def test_a_frame_takes_half_the_room(self, store, int8_store):
         # Beside the numbers, Arrow's own structures weigh more in these small tokens than in real ones.
         assert int8_store.runs[0].num_bytes < 0.65 * store.runs[0].num_bytes
@@ -255,40 +255,16 @@ class TestWriting:
         assert torch.equal(after.window(0), known_tokens["01"].half())
         assert after.check() == []
 
-    def test_rows_of_an_earlier_version_lose_the_repetition_time_that_is_wrong_now(
-        self, write_store, tmp_path, preprocessing, known_tokens
-    ):
-        store = write_store(tmp_path / "store")
-        path = store.folder / store.runs[1].file
-        sidecar = path.with_name(path.name.replace(".arrow", ".json"))
-        write_as_earlier(path, known_tokens["02"].half(), "02", 2.0)
-        known = json.loads(sidecar.read_text())
-        known |= {"num_bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for name in ("made", "beside", "tokens_sha256"):
-            del known[name]
-        sidecar.write_text(json.dumps(known))
-        writer = TokenStoreWriter(store.folder, preprocessing)
-        opened = writer.finish()
-        assert opened.check() == []
-        assert torch.equal(opened.window(1), known_tokens["02"].half())
-        scan = {"name": "02.nii.gz", "bytes": 1, "modified_ns": 2}
-        beside = {"mask": None, "repetition_time": 0.8, "sidecars": []}
-        assert writer.finished(ScanRecord("02", Path("x"), task="rest"), scan, beside, lambda: 0.8)
-        after = writer.finish()
-        assert after.runs[1].repetition_time == 0.8
-        assert b"repetition_time" not in path.read_bytes()
-        assert torch.equal(after.window(1), known_tokens["02"].half())
-        assert after.check() == []
-
-    def test_another_mask_is_another_run(self, write_store, tmp_path, preprocessing):
-        store = write_store(tmp_path / "store")
-        writer = TokenStoreWriter(store.folder, preprocessing)
+    def test_another_mask_is_another_run(self, tmp_path, preprocessing, known_tokens):
+        writer = TokenStoreWriter(tmp_path / "store", preprocessing)
         record, scan = ScanRecord("01", Path("x"), task="rest"), {"name": "01.nii.gz", "bytes": 1, "modified_ns": 2}
-        beside = {"mask": {"name": "m.nii.gz", "bytes": 5, "modified_ns": 6}, "repetition_time": None, "sidecars": []}
-        assert writer.finished(record, scan, beside, lambda: 2.0)  # an earlier store does not know its masks
-        assert writer.finished(record, scan, beside, lambda: 2.0)
-        for mask in (None, beside["mask"] | {"bytes": 7}):
-            assert not writer.finished(record, scan, beside | {"mask": mask}, lambda: 2.0)
+        mask = {"name": "m.nii.gz", "bytes": 5, "modified_ns": 6}
+        masks = [None, mask, mask | {"bytes": 7}]
+        for written in masks:
+            beside = {"mask": written, "repetition_time": None, "sidecars": []}
+            writer.write(record, known_tokens["03"], 2.0, scan, beside=beside)
+            found = [writer.finished(record, scan, beside | {"mask": other}, lambda: 2.0) for other in masks]
+            assert found == [other == written for other in masks]
 
     def test_new_phenotypes_reach_finished_runs(self, write_store, tmp_path, preprocessing):
         before = write_store(tmp_path / "store")
@@ -404,24 +380,6 @@ class TestWhatCannotBeRead:
         assert facts["phenotype sex"] == "F (1), M (1); 1 missing"
         assert "error of int8" not in facts
         assert "of the temporal deviation" in int8_store.describe()["error of int8"]
-
-
-def write_as_earlier(path, tokens, subject, repetition_time):
-    """A file as the first version wrote it: the repetition time stood in each row."""
-    features = datasets.Features.from_arrow_schema(arrow_schema(KeptTokens(tokens)))
-    tokens_last = features.pop("tokens")
-    schema = datasets.Features(
-        features | {"repetition_time": datasets.Value("float64"), "tokens": tokens_last}
-    ).arrow_schema
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for start in range(0, len(tokens), 64):
-            part = tokens[start : start + 64]
-            columns = {name: pa.array([None] * len(part), pa.string()) for name in schema.names}
-            columns["subject"] = pa.array([subject] * len(part))
-            columns["frame"] = pa.array(np.arange(start, start + len(part), dtype=np.int32))
-            columns["repetition_time"] = pa.array(np.full(len(part), repetition_time))
-            columns["tokens"] = token_column(part.numpy(), schema.field("tokens").type)
-            writer.write_batch(pa.record_batch([columns[name] for name in schema.names], schema=schema))
 
 
 class TestMerging:

@@ -5,7 +5,6 @@ import math
 import re
 import unicodedata
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -149,8 +148,3 @@ def test_a_phenotype_of_all_runs_or_what_there_is_instead():
         assert str(told.value) == f"{name}: no run of STORE has this phenotype; there are age, sex."
     with pytest.raises(InputError, match="there are none"):
         phenotype_values(records[2:], "age")
-
-
-def test_what_is_no_number_is_not_known():
-    stored = [SimpleNamespace(phenotypes={"age": age}) for age in (math.nan, 31)]  # as earlier stores held it
-    assert phenotype_values(stored, "age") == [None, 31]

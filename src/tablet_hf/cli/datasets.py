@@ -68,8 +68,8 @@ def tokenize_source(
 
     import torch
 
-    from tablet_hf.datasets.store import TokenStoreWriter
     from tablet_hf.datasets.tokenization import Resources, gathered, shared_out, tokenize_scans
+    from tablet_hf.datasets.writer import TokenStoreWriter
 
     chosen = choose_device(device)
     with shared_out(cohort.records, cpu=chosen == "cpu") as (share, state):
@@ -335,8 +335,8 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="Folder of the store to make.")],
 ) -> None:
     """Make one store of several, without their splits. Files are linked where the disk allows it: it takes no room."""
-    from tablet_hf.datasets.store import merge_stores
     from tablet_hf.datasets.store_files import SPLITS_FOLDER
+    from tablet_hf.datasets.writer import merge_stores
 
     merged = merge_stores(stores, out)
     output.print(f"{_said(merged.folder)}  {len(merged)} runs")
@@ -352,7 +352,7 @@ def export(
     shard_megabytes: Annotated[int, typer.Option("--shard-megabytes", min=1, help="Size of a file.")] = 500,
 ) -> None:
     """Write a store as Parquet, the form in which it goes to the Hub and is streamed."""
-    from tablet_hf.datasets.parquet import export_parquet
+    from tablet_hf.datasets.export import export_parquet
     from tablet_hf.datasets.store import TokenDataset
 
     tokens = TokenDataset.load(store)

@@ -6,7 +6,7 @@ from tablet_hf.exports import imported_on_demand
 
 if TYPE_CHECKING:
     from .collator import TabletCollator
-    from .parquet import StreamedWindows, export_parquet
+    from .export import export_parquet
     from .split_files import read_splits, write_splits
     from .splits import (
         Split,
@@ -17,27 +17,29 @@ if TYPE_CHECKING:
         split_subjects,
         subject_ids,
     )
-    from .store import TokenDataset, TokenStoreWriter, merge_stores
+    from .store import TokenDataset
     from .store_files import StoredRun
+    from .streaming import StreamedWindows
     from .windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
+    from .writer import TokenStoreWriter, merge_stores
 
 _MODULE_OF = {
     "EpochCallback": "windows",
     "EvaluationWindows": "windows",
     "Split": "splits",
     "StoredRun": "store_files",
-    "StreamedWindows": "parquet",
+    "StreamedWindows": "streaming",
     "TabletCollator": "collator",
     "TokenDataset": "store",
-    "TokenStoreWriter": "store",
+    "TokenStoreWriter": "writer",
     "TrainingWindows": "windows",
     "average_by": "windows",
-    "export_parquet": "parquet",
+    "export_parquet": "export",
     "family_ids": "splits",
     "folds": "splits",
     "label_classes": "windows",
     "leave_one_site_out": "splits",
-    "merge_stores": "store",
+    "merge_stores": "writer",
     "read_splits": "split_files",
     "runs_in": "splits",
     "split_subjects": "splits",

@@ -31,7 +31,6 @@ __all__ = [
     "kept_once",
     "quantise",
     "token_values",
-    "without_repetition_time",
     "write_arrow",
 ]
 
@@ -74,7 +73,7 @@ class KeptTokens:
         values: (frames, cells, features) float16, or int8.
         token_mean: (cells, features) float16, of int8 alone.
         token_scale: the step of each feature, (features,) float16, of int8 alone.
-        frame_scale: what the steps are multiplied by in each frame, (frames,) float32; None where all are 1.
+        frame_scale: what the steps are multiplied by in each frame, (frames,) float32, of int8 alone.
         mean_tokens: the run's mean volume, (cells, features) float16, where it is kept.
     """
 
@@ -95,9 +94,7 @@ class KeptTokens:
         mean, step = self.token_mean.float(), self.token_scale.float()
         frames_at_once = max(1, NUMBERS_AT_ONCE // mean.numel())
         scratch = torch.empty(min(frames_at_once, len(out)), *mean.shape)
-        steps = step.expand(len(out), 1, -1)
-        if self.frame_scale is not None:
-            steps = step * self.frame_scale[:, None, None]
+        steps = step * self.frame_scale[:, None, None]
         parts = (part.split(frames_at_once) for part in (self.values, steps, out))
         for some, their_steps, target in zip(*parts, strict=True):
             wide = scratch[: len(some)].copy_(some)
@@ -215,33 +212,6 @@ def token_column(values: np.ndarray, kind: Any) -> Any:
     return pa.ExtensionArray.from_storage(kind, outer)
 
 
-def without_repetition_time(path: Path) -> tuple[str, int] | None:
-    """Write a file of an earlier version anew without the column that repeats what its sidecar says, and may change.
-
-    Returns:
-        Checksum and size of the new file, None where it has no such column and stays as it is.
-    """
-    import pyarrow as pa
-
-    with pa.memory_map(os.fsencode(path)) as source:
-        stream = pa.ipc.open_stream(source)
-        if "repetition_time" not in stream.schema.names:
-            return None
-        batches = [batch.drop_columns(["repetition_time"]) for batch in stream]
-    # `datasets` keeps the types of all columns in the metadata.
-    from datasets import Features
-
-    features = Features.from_arrow_schema(stream.schema)
-    schema = Features({name: kind for name, kind in features.items() if name != "repetition_time"}).arrow_schema
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        digest = _Digest(file)
-        with pa.ipc.new_stream(digest, schema) as writer:
-            for batch in batches:
-                columns = [batch.column(name) for name in schema.names]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-    return digest.sha256.hexdigest(), digest.size
-
-
 class _Digest:
     """A file that adds up the checksum of what is written to it."""
 
@@ -287,11 +257,15 @@ class MappedRun:
                 batches = list(pa.ipc.open_stream(source))
             values = [token_values(batch.column("tokens"), geometry, DTYPES[dtype]) for batch in batches]
             once = {name: kept_once(batches[0], name, geometry) for name in ONCE} if batches else {}
-            if dtype == "int8" and batches and (once["token_mean"] is None or once["token_scale"] is None):
-                raise ValueError("its first row has no mean and steps")
+            factors = [frame_factors(batch) for batch in batches]
+            if (
+                dtype == "int8"
+                and batches
+                and any(each is None for each in (once["token_mean"], once["token_scale"], factors[0]))
+            ):
+                raise ValueError("it has no mean, steps or factors")
             self._parts = [
-                KeptTokens(some, **once, frame_scale=frame_factors(batch))
-                for some, batch in zip(values, batches, strict=True)
+                KeptTokens(some, **once, frame_scale=scale) for some, scale in zip(values, factors, strict=True)
             ]
         except FileNotFoundError as error:
             raise InputError(f"{path}: the file is missing; run tablet-hf dataset check on its store.") from error
@@ -336,7 +310,7 @@ def kept_once(batch: Any, name: str, geometry: Geometry) -> Tensor | None:
 
 
 def frame_factors(batch: Any) -> Tensor | None:
-    """What the steps of int8 are multiplied by in each frame, (frames,) float32; earlier stores have no such column."""
+    """What the steps of int8 are multiplied by in each frame, (frames,) float32; None for float16."""
     if "frame_scale" not in batch.schema.names:
         return None
     return torch.from_numpy(batch.column("frame_scale").to_numpy(zero_copy_only=False).astype(np.float32))

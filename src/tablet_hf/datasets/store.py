@@ -3,70 +3,33 @@
     tokens = TokenDataset.load("STORE")
     window = tokens.window("sub-01_task-rest", start=100, frames=256)
 
-    writer = TokenStoreWriter("STORE", extractor.to_dict())
-    writer.write(record, run.tokens, run.repetition_time, scan_identity(record.scan))
-    tokens = writer.finish()
-
-What lies in the folder is told by `tablet_hf.datasets.store_files`.
+The files in the folder are described in `tablet_hf.datasets.store_files`, and written by `tablet_hf.datasets.writer`.
 """
 
-import csv
-import hashlib
-import os
-import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, cached_property, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tablet_hf.datasets.run_files import (
-    DTYPES,
-    KeptTokens,
-    MappedRun,
-    quantise,
-    without_repetition_time,
-    write_arrow,
-)
+from tablet_hf.datasets.parquet import unpacked
+from tablet_hf.datasets.run_files import MappedRun
 from tablet_hf.datasets.store_files import (
-    FORMAT,
-    IDENTITY,
-    INDEX_FILE,
-    PROBLEMS_FILE,
     RUNS_FOLDER,
-    SIDECAR_ENDING,
     STORE_FILE,
     StoredRun,
     faults_in,
-    file_of_key,
     geometry_of,
-    is_whole_sidecar,
     read_runs,
     read_settings,
-    read_sidecar,
-    read_sidecars,
-    sidecar_of,
-    write_index,
-    write_settings,
-    write_sidecar,
 )
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_write
-from tablet_hf.sources.records import (
-    Problem,
-    ScanRecord,
-    earlier_keys,
-    same_labels,
-    store_key,
-    typed_columns,
-)
+from tablet_hf.sources.records import typed_columns
 
-__all__ = ["INDEX_FILE", "StoredRun", "TokenDataset", "TokenStoreWriter", "merge_stores"]
+__all__ = ["TokenDataset"]
 
 # Memory-mapped files that are kept open; a file descriptor each, of which a process commonly has 1,024.
 OPEN_RUNS = 256
@@ -77,7 +40,7 @@ class TokenDataset(torch.utils.data.Dataset):
 
         tokens = TokenDataset.load("STORE")
         tokens.runs[0].subject, tokens.runs[0].phenotypes["age"]
-        tokens.window(0, start=100, frames=256)      # (256, 27, 3072) float16
+        tokens.window(tokens.runs[0], start=100, frames=256)  # (256, 27, 3072) float16
 
     As a torch dataset it has one item a run: `input_values (frames, cells, features)` and `repetition_time`. Windows to
     train on are cut by `tablet_hf.datasets.windows`.
@@ -113,8 +76,6 @@ class TokenDataset(torch.utils.data.Dataset):
         Raises:
             InputError: no store is there, it is of another format, or a file that it lists is missing.
         """
-        from tablet_hf.datasets.parquet import unpacked
-
         folder = Path(path_or_repo)
         if not (folder / STORE_FILE).is_file() or not (folder / RUNS_FOLDER).is_dir():
             folder = unpacked(path_or_repo, revision)
@@ -141,8 +102,21 @@ class TokenDataset(torch.utils.data.Dataset):
     def _forget_open_runs(self) -> None:
         self._open = lru_cache(maxsize=OPEN_RUNS)(self._open_run)
 
-    def index(self, run: int | str) -> int:
-        """The place in `runs` of a run given by its place or its key."""
+    def index(self, run: StoredRun | str | int) -> int:
+        """The index in `runs` of a run given by its record, its key or its index.
+
+        Raises:
+            InputError: a key that the store does not hold, or a record of another store.
+            IndexError: an index beyond the last run.
+        """
+        if isinstance(run, StoredRun):
+            index = self.index(run.key)
+            if self.runs[index].sha256 != run.sha256:
+                raise InputError(
+                    f"{self.folder}: its run {run.key!r} has other tokens than the record; take the record from `runs` "
+                    "of this store."
+                )
+            return index
         if isinstance(run, str):
             if run not in self._index:
                 raise InputError(f"{self.folder}: it holds no run {run!r}; the first is {self.runs[0].key!r}.")
@@ -151,11 +125,13 @@ class TokenDataset(torch.utils.data.Dataset):
             raise IndexError(f"run {run} of {len(self.runs)}")
         return run % len(self.runs)
 
-    def window(self, run: int | str, start: int = 0, frames: int | None = None, out: Tensor | None = None) -> Tensor:
+    def window(
+        self, run: StoredRun | str | int, start: int = 0, frames: int | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """Contiguous frames of one run.
 
         Args:
-            run: place in `runs`, or key.
+            run: a record of `runs`, its key, or its index.
             start: first frame.
             frames: how many; None for all that are left.
             out: (frames, cells, features) float16 to fill instead of new memory, e.g. a part of a pinned batch.
@@ -164,14 +140,14 @@ class TokenDataset(torch.utils.data.Dataset):
             (frames, cells, features) float16, the caller's own.
 
         Raises:
-            InputError: frames that the run does not have, or a damaged file.
+            InputError: a run that the store does not hold, frames that the run does not have, or a damaged file.
         """
         index = self.index(run)
-        known = self.runs[index]
-        frames = known.num_frames - start if frames is None else frames
-        if start < 0 or frames < 1 or start + frames > known.num_frames:
+        record = self.runs[index]
+        frames = record.num_frames - start if frames is None else frames
+        if start < 0 or frames < 1 or start + frames > record.num_frames:
             raise InputError(
-                f"{known.key}: frames {start} to {start + frames - 1} were asked for, but it has {known.num_frames}; "
+                f"{record.key}: frames {start} to {start + frames - 1} were asked for, but it has {record.num_frames}; "
                 "ask for fewer."
             )
         shape = (frames, *self.geometry.shape)
@@ -182,20 +158,22 @@ class TokenDataset(torch.utils.data.Dataset):
         self._open(index).read(start, out)
         return out
 
-    def windows(self, requests: Sequence[tuple[int | str, int]], frames: int, pin_memory: bool = False) -> Tensor:
+    def windows(
+        self, requests: Sequence[tuple[StoredRun | str | int, int]], frames: int, pin_memory: bool = False
+    ) -> Tensor:
         """A batch of windows, read straight into its place: (windows, frames, cells, features) float16.
 
         Args:
-            requests: run and first frame of each.
+            requests: run (as in `window`) and first frame of each.
             frames: of every window.
             pin_memory: put the batch into page-locked memory, from which a GPU copies without waiting.
         """
         batch = torch.empty((len(requests), frames, *self.geometry.shape), dtype=torch.float16, pin_memory=pin_memory)
-        for place, (run, start) in zip(batch, requests, strict=True):
-            self.window(run, start, frames, out=place)
+        for part, (run, start) in zip(batch, requests, strict=True):
+            self.window(run, start, frames, out=part)
         return batch
 
-    def mean_tokens(self, run: int | str) -> Tensor | None:
+    def mean_tokens(self, run: StoredRun | str | int) -> Tensor | None:
         """(1, cells, features) float16: the run's mean volume where it is kept, for `TabletFeatureExtractor.decode`."""
         return self._open(self.index(run)).mean_tokens
 
@@ -229,9 +207,8 @@ class TokenDataset(torch.utils.data.Dataset):
         if errors := [run.error for run in self.runs if run.error]:
             worst = max(error["of_temporal_deviation"] for error in errors)
             facts["error of int8"] = f"at most {worst:.2%} of the temporal deviation of a run"
-            if by_frame := [error for error in errors if "of_worst_frame" in error]:
-                usual, most = (max(error[name] for error in by_frame) for name in ("of_median_frame", "of_worst_frame"))
-                facts["error of int8"] += f"; of a run's median frame {usual:.2%}, of a single frame {most:.2%}"
+            usual, most = (max(error[name] for error in errors) for name in ("of_median_frame", "of_worst_frame"))
+            facts["error of int8"] += f"; of a run's median frame {usual:.2%}, of a single frame {most:.2%}"
         for name, kind in self.phenotype_types().items():
             cells = [run.phenotypes.get(name) for run in self.runs]
             known = [cell for cell in cells if cell is not None]
@@ -252,340 +229,8 @@ class TokenDataset(torch.utils.data.Dataset):
         return MappedRun(self.folder / run.file, self.geometry, self.dtype, run.num_frames)
 
 
-# --- writing
-
-
-class TokenStoreWriter:
-    """Writes runs into a store, each whole or not at all. Any number of processes may write to one store.
-
-    Args:
-        folder: made if need be.
-        preprocessing: `TabletFeatureExtractor.to_dict()` of an extractor that has loaded its autoencoder.
-        dtype: "float16" or "int8".
-        is_restricted: whether the terms of the data forbid passing on what concerns single people.
-
-    Raises:
-        InputError: the folder holds a store of other tokens, or something else.
-    """
-
-    def __init__(
-        self, folder: str | Path, preprocessing: Mapping[str, Any], dtype: str = "float16", is_restricted: bool = False
-    ):
-        if dtype not in DTYPES:
-            raise InputError(f"tokens are kept as {' or '.join(DTYPES)}, not as {dtype!r}.")
-        self.folder = Path(folder)
-        for name in ("token_size", "grid_size", "volume_size", "autoencoder"):
-            if preprocessing.get(name) is None:
-                raise ValueError(f"the record of preprocessing has no {name}; load the extractor's autoencoder first.")
-        wanted = {"format": FORMAT, "dtype": dtype, "preprocessing": dict(preprocessing)}
-        if (self.folder / STORE_FILE).is_file():
-            settings = read_settings(self.folder)
-            if other := other_kind(settings, preprocessing, dtype):
-                raise InputError(f"{self.folder}: it holds tokens made with {other}; choose another --out.")
-            if is_restricted and not settings["is_restricted"]:
-                write_settings(self.folder, settings | {"is_restricted": True})
-        else:
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise InputError(f"{self.folder}: the folder holds something else than a store; choose another --out.")
-            (self.folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
-            settings = wanted | {"is_restricted": is_restricted, "software": _software_versions()}
-            write_settings(self.folder, settings)
-        self.settings = read_settings(self.folder)
-        self.geometry = geometry_of(self.settings)
-        self.unreadable: list[Problem] = []
-        # Where runs lie whose key is an earlier one than `store_key` gives.
-        self._keys: dict[str, str] = {}
-
-    def finished(
-        self,
-        record: ScanRecord,
-        scan: Mapping[str, Any],
-        beside: Mapping[str, Any] | None = None,
-        find_repetition_time: Callable[[], float] | None = None,
-    ) -> bool:
-        """Whether the run is there already, made from the same file; what else is known of it is brought up to date.
-
-        New or corrected phenotypes, sites or families are written without touching the tokens, and so is a new
-        repetition time; with another mask the run is not there, and has to be made again. A run keeps the key that it
-        has, also where its dataset had no name when it was written, or has none now.
-
-        Args:
-            record: who and when.
-            scan: see `write`.
-            beside: see `write`; None where only the scan counts.
-            find_repetition_time: reads it, in seconds; is called where something that may tell it has changed.
-
-        Raises:
-            InputError: a run of another person, dataset or file would be lost, or it cannot be told whether it is one.
-        """
-        known = self._stored(record, scan)
-        if known is None:
-            return False
-        self._keys[store_key(record)] = known.key
-        path = self.folder / known.file
-        if not is_of_scan(known, scan) or not path.is_file() or path.stat().st_size != known.num_bytes:
-            return False
-        if beside is not None and known.beside is not None and known.beside["mask"] != beside["mask"]:
-            return False
-        updated = replace(
-            known,
-            site=record.site,
-            family=record.family,
-            dataset=known.dataset if record.dataset is None else record.dataset,
-            scan=dict(known.scan) | {"folder": mark_of_folder(record)},
-            phenotypes=dict(record.phenotypes),
-        )
-        if beside is not None and known.beside != beside:
-            updated = replace(updated, beside=dict(beside))
-            seconds = known.repetition_time if find_repetition_time is None else float(find_repetition_time())
-            if seconds != known.repetition_time:
-                updated = replace(updated, repetition_time=seconds)
-                if (rewritten := without_repetition_time(path)) is not None:
-                    updated = replace(updated, sha256=rewritten[0], num_bytes=rewritten[1])
-        if updated != known:
-            write_sidecar(updated, sidecar_of(path))
-        return True
-
-    def _stored(self, record: ScanRecord, scan: Mapping[str, Any]) -> StoredRun | None:
-        """What the store has of a run, under its key or under one that it may have from before."""
-        keys = [store_key(record), *earlier_keys(record)]
-        if record.dataset is None:
-            keys += [f"{folder}/{keys[0]}" for folder in self._dataset_folders]
-        for key in keys:
-            sidecar = sidecar_of(self.folder / file_of_key(key))
-            if not sidecar.is_file():
-                continue
-            try:
-                run, name = read_sidecar(sidecar), scan.get("name")
-            except InputError:
-                continue  # as if it were not finished: it is written anew
-            is_alike = same_labels(run, record) and run.scan.get("name", name) == name
-            is_named = None not in (run.dataset, record.dataset)
-            # Files of two studies can have the same names, and changed files of one can: names of studies decide, or
-            # where there are none the folder does.
-            folder = run.scan.get("folder", mark_of_folder(record) if run.dataset == record.dataset else None)
-            is_of_study = run.dataset == record.dataset if is_named else folder == mark_of_folder(record)
-            if is_alike and (is_of_study or (is_of_scan(run, scan) and not is_named)):
-                return run
-            if key == keys[0] or (is_alike and not is_named and folder is None):
-                raise InputError(
-                    f"the store has {key} of {_whose(run, run.scan.get('name'))} already, and this would be {keys[0]} "
-                    f"of {_whose(record, name)}, another file; if it is of another study, name that with --dataset, "
-                    "else choose another --out."
-                )
-        return None
-
-    @cached_property
-    def _dataset_folders(self) -> list[str]:
-        names = sorted(path.name for path in (self.folder / RUNS_FOLDER).iterdir())
-        return [name for name in names if not name.startswith("sub-")]
-
-    def write(
-        self,
-        record: ScanRecord,
-        tokens: Tensor,
-        repetition_time: float,
-        scan: Mapping[str, Any],
-        intensity_scale: float = 1.0,
-        clipped_share: float = 0.0,
-        mean_tokens: Tensor | None = None,
-        made: Mapping[str, Any] | None = None,
-        beside: Mapping[str, Any] | None = None,
-    ) -> StoredRun:
-        """Write one run.
-
-        Args:
-            record: who and when.
-            tokens: (frames, cells, features), any float dtype.
-            repetition_time: seconds between frames.
-            scan: what tells the file it was made from: see `tablet_hf.files.scan_identity`.
-            intensity_scale, clipped_share, mean_tokens: as in `TokenizedRun`.
-            made: how they were made; what is the same for the whole store is added.
-            beside: what stood beside the scan, see `StoredRun`; its "mask" is that file's identity, or None.
-
-        Raises:
-            InputError: tokens of another geometry, or none, or a name that is no text.
-            OSError: the disk is full, say; nothing of the run is left behind then.
-        """
-        if tuple(tokens.shape[1:]) != self.geometry.shape or tokens.ndim != 3 or not len(tokens):
-            raise InputError(
-                f"{record.key}: its tokens have the shape {tuple(tokens.shape)}, but the store keeps (frames, "
-                f"{self.geometry.num_cells}, {self.geometry.token_size})."
-            )
-        if not tokens.isfinite().all() or tokens.abs().max() > torch.finfo(torch.float16).max:
-            raise InputError(
-                f"{record.key}: its tokens hold numbers that float16 has not; use another autoencoder, or float32."
-            )
-        key = self._keys.get(store_key(record), store_key(record))
-        path = self.folder / file_of_key(key)
-        for name in ("subject", "session", "task", "run", "dataset", "site", "family"):
-            if not _is_text(getattr(record, name) or ""):
-                raise InputError(
-                    f"its {name} {getattr(record, name)!r} is no text in UTF-8; rename the file or folder."
-                )
-        error = None
-        if self.settings["dtype"] == "int8":
-            kept, error = quantise(tokens.float())
-        else:
-            kept = KeptTokens(tokens.half())
-        checksum, size = write_arrow(path, replace(kept, mean_tokens=mean_tokens), record)
-        identity = {name: self.settings["preprocessing"].get(name) for name in IDENTITY}
-        made = {"tokens": identity | {"dtype": self.settings["dtype"]}, "software": _software_versions()} | dict(
-            made or {}
-        )
-        run = StoredRun(
-            key=key,
-            **{name: getattr(record, name) for name in ("subject", "session", "task", "run", "dataset", "site")},
-            family=record.family,
-            repetition_time=float(repetition_time),
-            num_frames=len(tokens),
-            intensity_scale=float(intensity_scale),
-            clipped_share=float(clipped_share),
-            has_mean_tokens=mean_tokens is not None,
-            error=error,
-            scan=dict(scan) | {"folder": mark_of_folder(record)},
-            file=path.relative_to(self.folder).as_posix(),
-            num_bytes=size,
-            sha256=checksum,
-            phenotypes=dict(record.phenotypes),
-            made=made,
-            beside=None if beside is None else dict(beside),
-        )
-        write_sidecar(run, sidecar_of(path))
-        return run
-
-    def has_runs(self) -> bool:
-        """Whether any run is finished."""
-        written = (self.folder / RUNS_FOLDER).rglob(f"*{SIDECAR_ENDING}")
-        return any(is_whole_sidecar(path) for path in written)
-
-    @property
-    def problems_file(self) -> Path:
-        """A table of what was left out, and why."""
-        return self.folder / PROBLEMS_FILE
-
-    def write_problems(self, problems: Sequence[Problem]) -> None:
-        path = self.problems_file
-        # Names of files need not be text; what is not is written as its number.
-        with (
-            atomic_write(path) as unfinished,
-            unfinished.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-        ):
-            table = csv.writer(file, delimiter="\t")
-            table.writerow(("what", "why"))
-            table.writerows((problem.what, " ".join(problem.why.split())) for problem in problems)
-
-    def clean_up(self, older_than: float = 3600.0) -> None:
-        """Delete what killed processes left half-written; files younger than so many seconds may still grow."""
-        for path in (self.folder / RUNS_FOLDER).rglob(".*"):
-            if path.is_file() and time.time() - path.stat().st_mtime > older_than:
-                path.unlink(missing_ok=True)
-
-    def finish(self) -> TokenDataset:
-        """Gather what all processes wrote into one typed table, and open the store.
-
-        A run whose sidecar cannot be read is left out; `unreadable` says of which ones this is so.
-        """
-        runs, self.unreadable = read_sidecars(self.folder)
-        write_index(self.folder, runs)
-        return TokenDataset.load(self.folder)
-
-
-def other_kind(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], dtype: str) -> str | None:
-    """`dtype float16, not int8`: how tokens differ from those of a store; None where they are of its kind."""
-    if settings["dtype"] != dtype:
-        return f"dtype {settings['dtype']}, not {dtype}"
-    known = settings["preprocessing"]
-    # A revision tells the weights, wherever they lie; without one there is only the name.
-    names = IDENTITY if known.get("autoencoder_revision") else ("autoencoder", *IDENTITY)
-    different = next((name for name in names if known.get(name) != preprocessing.get(name)), None)
-    return None if different is None else f"{different} {known.get(different)}, not {preprocessing.get(different)}"
-
-
-def is_of_scan(run: StoredRun, scan: Mapping[str, Any]) -> bool:
-    """Whether a run was made from just this file, wherever it lies now."""
-    return all(run.scan.get(name) == value for name, value in scan.items())
-
-
-def mark_of_folder(record: ScanRecord) -> str:
-    """Four signs of the checksum of a scan's folder.
-
-    Enough to see that files of the same names are another study's, and too little to find out what the folder is
-    called: one name in 65,536 has the same.
-    """
-    return hashlib.sha256(os.fsencode(os.path.abspath(record.scan.parent))).hexdigest()[:4]
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@cache
-def _software_versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("tablet-hf", "torch", "diffusers", "nibabel", "nilearn", "numpy")}
-
-
-def _whose(run: Any, scan: str | None) -> str:
-    return f"subject {run.subject!r}" + (f" of {run.dataset!r}" if run.dataset else "") + f" from {scan or 'a file'}"
-
-
 def _counted(values: Iterable[str | None], most: int = 8) -> str:
     """`a (12), b (3)`, the most frequent first; empty where nothing is known."""
     counts = Counter(value for value in values if value is not None).most_common()
-    told = ", ".join(f"{value} ({count:,})" for value, count in counts[:most])
-    return f"{told} and {len(counts) - most} more" if len(counts) > most else told
-
-
-def merge_stores(sources: Sequence[str | Path], out: str | Path) -> TokenDataset:
-    """One store of several: files are copied (linked where the disk allows it). Splits stay where they are.
-
-    What is in a store at `out` stays there. Everything is looked at before anything is written.
-
-    Raises:
-        InputError: tokens of different kinds, one run in two of them, or a run that another one at `out` would be lost
-            for.
-    """
-    stores, out = [TokenDataset.load(source) for source in sources], Path(out)
-    first = stores[0]
-    taken: dict[str, Path] = {}
-    for store in stores:
-        if other := other_kind(first.settings, store.preprocessing, store.dtype):
-            raise InputError(
-                f"{first.folder}: it holds tokens made with {other} as in {store.folder}; merge stores of one kind."
-            )
-        for run in store.runs:
-            if taken.setdefault(run.file, store.folder) != store.folder or _is_another(run, store.folder, out):
-                holder = taken[run.file] if taken[run.file] != store.folder else out
-                raise InputError(
-                    f"{run.key}: it is in {holder} and in {store.folder}; give the datasets different names, by "
-                    "tokenizing one of them again with --dataset."
-                )
-    is_restricted = any(store.settings["is_restricted"] for store in stores)
-    writer = TokenStoreWriter(out, first.preprocessing, first.dtype, is_restricted)
-    for store in stores:
-        for run in store.runs:
-            source, target = store.folder / run.file, out / run.file
-            if target.exists() and target.samefile(source):
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(target) as unfinished:
-                try:
-                    unfinished.hardlink_to(source)
-                except OSError:
-                    shutil.copyfile(source, unfinished)
-            write_sidecar(run, sidecar_of(target))
-    return writer.finish()
-
-
-def _is_another(run: StoredRun, folder: Path, out: Path) -> bool:
-    """Whether the store at `out` has another run in this one's place; the same one is there after a merge cut short."""
-    sidecar = sidecar_of(out / run.file)
-    if not sidecar.is_file() or sidecar.samefile(sidecar_of(folder / run.file)):
-        return False
-    return read_sidecar(sidecar).sha256 != run.sha256
+    listed = ", ".join(f"{value} ({count:,})" for value, count in counts[:most])
+    return f"{listed} and {len(counts) - most} more" if len(counts) > most else listed

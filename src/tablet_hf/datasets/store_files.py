@@ -18,7 +18,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,14 +70,14 @@ class StoredRun:
         clipped_share: of the brain's values, those beyond the range.
         has_mean_tokens: whether the run's mean volume is kept as tokens (percent change), for decoding.
         error: of what is read against what was encoded, for int8: see `tablet_hf.datasets.run_files.quantise`.
-        scan: name, size and time of the file it was made from, and a mark of its folder (`mark_of_folder`); of an
-            export, a checksum of these.
+        scan: name, size and time of the file it was made from, and a mark of its folder (`writer.mark_of_folder`);
+            of an export, a checksum of these.
         file: of the tokens, relative to the store; `num_bytes` and `sha256` are its.
         phenotypes: typed.
         made: how, in the call that wrote it: what decides the tokens, the space and grid of the scan, where its mask
-            came from, the encoder's precision, versions. None in earlier stores.
+            came from, the encoder's precision, versions.
         beside: what stood beside the scan and speaks for it: identity of its mask file and of its BIDS sidecars, and
-            the repetition time that the source gave. None in earlier stores and in exports.
+            the repetition time that the source gave. None in exports.
         tokens_sha256: of an export, the checksum of the numbers, see `KeptTokens.checksum`.
     """
 
@@ -99,9 +99,9 @@ class StoredRun:
     file: str
     num_bytes: int
     sha256: str
-    phenotypes: Mapping[str, Phenotype] = field(default_factory=dict)
-    made: Mapping[str, Any] | None = None
-    beside: Mapping[str, Any] | None = None
+    phenotypes: Mapping[str, Phenotype]
+    made: Mapping[str, Any]
+    beside: Mapping[str, Any] | None
     tokens_sha256: str | None = None
 
 
@@ -196,7 +196,8 @@ _FIELDS: dict[str, Any] = dict.fromkeys(("key", "subject", "file", "sha256"), st
 _FIELDS |= dict.fromkeys(("session", "task", "run", "dataset", "site", "family", "tokens_sha256"), str | None)
 _FIELDS |= dict.fromkeys(("num_frames", "num_bytes"), int)
 _FIELDS |= dict.fromkeys(("repetition_time", "intensity_scale", "clipped_share"), int | float)
-_FIELDS |= {"scan": Mapping, "phenotypes": Mapping} | dict.fromkeys(("error", "made", "beside"), Mapping | None)
+_FIELDS |= dict.fromkeys(("scan", "phenotypes", "made"), Mapping)
+_FIELDS |= dict.fromkeys(("error", "beside"), Mapping | None)
 
 
 def read_sidecars(folder: Path) -> tuple[list[StoredRun], list[Problem]]:
@@ -259,7 +260,7 @@ def read_index(folder: Path) -> list[StoredRun]:
             phenotypes = {
                 name.removeprefix("phenotype."): row.pop(name) for name in list(row) if name.startswith("phenotype.")
             }
-            row |= {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row}
+            row |= {name: json.loads(row[name]) for name in JSON_COLUMNS}
             runs.append(check_stays_inside(StoredRun(**row, phenotypes=phenotypes)))
         return runs
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
@@ -309,9 +310,7 @@ def faults_in(folder: Path, settings: Mapping[str, Any], runs: Sequence[StoredRu
             faults.append(fault)
         if run.file in by_file:
             found, known = (_comparable(each, kinds) for each in (by_file[run.file], run))
-            # NaN, which earlier versions let through, is not equal to itself.
-            differing = [name for name in known if found[name] != known[name]]
-            if differing := [name for name in differing if repr(found[name]) != repr(known[name])]:
+            if differing := [name for name in known if found[name] != known[name]]:
                 faults.append(
                     f"{sidecar}: its {differing[0]} is {found[differing[0]]!r}, but {INDEX_FILE} says "
                     f"{known[differing[0]]!r}; run tablet-hf tokenize again, which makes the table anew."
@@ -358,7 +357,7 @@ def _fault_of_kind(folder: Path, settings: Mapping[str, Any], run: StoredRun) ->
     if found != wanted:
         kinds = [f"{dtype} of {shape[0]} x {shape[1]} a frame" for dtype, shape in (found, wanted)]
         return f"{path}: it holds {kinds[0]}, but {STORE_FILE} says {kinds[1]}; restore {STORE_FILE}."
-    for name, value in (run.made or {}).get("tokens", {}).items():
+    for name, value in run.made.get("tokens", {}).items():
         said = settings["dtype"] if name == "dtype" else settings["preprocessing"].get(name)
         if value != said:
             return (

@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tablet_hf.datasets.store import TokenStoreWriter
 from tablet_hf.datasets.store_files import LOGS_FOLDER
+from tablet_hf.datasets.writer import TokenStoreWriter
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import BACKGROUND, FRAMES_PER_BLOCK, TabletFeatureExtractor
 from tablet_hf.files import scan_identity

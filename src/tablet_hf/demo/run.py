@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME, logging
 
-from tablet_hf.datasets.store import TokenDataset, TokenStoreWriter
+from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import forget_people
 from tablet_hf.datasets.tokenization import Outcome, Resources, tokenize_scans
+from tablet_hf.datasets.writer import TokenStoreWriter
 from tablet_hf.demo.finetune import MODEL, TRAINING, FinetuneResult, finetune
 from tablet_hf.demo.pages import draw_demo
 from tablet_hf.demo.results import TABLET, DemoResult, Split, judge, split_people, write_results

@@ -240,7 +240,7 @@ def published_runs(
             told |= {"subject": pseudonyms.of(run.dataset, run.subject)}
             family = pseudonyms.of(run.dataset, "family", run.family) if run.family is not None else None
             told |= {"family": family if keeps_families else None}
-        made = {name: value for name, value in (run.made or {}).items() if name in _MADE}
+        made = {name: value for name, value in run.made.items() if name in _MADE}
         scan = json.dumps(run.scan, sort_keys=True)
         # A bare checksum of what is known elsewhere would lead back to it.
         mark = pseudonyms.of("scan", scan)
@@ -248,7 +248,7 @@ def published_runs(
             run,
             **told,
             scan={"sha256": mark},
-            made=made or None,
+            made=made,
             beside=None,
             phenotypes={
                 name: _in_whole_years(run.phenotypes.get(name)) if name in in_years else run.phenotypes.get(name)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tablet_hf.datasets.parquet import DATA_FOLDER, export_parquet, without_paths
+from tablet_hf.datasets.export import export_parquet, without_paths
+from tablet_hf.datasets.parquet import DATA_FOLDER
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import INDEX_FILE, RUNS_FOLDER, STORE_FILE, file_checksum
 from tablet_hf.errors import InputError

@@ -19,7 +19,7 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import FEATURE_EXTRACTOR_NAME
 
-from tablet_hf.datasets.parquet import StreamedWindows
+from tablet_hf.datasets.streaming import StreamedWindows
 from tablet_hf.errors import InputError
 from tablet_hf.hub.privacy import check_may_be_published
 from tablet_hf.hub.publishing import Published, Sharing, check_may_write, check_repo, prepare, publish, restriction_of

@@ -7,8 +7,8 @@ import hashlib
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ __all__ = [
     "Phenotype",
     "Problem",
     "ScanRecord",
-    "earlier_keys",
     "phenotype_values",
     "same_labels",
     "store_key",
@@ -82,7 +81,7 @@ class ScanRecord:
         A label of other signs than letters, digits and `+` gets eight signs of its checksum behind it, so that `a-1`
         and `a1`, or `Jörg` and `Jorg`, are called differently.
         """
-        return _key(self, _label)
+        return _key(self)
 
 
 @dataclass(frozen=True)
@@ -131,17 +130,13 @@ def phenotype_values(runs: Sequence[Any], name: str, where: Any = "the store") -
     Raises:
         InputError: it is known of none of them.
     """
-    values = [_known_or_none(run.phenotypes.get(name)) for run in runs]
+    values = [run.phenotypes.get(name) for run in runs]
     if runs and all(value is None for value in values):
-        known = {other for run in runs for other, value in run.phenotypes.items() if _known_or_none(value) is not None}
+        known = {other for run in runs for other, value in run.phenotypes.items() if value is not None}
         raise InputError(
             f"{name}: no run of {where} has this phenotype; there are {', '.join(sorted(known)) or 'none'}."
         )
     return values
-
-
-def _known_or_none(value: Any) -> Any:
-    return None if value != value else value  # NaN, which earlier stores may hold, is not equal to itself
 
 
 def typed_value(cell: Any) -> Phenotype:
@@ -203,17 +198,8 @@ def store_key(record: Any) -> str:
 
     `record` is a `ScanRecord`, or a `StoredRun`.
     """
-    return _store_key(record, _label)
-
-
-def earlier_keys(record: ScanRecord) -> list[str]:
-    """Other keys under which a store may hold this run: without a dataset's name, or with labels cut short.
-
-    A store is begun before anybody thinks of a second study in it, and labels had no checksums once.
-    """
-    unnamed = [record] if record.dataset is None else [record, replace(record, dataset=None)]
-    keys = [_store_key(each, spell) for each in unnamed for spell in (_label, _letters)]
-    return [key for key in dict.fromkeys(keys) if key != store_key(record)]
+    key = _key(record)
+    return key if record.dataset is None else f"{_label(record.dataset, allowed='+-')}/{key}"
 
 
 def same_labels(one: Any, other: Any) -> bool:
@@ -224,14 +210,9 @@ def same_labels(one: Any, other: Any) -> bool:
 _ENTITIES = {"sub": "subject", "ses": "session", "task": "task", "run": "run"}
 
 
-def _key(record: Any, spell: Callable[..., str]) -> str:
+def _key(record: Any) -> str:
     labels = {entity: getattr(record, name) for entity, name in _ENTITIES.items()}
-    return "_".join(f"{entity}-{spell(label)}" for entity, label in labels.items() if label is not None)
-
-
-def _store_key(record: Any, spell: Callable[..., str]) -> str:
-    key = _key(record, spell)
-    return key if record.dataset is None else f"{spell(record.dataset, allowed='+-')}/{key}"
+    return "_".join(f"{entity}-{_label(label)}" for entity, label in labels.items() if label is not None)
 
 
 def _label(value: str, allowed: str = "+") -> str:
@@ -240,14 +221,10 @@ def _label(value: str, allowed: str = "+") -> str:
     Letters with marks lose them (`ö` becomes `o`); whatever is lost, the checksum behind the label tells it apart.
     """
     value = _text(value)
-    plain = _letters(unicodedata.normalize("NFKD", value), allowed)
+    plain = re.sub(rf"[^0-9A-Za-z{re.escape(allowed)}]", "", unicodedata.normalize("NFKD", value)) or "x"
     if plain == value:
         return plain
     return f"{plain}+{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-
-
-def _letters(value: str, allowed: str = "+") -> str:
-    return re.sub(rf"[^0-9A-Za-z{re.escape(allowed)}]", "", value) or "x"
 
 
 def _text(value: str | None) -> str | None:

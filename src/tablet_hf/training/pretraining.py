@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from tablet_hf.datasets.parquet import StreamedWindows
 from tablet_hf.datasets.splits import Split, runs_in, subject_ids
+from tablet_hf.datasets.streaming import StreamedWindows
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_write
