@@ -18,7 +18,7 @@ from tablet_hf.hub.cards import (
     TrainingFacts,
     check_card,
     dataset_card,
-    filled_cards,
+    facts_of_released,
     model_card,
     read_evaluation,
     template_file,
@@ -30,51 +30,41 @@ ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "hub_cards"
 CONFIG = {"architectures": ["TabletForSequenceClassification"], "target_name": "sex"}
 CONFIG |= {"problem_type": "multi_label_classification", "id2label": {0: "M"}, "negative_label": "F"}
+MADE = {"autoencoder": "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers", "signal": "intensity", "scaling": "max"}
+MADE |= {"volume_size": 96}
+EXAMPLE = "An example of what `tablet-hf push` writes: no such repository exists, and nothing was measured of it."
 
 
-@pytest.fixture(scope="module")
-def cards():
-    return filled_cards(CARDS)
+class TestExamples:
+    """Those in hub_cards/, which show what the templates give."""
 
+    @pytest.fixture(params=["model", "dataset"])
+    def kind(self, request):
+        return request.param
 
-class TestFilledCards:
-    def test_there_is_one_for_each_thing_that_is_published(self, cards):
-        heads = {f"tablet-{label}.md" for label in ("sex", "age", "intelligence", "adhd")}
-        tokens = {f"tokens-{name}.md" for name in ("adhd200", "hcp", "ukb")}
-        assert set(cards) == {"tablet-pretrained.md"} | heads | tokens
-        assert (CARDS / "natural-f32c32.md").is_file()
+    @pytest.fixture
+    def written(self, kind):
+        if kind == "dataset":
+            training = TrainingFacts(("ADHD-200",), is_restricted=False)
+            return dataset_card("OWNER/tokens", MADE, training=training)
+        config = MADE | {"architectures": ["TabletForMaskedTokenModeling"], "position_embedding_type": "none"}
+        config |= {"num_hidden_layers": 12, "hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2}
+        config |= {"grid_size": 3, "token_size": 3072}
+        return model_card("OWNER/tablet-pretrained", config, **facts_of_released(RELEASED_REPO, config))
 
-    def test_they_are_what_the_templates_give(self, cards):
-        for name, text in cards.items():
-            assert (CARDS / name).read_text(encoding="utf-8") == text, "run python -m tablet_hf.hub.cards hub_cards"
+    def test_they_are_what_the_templates_give_and_say_that_they_are_examples(self, kind, written):
+        header, body = written.removeprefix("---\n").split("\n---\n", 1)
+        expected = f"---\n# {EXAMPLE}\n{header}\n---\n\n> {EXAMPLE}\n{body}"
+        assert (CARDS / f"{kind}.example.md").read_text(encoding="utf-8") == expected
 
-    def test_the_hub_understands_them(self, cards):
-        for name, text in cards.items():
-            header = check_card(text)
-            assert {"fmri", "neuroimaging", "tablet", "dc-ae"} <= set(header["tags"])
-            assert ("extra_gated_fields" in header) == (name in ("tokens-hcp.md", "tokens-ukb.md"))
-            assert "model-index" not in header, "nothing was measured"
+    def test_no_number_stands_without_a_source(self, written):
+        assert numbers_without_source(written) == []
 
-    def test_no_number_stands_without_a_source(self, cards):
-        for name, text in cards.items():
-            assert numbers_without_source(text) == [], name
-
-    def test_that_would_be_seen(self, cards):
-        lines = cards["tablet-sex.md"].replace("Not measured.", "Accuracy is 0.97.")
+    def test_that_would_be_seen(self):
+        lines = model_card("lab/sex", CONFIG).replace("Not measured.", "Accuracy is 0.97.")
         ((section, text),) = numbers_without_source(lines)
         assert section == "How good it is"
         assert text.startswith("Accuracy is 0.97.")
-
-    def test_they_say_what_they_are_for_and_what_is_not_known(self, cards):
-        for name, text in cards.items():
-            assert "Research only" in text
-            assert "arXiv 2604.03619" in text
-            if name.startswith("tablet"):
-                assert "no diagnosis" in text
-                assert "Not measured." in text
-            assert re.search(r"not recorded|Not recorded", text)
-        for name in ("tokens-hcp.md", "tokens-ukb.md", "tablet-sex.md"):
-            assert "forbid or limit passing on" in cards[name]
 
 
 def numbers_without_source(card):
@@ -241,6 +231,11 @@ class TestDatasetCards:
         text = dataset_card("lab/x", {}, training=TrainingFacts(("Ours",), 3, 4, 5, None))
         assert "Terms of Ours: not recorded here; ask its owner." in text
 
+    def test_restricted_ones_say_so(self):
+        text = dataset_card("lab/x", {}, training=TrainingFacts(("UKB",), is_restricted=True))
+        assert "**Restricted.** The terms of these data forbid or limit passing on" in text
+        assert "They are marked as restricted: their terms forbid or limit" in text
+
 
 class TestHeaders:
     @pytest.mark.parametrize(
@@ -309,5 +304,5 @@ def test_what_is_installed_has_the_templates(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(built)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == str(built / "tablet_hf" / "hub" / "hub_cards" / "model.md.jinja"), done.stderr
-    for name in ("dataset.md.jinja", "autoencoder.md.jinja", "cards.json", "natural-f32c32.md"):
+    for name in ("dataset.md.jinja", "autoencoder.md.jinja", "released.json", "natural-f32c32.md"):
         assert (built / "tablet_hf" / "hub" / "hub_cards" / name).read_bytes() == template_file(name).read_bytes()

@@ -6,7 +6,6 @@ number without a source has no place.
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -24,7 +23,6 @@ __all__ = [
     "check_card",
     "dataset_card",
     "facts_of_released",
-    "filled_cards",
     "model_card",
     "read_evaluation",
     "shipped_card",
@@ -33,7 +31,6 @@ __all__ = [
 TAGS = ["fmri", "neuroimaging", "nifti", "tablet"]
 UNKNOWN = "not recorded"
 UNORDERED = "It has no positions: the network sees frames as a set, whatever their order."
-FILLED = "cards.json"
 
 POOLINGS = {
     "cls": "the CLS state",
@@ -242,7 +239,7 @@ def trainings_in_words(stages: Sequence[TrainingData]) -> str:
     if first is not None:
         before = f"{UNKNOWN}."
         if first == RELEASED_REPO:
-            before = f"{UNKNOWN} beside it; its authors say it. {_released_entry()['training_text']}"
+            before = f"{UNKNOWN} beside it; its authors say it. {_released()['training_text']}"
         lines.append(f"\nWhat `{_in_a_line(first)}` had learnt from before: {before}")
     return f"Source: `{TRAINING_DATA_FILE}` in this repository.\n\n" + "\n".join(lines)
 
@@ -328,7 +325,7 @@ def model_card(
     if training_data:
         studies = dict.fromkeys(name for stage in training_data for name in stage.studies)
         if training_data[0].started_from == RELEASED_REPO:
-            studies = dict.fromkeys((*_released_entry()["training"]["datasets"], *studies))
+            studies = dict.fromkeys((*_released()["datasets"], *studies))
         training = replace(training, datasets=tuple(dict.fromkeys((*studies, *training.datasets))))
         training_text = training_text or trainings_in_words(training_data)
     name = repo.split("/")[-1]
@@ -377,11 +374,9 @@ def facts_of_released(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
         config: of the converted model.
     """
     if source == RELEASED_REPO:
-        known = _released_entry()
-        facts = {name: known[name] for name in ("title", "summary", "training_text", "base_model", "limits")}
-        training = TrainingFacts(datasets=tuple(known["training"]["datasets"]))
-        sources = "`config.json` and the weights in this repository; " + known["facts_source"]
-        return facts | {"training": training, "facts_source": sources}
+        facts = _released()
+        training = TrainingFacts(datasets=tuple(facts.pop("datasets")))
+        return facts | {"training": training, "base_model": source}
     is_on_hub = source.count("/") == 1 and not Path(source).exists()
     named = f" (`{source}`)" if is_on_hub else ""
     return {
@@ -391,8 +386,8 @@ def facts_of_released(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _released_entry() -> dict[str, Any]:
-    return json.loads(template_file(FILLED).read_text(encoding="utf-8"))["tablet-pretrained"]
+def _released() -> dict[str, Any]:
+    return json.loads(template_file("released.json").read_text(encoding="utf-8"))
 
 
 def _predicts(config: Mapping[str, Any]) -> bool:
@@ -519,13 +514,10 @@ def dataset_card(
     phenotypes: Mapping[str, str] | None = None,
     are_renamed: bool = True,
     left_out: Mapping[str, str] | None = None,
-    title: str | None = None,
-    facts_source: str = "`store.json` and `runs.parquet` in this repository",
     license: str | None = None,
     right_to_share: str | None = None,
     is_gated: bool = False,
     limits: Sequence[str] = (),
-    has_data: bool = True,
 ) -> str:
     """The card of a token dataset.
 
@@ -537,18 +529,17 @@ def dataset_card(
         phenotypes: that go along, each with what is to be said of it.
         are_renamed: whether people have other names than at the source.
         left_out: what stays behind, and why.
-        right_to_share, is_gated, title, facts_source, license, limits: as for `model_card`.
-        has_data: whether its files are there, which `datasets` looks for.
+        right_to_share, is_gated, license, limits: as for `model_card`.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    configs = [{"config_name": "default", "data_files": "data/*.parquet"}]
+    name = repo.split("/")[-1]
     card_data = DatasetCardData(
         license=license or "other",
         license_name=None if license else "terms-of-the-source",
         tags=[*TAGS, *(["dc-ae"] if "dc-ae" in str(preprocessing.get("autoencoder")) else [])],
-        pretty_name=title or repo.split("/")[-1],
-        **({"configs": configs} if has_data else {}),
+        pretty_name=name,
+        configs=[{"config_name": "default", "data_files": "data/*.parquet"}],
         **_gate(is_gated),
     )
     counts = {"people": training.people, "runs": training.runs, "frames": training.frames}
@@ -565,13 +556,13 @@ def dataset_card(
     card = DatasetCard.from_template(
         card_data,
         template_path=str(template_file("dataset.md.jinja")),
-        title=title or repo.split("/")[-1],
+        title=name,
         summary=f"Tokens of fMRI runs of {', '.join(training.datasets) or 'a study'}, to train TABLeT models on.",
         repo=repo,
         is_restricted=training.is_restricted,
         right_to_share=right_to_share,
         facts=_in_lines(table),
-        facts_source=facts_source,
+        facts_source="`store.json` and `runs.parquet` in this repository",
         terms=terms_of(training.datasets, training.is_restricted),
         people=people,
         left_out=_in_lines(left_out or {}),
@@ -724,28 +715,3 @@ def check_card(text: str) -> dict[str, Any]:
         if not results:
             raise InputError("the card's model-index has no results; leave it out.")
     return header
-
-
-# --- the cards in hub_cards/
-
-
-def filled_cards(folder: str | Path | None = None) -> dict[str, str]:
-    """The cards that `cards.json` has the facts of, by the names of their files: {"tablet-sex.md": text}."""
-    path = template_file(FILLED) if folder is None else Path(folder) / FILLED
-    cards = {}
-    for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
-        facts = dict(entry)
-        write = {"model": model_card, "dataset": dataset_card}[facts.pop("kind")]
-        facts["training"] = TrainingFacts(**{**facts["training"], "datasets": tuple(facts["training"]["datasets"])})
-        cards[f"{name}.md"] = write(f"OWNER/{name}", facts.pop("config"), **facts)
-    return cards
-
-
-def main() -> None:
-    """Write the filled cards anew: python -m tablet_hf.hub.cards hub_cards"""
-    for name, text in filled_cards(sys.argv[1]).items():
-        (Path(sys.argv[1]) / name).write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
