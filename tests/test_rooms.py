@@ -15,9 +15,6 @@ ROOT = "root files"
 ROOMS = [ROOT, "evaluation", "sources", "datasets", "report", "hub", "baselines", "training", "demo", "cli"]
 """From the bottom to the top. A module may import those of its own room and of the rooms before it."""
 
-KNOWN_CIRCLES = [("tablet_hf.datasets.parquet", "tablet_hf.datasets.store")]
-"""Pairs that import each other today. Take a pair out when that is mended, and add none."""
-
 
 def name_of(path):
     parts = [PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts]
@@ -67,10 +64,8 @@ def test_every_folder_is_a_room(imports):
 
 
 def test_no_modules_import_in_a_circle(imports):
-    known = {pair for a, b in KNOWN_CIRCLES for pair in [(a, b), (b, a)]}
-    rest = {module: {other for other in others if (module, other) not in known} for module, others in imports.items()}
     try:
-        TopologicalSorter(rest).prepare()
+        TopologicalSorter(imports).prepare()
     except CycleError as error:
         pytest.fail(f"These import each other: {' <- '.join(error.args[1])}")
 
@@ -79,8 +74,3 @@ def test_rooms_import_downwards(imports):
     height = {module: ROOMS.index(room_of(module)) for module in imports}
     upwards = [(module, other) for module in imports for other in imports[module] if height[other] > height[module]]
     assert upwards == []
-
-
-def test_known_circles_are_still_there(imports):
-    mended = [(a, b) for a, b in KNOWN_CIRCLES if b not in imports[a] or a not in imports[b]]
-    assert mended == [], "These are mended: take them out of KNOWN_CIRCLES."
