@@ -1,6 +1,6 @@
 """Publish a fine-tuned model: look at what would be sent, then send it.
 
-    python examples/push_checkpoint.py my-model lab/sex --dataset STORE --evaluation judged/results.json
+    python examples/push_checkpoint.py my-model lab/sex --dataset STORE --evaluation evaluated/results.json
 
 `tablet-hf push` does the same in one command, and tokens and autoencoders too. Log in first (`hf auth login`).
 """

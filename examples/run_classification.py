@@ -5,7 +5,7 @@
 
 All of `TrainingArguments` can be given as well, such as `--num_train_epochs 20 --learning_rate 1e-4 --bf16 True`, and
 `torchrun --nproc_per_node 4 examples/run_classification.py ...` trains on four GPUs. For folds, a sweep of learning
-rates, intervals and baselines on the same people there is `tablet-hf finetune`.
+rates, intervals and baselines on the same subjects there is `tablet-hf finetune`.
 """
 
 from dataclasses import dataclass, field
@@ -78,7 +78,7 @@ def main() -> None:
     if trainer.is_world_process_zero():  # how scans become the tokens that it knows, for `tablet-hf predict`
         TabletFeatureExtractor.from_dict(store.preprocessing).save_pretrained(arguments.output_dir)
 
-    # A person is the mean of his or her windows.
+    # A subject is the mean of his or her windows.
     logits = trainer.predict(test).predictions
     people, means = average_by(logits, test.subjects)
     labels = dict(zip(test.subjects, (test.labels[run] for run in test.run_indices), strict=True))

@@ -2,8 +2,8 @@
 
     python examples/run_masked_token_modeling.py --dataset STORE --output_dir pretrained --num_train_epochs 40
 
-All of `TrainingArguments` can be given as well. With `--splits` its training part is learnt from and its validation
-part judges (add `--eval_strategy epoch`). `tablet-hf pretrain` also streams, goes on where it was stopped, and draws
+All of `TrainingArguments` can be given as well. With `--splits` its training part is trained on and its validation
+part evaluates (add `--eval_strategy epoch`). `tablet-hf pretrain` also streams, goes on where it was stopped, and draws
 pictures.
 """
 

@@ -77,7 +77,7 @@ def main() -> None:
     if trainer.is_world_process_zero():  # how scans become the tokens that it knows, for `tablet-hf predict`
         TabletFeatureExtractor.from_dict(store.preprocessing).save_pretrained(arguments.output_dir)
 
-    # A person is the mean of his or her windows.
+    # A subject is the mean of his or her windows.
     values = trainer.predict(test).predictions
     people, means = average_by(values, test.subjects)
     labels = dict(zip(test.subjects, (test.labels[run] for run in test.run_indices), strict=True))

@@ -14,7 +14,7 @@ from .scans import BoldSource
 __all__ = ["Survey", "check_mni_space", "find_brain", "mni_overlap", "zero_where_not_finite"]
 
 MIN_SHARE_IN_MNI_BRAIN = 0.83
-"""A scan is taken to be in MNI152 space when at least this share of its brain lies inside the MNI152 brain.
+"""A scan is taken to be in MNI152 space when at least this share of its brain is inside the MNI152 brain.
 
 Measured with `mni_overlap`. In place: a skull-stripped real run 0.990, slabs of 7 to 30 slices of it 0.983 to 0.998,
 fMRIPrep's template mask 0.988; under nilearn's EPI mask fMRIPrep's unstripped EPI template 0.956 and an unstripped run
@@ -70,7 +70,7 @@ def find_brain(has_signal: np.ndarray, mean: np.ndarray, affine: np.ndarray) -> 
 
     image = Nifti1Image(mean.astype(np.float32), affine)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an empty mask is for the caller to judge
+        warnings.simplefilter("ignore")  # an empty mask is for the caller to evaluate
         try:
             mask = np.asarray(compute_epi_mask(image, exclude_zeros=True).dataobj).astype(bool)
         except (ValueError, IndexError):  # too few voxels or intensities for a histogram
@@ -82,7 +82,7 @@ def check_mni_space(mask: np.ndarray, source: BoldSource) -> None:
     """Refuse a scan whose brain does not lie where the MNI152 brain is.
 
     Raises:
-        InputError: less than `MIN_SHARE_IN_MNI_BRAIN` of the mask `(X, Y, Z)` lies inside the MNI152 brain.
+        InputError: less than `MIN_SHARE_IN_MNI_BRAIN` of the mask `(X, Y, Z)` is inside the MNI152 brain.
     """
     inside, _ = mni_overlap(mask, source.affine)
     if inside < MIN_SHARE_IN_MNI_BRAIN:
@@ -95,7 +95,7 @@ def check_mni_space(mask: np.ndarray, source: BoldSource) -> None:
 
 
 def mni_overlap(mask: np.ndarray, affine: np.ndarray) -> tuple[float, float]:
-    """How well a brain mask agrees with the MNI152 brain, wherever on either grid it lies.
+    """How well a brain mask agrees with the MNI152 brain, wherever on either grid it is.
 
     Args:
         mask: `(X, Y, Z)` bool, with at least one voxel.

@@ -60,8 +60,8 @@ class TabletConfig(PreTrainedConfig):
         pooling_type (`"cls"`, `"mean"` or `"variability"`, defaults to `"cls"`):
             What a head reads: the CLS state, as in the paper; the mean of all token states; or how much each number of
             a cell's states varies over the frames of the window (its standard deviation), for every cell by itself. At
-            rest people differ in what varies together, which is where functional connectivity looks, and means over
-            frames and cells keep little of it: of 140 semi-real people 69 to 96% were recognised in their other half
+            rest subjects differ in what varies together, which is where functional connectivity looks, and means over
+            frames and cells keep little of it: of 140 semi-real subjects 69 to 96% were recognised in their other half
             by variability, 2 to 6% by the CLS state or the mean (docs/semireal.md).
         feature_dropout_prob, hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0):
             Dropout on the numbers of a token, in the residual branches, and on attention weights; all off in
@@ -70,7 +70,7 @@ class TabletConfig(PreTrainedConfig):
             `"none"` sees a run as a set of tokens (what the released weights need), `"rope"` turns queries and keys
             by one angle a sequence position, `"spatiotemporal_rope"` shares the head dimension among time in seconds
             and the three coordinates of a cell. Heads of 32 numbers or more can tell moments apart: of 8 only two are
-            left for the time, and a small model with such heads learnt nothing of its neighbours in masked modeling.
+            left for the time, and a small model with such heads learned nothing of its neighbours in masked modeling.
         rope_theta (`float`, defaults to 10000):
             Base of the angles of `"rope"`.
         rope_shortest_period, rope_longest_period (`float`, default to 6 and 3600, seconds):
@@ -195,7 +195,7 @@ class TabletConfig(PreTrainedConfig):
                 "tablet-hf convert)."
             )
         if not cls.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # Both name code that lies beside the file. The installed package has that code, needs nobody's trust for
+            # Both name code that is next to the file. The installed package has that code, needs no one's trust for
             # its own pipelines, and would save names of nothing elsewhere.
             names = ("auto_map", "custom_pipelines")
             config_dict = {name: value for name, value in config_dict.items() if name not in names}

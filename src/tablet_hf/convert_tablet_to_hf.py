@@ -50,7 +50,7 @@ RELEASED_NAMES = (
 # What `DataParallel` and `torch.compile` put before every name.
 WRAPPER_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
 
-# Weights of the unpublished pre-training code: they may lie beside the network, and need not fit ours.
+# Weights of the unpublished pre-training code: they may are next to the network, and need not fit ours.
 PRETRAINING_NAMES = ("mask_token", "decoder.weight", "decoder.bias", "TR_embedding", "TR_embedding.weight")
 
 # Weights whose shapes tell the network, and how many dimensions they have.
@@ -383,7 +383,7 @@ def convert_in_memory(
 ) -> tuple[TabletConfig, Weights, dict[str, Any]]:
     """A folder or repository of the released layout, as what a class of `modeling_tablet` loads.
 
-    What was concluded, assumed and left out is told in one warning.
+    What was concluded, assumed and left out is reported in one warning.
 
     Args:
         model_class, name, model_args, kwargs: as of `model_class.from_pretrained`. Of `kwargs` are used what tells

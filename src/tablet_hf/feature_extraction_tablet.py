@@ -84,7 +84,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         autoencoder_revision (`str`, *optional*):
             Commit on the Hub, or fingerprint of local weights; filled in when the autoencoder is loaded.
         autoencoder_subfolder (`str`, *optional*):
-            Where it lies in the folder or repository.
+            Where it is in the folder or repository.
         signal (`"intensity"` or `"percent_change"`, defaults to `"intensity"`):
             What a voxel's number is: its intensity (released behaviour), or its change about the run's mean.
         scaling (`"max"` or `"percentile"`, defaults to `"max"`):
@@ -352,8 +352,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     ) -> TokenizedRun:
         """Tokenize one scan, with all that is needed to go back; arguments as for a call.
 
-        `scan` may also be an open `BoldRun`. `on_progress` is told frames done and frames in all. `dtype` is that of
-        the tokens, the extractor's own by default: a long run that is to be stored as float16 needs half the memory.
+        `scan` may also be an open `BoldRun`. `on_progress` is reported frames done and frames in all. `dtype` is that
+        of the tokens, the extractor's own by default: a long run that is to be stored as float16 needs half the memory.
         """
         if isinstance(scan, BoldRun):
             run = scan
@@ -483,7 +483,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs) -> "TabletFeatureExtractor":
-        """As everywhere in the library. An autoencoder that lies in the same folder or repository, as
+        """As everywhere in the library. An autoencoder that is in the same folder or repository, as
         `tablet_hf.hub.custom_code` puts it there, is found by its name."""
         names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
@@ -495,7 +495,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs) -> "TabletFeatureExtractor":
         if not cls.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # Names code that lies beside the file; saved elsewhere by the installed package, it would name nothing.
+            # Names code that is next to the file; saved elsewhere by the installed package, it would name nothing.
             feature_extractor_dict = {
                 name: value for name, value in feature_extractor_dict.items() if name != "auto_map"
             }

@@ -30,7 +30,7 @@ def source_identity(scan: Path) -> dict[str, Any]:
 
 
 def scan_identity(scan: Path) -> dict[str, Any]:
-    """What tells a scan from a changed one; its name alone, since folders may name people or places."""
+    """What tells a scan from a changed one; its name alone, since folders may name subjects or places."""
     state = Path(scan).stat()
     return {"name": Path(scan).name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
 
@@ -57,7 +57,7 @@ def saved_weights_checksum(folder: str | Path) -> str:
 
 @contextmanager
 def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
-    """Give a temporary name beside `path`; what the block writes there becomes `path` when the block ends well.
+    """Give a temporary name next to `path`; what the block writes there becomes `path` when the block ends well.
 
         with atomic_write("results.json") as unfinished:
             unfinished.write_text("{}")
@@ -79,7 +79,7 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
             _rename_to_what_is_not_there(unfinished, path)
     except OSError as error:
         if str(error.filename) == str(unfinished):
-            error.filename = str(path)  # the name that the person at the keyboard gave
+            error.filename = str(path)  # the name that the user gave
         raise
     finally:
         unfinished.unlink(missing_ok=True)
@@ -98,13 +98,13 @@ def _rename_to_what_is_not_there(unfinished: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder under a hidden name beside `path`; it becomes `path` when the block ends well.
+    """Give an empty folder under a hidden name next to `path`; it becomes `path` when the block ends well.
 
         with atomic_folder("my-model") as unfinished:
             model.save_pretrained(unfinished)
 
     A folder that was there before is replaced with all that it holds: whoever calls makes sure that it may be. A block
-    that fails leaves it as it was, and nothing beside it; what a killed process left is deleted by the next one, hence
+    that fails leaves it as it was, and nothing next to it; what a killed process left is deleted by the next one, hence
     only one process at a time may write a folder. Files can be read by whom the umask says, also those that a library
     kept to their owner, as safetensors does.
     """

@@ -22,7 +22,7 @@ MAX_LATTICE_SHIFT = 0.25
 """In voxels and along each axis: how far off the lattice a scan of 2 mm voxels may lie and still be moved whole.
 
 TemplateFlow's MNI152NLin2009cAsym_res-02, and so what fMRIPrep writes for it, starts at (-96.5, -132.5, -78.5) mm: a
-quarter of a voxel beside the FSL lattice. Half a millimetre is well under the error of any registration, while
+quarter of a voxel next to the FSL lattice. Half a millimetre is well under the error of any registration, while
 interpolating by it would smooth every frame and cost a quarter of a second for each.
 """
 
@@ -161,6 +161,6 @@ class Resampling:
                 force_resample=True,
                 copy_header=True,
             )
-        except BoundingBoxError:  # nothing of the volume lies in the new field of view
+        except BoundingBoxError:  # nothing of the volume is in the new field of view
             return np.zeros(new_shape, dtype=volume.dtype)
         return np.ascontiguousarray(np.asarray(resampled.dataobj), dtype=volume.dtype)

@@ -20,7 +20,7 @@ PERCENT_CHANGE_WINDOW = 0.0625
 
 
 def scale_intensity(volumes: np.ndarray, scale: float) -> np.ndarray:
-    """Map intensities from [0, `scale`] to [-1, 1] as float32; what lies outside is clipped, and 0 is exactly -1."""
+    """Map intensities from [0, `scale`] to [-1, 1] as float32; what is outside is clipped, and 0 is exactly -1."""
     scaled = np.divide(volumes, np.float32(scale), dtype=np.float32)
     scaled *= np.float32(2)
     scaled -= np.float32(1)

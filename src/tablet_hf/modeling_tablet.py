@@ -534,7 +534,8 @@ class TabletModel(TabletPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"mask_token", r"^decoder\.", r"^classifier\."]  # noqa: RUF012
 
     def __init__(self, config: TabletConfig, use_mask_token: bool = False):
-        # Values given to `from_pretrained` are set on a finished config one by one; only together can they be judged.
+        # Values given to `from_pretrained` are set on a finished config one by one; only together can they be
+        # evaluated.
         config.validate()
         super().__init__(config)
         self.embeddings = TabletEmbeddings(config, use_mask_token=use_mask_token)
@@ -619,7 +620,7 @@ class TabletModel(TabletPreTrainedModel):
         return (variance + 1e-6).sqrt().flatten(1).to(hidden_states.dtype)
 
     def create_attention_mask(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
-        """Spread a mask of frames over the cells of each frame, and let everybody see the CLS state."""
+        """Spread a mask of frames over the cells of each frame, and let everyone see the CLS state."""
         if frame_mask is None:
             return None
         cell_mask = frame_mask.repeat_interleave(self.config.num_cells, dim=1)
@@ -662,7 +663,7 @@ def draw_token_mask(
     config: TabletConfig, frame_mask: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    Choose the tokens to hide, anew for each run, from torch's default random generator of the device or another.
+    Choose the tokens to hide, again for each run, from torch's default random generator of the device or another.
 
     Args:
         config (`TabletConfig`): `mask_ratio` of the valid tokens are hidden (rounded, at least one choice) by
@@ -850,7 +851,7 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         )
 
     def can_leave_out_states(self, **kwargs: Any) -> bool:
-        """Whether nobody looks at other states of the last layer than the CLS state."""
+        """Whether no one looks at other states of the last layer than the CLS state."""
         if self.config.pooling_type != "cls" or self.config._attn_implementation == "flex_attention":
             return False  # the masks of flex_attention cannot be cut
         names = ("output_hidden_states", "output_attentions")

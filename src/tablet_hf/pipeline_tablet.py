@@ -232,7 +232,7 @@ class FmriClassificationPipeline(ScanPipeline):
     ```
 
     Args:
-        top_k (`int`, *optional*): how many classes are told; all by default.
+        top_k (`int`, *optional*): how many classes are reported; all by default.
 
     Returns for each scan a list of `{"label": ..., "score": ...}`. Of a classifier the most probable class is first,
     and the score is its probability; a classifier of one logit tells the other class too, as `config.negative_label`

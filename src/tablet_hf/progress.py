@@ -10,7 +10,7 @@ __all__ = ["Bars"]
 
 
 class Bars(Progress):
-    """Bars that disappear when they end; where nobody watches, a plain line from time to time in their place.
+    """Bars that disappear when they end; where no one watches, a plain line from time to time in their place.
 
     A console that is a file or a pipe gets one line when the first task begins, and then at most one each
     `SECONDS_BETWEEN_LINES`: what is done, and any text in the task's fields.

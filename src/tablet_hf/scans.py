@@ -2,7 +2,7 @@
 
 Everything that can be wrong with a file is found here and told in one sentence (`InputError`): what the header claims
 is compared with what the file can hold before anything is allocated, frames are read one after another so that a
-compressed run is decompressed once a pass, and what stands beside the file (BIDS sidecars, brain masks) is looked up.
+compressed run is decompressed once a pass, and what stands next to the file (BIDS sidecars, brain masks) is looked up.
 
 The brain, the grid of the model and the intensities are the business of `volumes.py`.
 """
@@ -138,7 +138,7 @@ def load_volume(image: Any, role: str, source: BoldSource) -> np.ndarray:
         `(X, Y, Z)` float32, scaled as its header says; NaN and infinite voxels are set to 0.
 
     Raises:
-        InputError: it cannot be read, has another shape, or lies more than half a voxel away from the scan.
+        InputError: it cannot be read, has another shape, or is more than half a voxel away from the scan.
     """
     affine = None
     if isinstance(image, str | Path):
@@ -540,7 +540,7 @@ def _sidecars(path: Path) -> Iterator[Path]:
 
 
 def find_brain_mask_file(path: Path | None) -> Path | None:
-    """The brain mask that BIDS derivatives keep beside a BOLD scan: the same entities, `desc-brain`, suffix `mask`."""
+    """The brain mask that BIDS derivatives keep next to a BOLD scan: the same entities, `desc-brain`, suffix `mask`."""
     if path is None or not path.name.startswith("sub-"):
         return None
     entities, suffix = _bids_name(path.name)
@@ -552,7 +552,7 @@ def find_brain_mask_file(path: Path | None) -> Path | None:
 
 
 def find_companion_files(path: Path, with_mask: bool = True, with_sidecars: bool = True) -> list[Path]:
-    """What stands beside a scan and speaks for it unasked: its BIDS brain mask and its JSON sidecars.
+    """What stands next to a scan and speaks for it unasked: its BIDS brain mask and its JSON sidecars.
 
     Of a path that cannot be looked at there are none: reading the scan will tell why.
     """

@@ -15,7 +15,7 @@ from .errors import InputError, not_on_hub
 SHIPPED_WEIGHTS = Path(__file__).parent / "autoencoders" / "weights"
 DEFAULT_AUTOENCODER = "natural-f32c32"
 
-# Where an autoencoder lies in the repository of a model that brings it along, by its name, and what is needed of it.
+# Where an autoencoder is in the repository of a model that brings it along, by its name, and what is needed of it.
 BESIDE = "autoencoders"
 BESIDE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
@@ -128,7 +128,7 @@ def load_autoencoder(
         name: a shipped name (`shipped_autoencoders()`), a folder with config.json and safetensors weights, or a Hub id.
         revision: for a Hub id, the branch, tag or commit. For a shipped name or folder, the weights that are expected:
             other ones are refused, since tokens of two autoencoders do not mix.
-        subfolder: where the autoencoder lies within the folder or repository, e.g. "vae".
+        subfolder: where the autoencoder is within the folder or repository, e.g. "vae".
         beside: a folder that holds what goes by that name (see `find_beside`).
 
     Raises:

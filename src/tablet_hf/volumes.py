@@ -7,8 +7,8 @@
     stream_to_nifti(blocks_of_intensities, num_frames, run, "reconstruction.nii.gz")    # the same, never held whole
 
 A run is never held whole unless it is small: one pass over the file surveys it (brain mask, mean, maximum, what is
-wrong with it) and a second one delivers the frames. The steps are told elsewhere: `scans.py` reads files and headers,
-`brain.py` finds and checks the brain, `grid.py` moves frames, `intensities.py` scales them.
+wrong with it) and a second one delivers the frames. The steps are reported elsewhere: `scans.py` reads files and
+headers, `brain.py` finds and checks the brain, `grid.py` moves frames, `intensities.py` scales them.
 """
 
 import math
@@ -386,7 +386,7 @@ def open_run(
     Args:
         scan: a path to NIfTI, a nibabel spatial image, or a pair (array `(X, Y, Z, T)`, affine `(4, 4)` in mm).
         mask: the brain on the scan's own grid: path, image, (array, affine) or array `(X, Y, Z)`; above 0.5 is brain.
-            Without one: the BIDS `desc-brain_mask` beside the scan, else the voxels that are not zero in every frame
+            Without one: the BIDS `desc-brain_mask` next to the scan, else the voxels that are not zero in every frame
             where those make a brain, else nilearn's EPI mask of the mean.
         repetition_time: seconds between frames. Without it: the BIDS sidecar, else the header.
         volume_size: voxels along each side of the grid, see `grid_affine`.

@@ -45,7 +45,7 @@ RELEASED_CHECKPOINT = "beotborry/TABLeT_pretrained"
 
 SPACE = "mni"
 
-# The first voxel of the suite's space "mni" lies left, behind, below; its grid has the shape of FSL's MNI152_T1_2mm.
+# The first voxel of the suite's space "mni" is left, behind, below; its grid has the shape of FSL's MNI152_T1_2mm.
 SPACE_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 
 
@@ -234,7 +234,7 @@ def brain_of_space() -> np.ndarray:
 @register_model
 def tablet(ckpt_path: str | None = None, num_frames: int | None = None) -> tuple[TabletTransform, TabletWrapper]:
     """
-    A TABLeT checkpoint with the feature extractor saved beside it.
+    A TABLeT checkpoint with the feature extractor saved next to it.
 
     Args:
         ckpt_path: a folder or Hub id (`--overrides model_kwargs.ckpt_path=...`); by default what the environment

@@ -1,13 +1,13 @@
-"""Functional connectivity: regions of the brain, their courses in a scan, and how these go together.
+"""Functional connectivity: regions of the brain, their time series in a scan, and how these go together.
 
     regions = atlas_regions("atlas.nii.gz")                       # or brain_cells(), to be clustered
-    courses = region_means(frames, regions.on_grid(shape, affine), len(regions))
-    connections = fisher_z(courses)
+    time series = region_means(frames, regions.on_grid(shape, affine), len(regions))
+    connections = fisher_z(time series)
 
-Without an atlas the brain is cut into cubes of 8 mm, which look at no data, and cubes that move together in the people
-who are learnt from become regions (`clustered_cells`). So a scan is read once, whatever the fold, and only the merging
-of its cubes differs from fold to fold. Courses are plain means over voxels: nothing is regressed out, filtered or
-smoothed.
+Without an atlas the brain is cut into cubes of 8 mm, which look at no data, and cubes that move together in the
+subjects who are trained on become regions (`clustered_cells`). So a scan is read once, whatever the fold, and only the
+merging of its cubes differs from fold to fold. Courses are plain means over voxels: nothing is regressed out, filtered
+or smoothed.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ FEWEST_CELL_VOXELS = CELL_VOXELS**3 // 4
 """Cells with less brain than a quarter of them are left out."""
 
 CLUSTERED_PEOPLE, CLUSTERED_FRAMES = 40, 60
-"""The most people, and frames of each, that a clustering is fitted on: enough for regions, and a matter of seconds."""
+"""The most subjects, and frames of each, that a clustering is fitted on: enough for regions, and quick."""
 
 MOST_GRIDS = 8
 """Grids on which labels are kept. Scans of one study share one; where each scan has its own none is worth keeping."""
@@ -99,7 +99,7 @@ class Regions:
         """The labels at the nearest voxels of another grid, `shape` int32; a region between them is lost.
 
         Raises:
-            InputError: no region lies on that grid.
+            InputError: no region is on that grid.
         """
         key = (tuple(shape), np.asarray(affine).tobytes())
         labels = self._on_grids.get(key)
@@ -218,11 +218,11 @@ def spheres_to_labels(centres_mm: np.ndarray, reference: Any, radius_mm: float =
     return nibabel.Nifti1Image(labels, image.affine)
 
 
-# --- courses
+# --- time series
 
 
 def region_means(frames: Iterable[np.ndarray], labels: np.ndarray, num_regions: int) -> np.ndarray:
-    """The mean of each frame in each region; frames come one after another, so that no run lies in memory.
+    """The mean of each frame in each region; frames come one after another, so that no run is in memory.
 
     Args:
         frames: `(X, Y, Z)` each; voxels that are no numbers count as 0.
@@ -250,7 +250,7 @@ def region_time_series(
     Args:
         scans: 4D images or paths, on any grid (labels are brought to it by their nearest voxels).
         labels: a label image, region r numbered r + 1 and 0 for no region, as `spheres_to_labels` draws them.
-        on_progress: is told how many scans are done.
+        on_progress: is reported how many scans are done.
 
     Returns:
         For each scan `(frames, regions)`; 0 for a region that is constant, or has no voxel on the scan's grid.
@@ -285,7 +285,7 @@ def clustered_cells(courses: Iterable[np.ndarray], num_regions: int, seed: int =
     """Put neighbouring cells of `brain_cells` that move together into one region: Ward's clustering by nilearn.
 
     Args:
-        courses: `(frames, cells)` of people who are learnt from, and of nobody else; one after another, and
+        courses: `(frames, cells)` of subjects who are trained on, and of no one else; one after another, and
             `CLUSTERED_PEOPLE` of them are enough. Of more than 60 frames 60 are taken, evenly spaced, and each cell is
             standardised over these.
         num_regions: how many regions.
@@ -358,7 +358,7 @@ def connectivity_features(courses: Sequence[np.ndarray], kind: str = "correlatio
     Args:
         courses: for each scan `(frames, regions)`.
         kind: as for `nilearn.connectome.ConnectivityMeasure`; only kinds that look at one scan at a time, such as
-            "correlation", may be computed for training and held-out people together.
+            "correlation", may be computed for training and held-out subjects together.
 
     Returns:
         `(scans, regions * (regions - 1) / 2)` float64, the lower triangle without its diagonal.
@@ -374,7 +374,7 @@ def connectivity_features(courses: Sequence[np.ndarray], kind: str = "correlatio
 
 
 def fisher_z(courses: np.ndarray) -> np.ndarray:
-    """How regions go together in one run: Fisher's z (artanh) of the correlations of their courses.
+    """How regions go together in one run: Fisher's z (artanh) of the correlations of their time series.
 
     Args:
         courses: `(frames, regions)`.

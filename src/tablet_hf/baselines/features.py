@@ -1,6 +1,6 @@
-"""What linear models see of the runs of a store: the mean token, and the courses of regions.
+"""What linear models see of the runs of a store: the mean token, and the time series of regions.
 
-A store holds tokens, and courses are those of voxels: of the scans that the tokens were made from, where these are
+A store holds tokens, and time series are those of voxels: of the scans that the tokens were made from, where these are
 still at hand, else of the volumes that the store's own autoencoder decodes from the tokens. Either way a run is gone
 through once, frame by frame, and what comes of it is kept in a file, so that other folds, labels and calls need not do
 so again.
@@ -45,7 +45,7 @@ AXIAL = 2
 class RunCache:
     """A folder with an .npz file for each run and each thing that was computed of it.
 
-    A file is named by the checksum of the run's tokens and by what it holds, so a run that was made anew, or other
+    A file is named by the checksum of the run's tokens and by what it holds, so a run that was made again, or other
     regions, never meet an old file; one that is damaged is computed again. Several processes may share a folder.
 
     Args:
@@ -118,7 +118,8 @@ def find_scans(store: Any, folders: str | Path | Iterable[str | Path]) -> FoundS
 
     A store remembers of a scan its name, its size in bytes and when it was changed. A file of that name and size is
     taken; of several, that of the same time, or else the one whose path names the subject. Where runs of one store
-    share a name, as in HCP, time or path must agree in any case. What is not told apart so is a problem, not a guess.
+    share a name, as in HCP, time or path must agree in any case. What is not distinguished so is a problem, not a
+    guess.
 
     Raises:
         InputError: a folder that is none.
@@ -190,13 +191,13 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in files)
 
 
-# --- courses
+# --- time series
 
 
 class RegionTimeSeries:
     """Courses of regions in the runs of a store, all from scans or all from decoded tokens.
 
-    Of tokens the axial slices that regions lie in are decoded, a quarter of all slices: over a region's voxels the mean
+    Of tokens the axial slices that regions are in are decoded, a quarter of all slices: over a region's voxels the mean
     of three axes is hardly truer than one (docs/baselines.md). Under percent change that change itself is averaged; no
     mean volume is needed for correlations.
 
@@ -204,7 +205,7 @@ class RegionTimeSeries:
         store: a `TokenDataset`.
         scans: from which they are read; None decodes the store's tokens.
         device: to decode on.
-        cache: where courses are kept.
+        cache: where time series are kept.
 
     Attributes:
         is_decoded: whether they come from tokens.
@@ -219,11 +220,11 @@ class RegionTimeSeries:
     def prepare(
         self, runs: Sequence[int], regions: Regions, on_progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Go through those runs whose courses are not kept yet; scans several at once.
+        """Go through those runs whose time series are not kept yet; scans several at once.
 
         Args:
             runs: places in `store.runs`.
-            on_progress: is told frames done and frames in all, those that were done before counted in.
+            on_progress: is reported frames done and frames in all, those that were done before counted in.
 
         Raises:
             InputError: a scan that cannot be read or has other frames than its tokens, or no autoencoder to decode by.
@@ -287,7 +288,7 @@ class RegionTimeSeries:
     ) -> tuple[Iterator[np.ndarray], np.ndarray]:
         size, num_frames = self.store.geometry.volume_size, self.store.runs[run].num_frames
         extractor = self._loaded_extractor()
-        labels = regions.on_grid((size,) * 3, grid_affine(size)).transpose(2, 0, 1)  # as axial slices lie in a volume
+        labels = regions.on_grid((size,) * 3, grid_affine(size)).transpose(2, 0, 1)  # as axial slices are in a volume
         used = np.flatnonzero(labels.any((1, 2)))
 
         def frames() -> Iterator[np.ndarray]:

@@ -1,5 +1,5 @@
-"""What is reached without TABLeT, on the same people: no more than the training people's labels, a linear model of the
-mean token, and a linear model of functional connectivity.
+"""What is reached without TABLeT, on the same subjects: no more than the training subjects' labels, a linear model of
+the mean token, and a linear model of functional connectivity.
 
     for split in splits:
         training, held_out = (runs_in(split, store.runs, part) for part in ("train", "test"))
@@ -7,11 +7,11 @@ mean token, and a linear model of functional connectivity.
         tables += baseline_predictions(store, task, training, held_out, split.name, scans="DERIVATIVES", cache="CACHE")
 
 On the prediction of traits most fMRI foundation models have hardly beaten functional connectivity with a linear model
-(CortexMAE/Brainmarks, 2026), so a result is told with these beside it.
+(CortexMAE/Brainmarks, 2026), so a result is reported with these next to it.
 
 The linear models are logistic regression and ridge regression, with the penalty chosen by cross-validation among the
-people who are learnt from, of whom members of one family stay together. Whatever is fitted, features' means and
-spreads, the penalty and the regions among it, is fitted on these people alone.
+subjects who are trained on, of whom members of one family stay together. Whatever is fitted, features' means and
+spreads, the penalty and the regions among it, is fitted on these subjects alone.
 """
 
 import warnings
@@ -62,11 +62,11 @@ NUM_REGIONS = 100
 """Regions of a clustering: a choice, not an optimum."""
 
 STRENGTHS = np.logspace(-4, 3, 8)
-"""Inverse penalties to choose from, for rows of features whose mean square is 1: from next to nothing learnt to next to
-no penalty."""
+"""Inverse penalties to choose from, for rows of features whose mean square is 1: from next to nothing learned to next
+to no penalty."""
 
 DEFAULT_STRENGTH = 0.1
-"""Where there are too few people to choose by cross-validation."""
+"""Where there are too few subjects to choose by cross-validation."""
 
 MOST_AXES = 2000
 """Of more rows than this the leading principal components are taken: all of them would be a matrix of rows by rows."""
@@ -83,7 +83,7 @@ def principal_axes(num_rows: int, num_features: int, seed: int = 0) -> Any:
 
     A penalty on the squares of weights leaves them within that space, so up to `MOST_AXES` rows no prediction changes
     by it (Hastie & Tibshirani 2004, doi:10.1093/biostatistics/kxh010). Of more rows, where there are more features
-    too, the leading axes are found by a randomised decomposition, and what lies across them is not learnt from.
+    too, the leading axes are found by a randomised decomposition, and what is across them is not trained on.
 
     Args:
         num_rows, num_features: that it will be fitted on.
@@ -97,39 +97,39 @@ def principal_axes(num_rows: int, num_features: int, seed: int = 0) -> Any:
 
 
 class LinearModel:
-    """Logistic or ridge regression for more features than people.
+    """Logistic or ridge regression for more features than subjects.
 
-    Missing features become their mean over the people who are learnt from, and a feature that none of them has, or in
+    Missing features become their mean over the subjects who are trained on, and a feature that none of them has, or in
     which they differ by rounding alone, is left out; then each is standardised. A penalty on the squares of weights
-    leaves them within the space that the people span, so the features are turned into that space first, which makes the
-    fits fast and changes no prediction for up to 2,000 people (see `principal_axes` for more). The penalty is chosen by
-    the pooled log loss, or squared error, of people left out in turn; of equally good ones the strongest.
+    leaves them within the space that the subjects span, so the features are turned into that space first, which makes
+    the fits fast and changes no prediction for up to 2,000 subjects (see `principal_axes` for more). The penalty is
+    chosen by the pooled log loss, or squared error, of subjects left out in turn; of equally good ones the strongest.
 
     Classes weigh alike, as in the loss of TABLeT, in fits and in that choice. Without that, a strong penalty leaves
-    little but how frequent the classes are, and where people of several folds are judged together that alone ranks
-    them. For the connectivity of 140 semi-real people it was small: sex at an AUROC of 0.52 without and 0.53 with it,
+    little but how frequent the classes are, and where subjects of several folds are evaluated together that alone ranks
+    them. For the connectivity of 140 semi-real subjects it was small: sex at an AUROC of 0.52 without and 0.53 with it,
     diagnosis at 0.65 and 0.64 (docs/semireal.md).
 
     Args:
         num_classes: None for a regression.
-        num_folds: of the choice of the penalty; fewer where a class has fewer people (or families).
+        num_folds: of the choice of the penalty; fewer where a class has fewer subjects (or families).
         seed: of these folds.
 
     Attributes (once fitted):
         strength: the inverse penalty that was chosen.
-        folds: held-out places of each fold that it was chosen by; empty where there were too few people.
+        folds: held-out places of each fold that it was chosen by; empty where there were too few subjects.
     """
 
     def __init__(self, num_classes: int | None = 2, num_folds: int = 5, seed: int = 0):
         self.num_classes, self.num_folds, self.seed = num_classes, num_folds, seed
 
     def fit(self, features: np.ndarray, targets: np.ndarray, groups: Sequence[Any] | None = None) -> "LinearModel":
-        """Learn from people.
+        """Learn from subjects.
 
         Args:
             features: `(people, features)`, NaN where one is missing.
             targets: `(people,)`, numbers of classes, each of them there, or values.
-            groups: `(people,)`, those of one group (a family) stand in one fold; None for nobody related.
+            groups: `(people,)`, those of one group (a family) stand in one fold; None for no one related.
 
         Raises:
             ValueError: no feature that anybody has.
@@ -142,7 +142,7 @@ class LinearModel:
         groups = np.arange(len(targets)) if groups is None else np.unique(groups, return_inverse=True)[1]
         axes = principal_axes(len(targets), int(self._is_used.sum()), self.seed)
         self._turn = make_pipeline(SimpleImputer(), StandardScaler(), axes)
-        with np.errstate(invalid="ignore"):  # where people do not differ in anything
+        with np.errstate(invalid="ignore"):  # where subjects do not differ in anything
             rows = self._turn.fit_transform(features[:, self._is_used]).astype(np.float64)
         # In units in which strengths mean the same for any number of features.
         self._unit = np.sqrt((rows**2).sum(1).mean()) or 1.0
@@ -204,7 +204,7 @@ class LinearModel:
 
 
 def _telling_features(features: np.ndarray) -> np.ndarray:
-    """Which columns `(features,)` bool somebody has, and, but where there are no others, people differ in.
+    """Which columns `(features,)` bool somebody has, and, but where there are no others, subjects differ in.
 
     The mean of equal tokens differs in its last digits by the number of frames, and standardising would make that as
     large as anything else.
@@ -225,8 +225,8 @@ def _telling_features(features: np.ndarray) -> np.ndarray:
 def majority_predictions(
     store: Any, task: Task, training_runs: Sequence[int | str], held_out_runs: Sequence[int | str], fold_name: str
 ) -> Predictions:
-    """What is known of a person of whom nothing is known: how frequent each class is among the people who are learnt
-    from, or the mean of their values.
+    """What is known of a subject of whom nothing is known: how frequent each class is among the subjects who are
+    learned from, or the mean of their values.
 
     Args:
         store: a `TokenDataset`.
@@ -235,8 +235,8 @@ def majority_predictions(
         fold_name: of the split.
 
     Raises:
-        InputError: nobody on one of the sides has the label, or a value that is none of the classes.
-        ValueError: a person stands on both sides.
+        InputError: no one on one of the sides has the label, or a value that is none of the classes.
+        ValueError: a subject stands on both sides.
     """
     training, held_out = _sides(store, task, training_runs, held_out_runs)
     if task.is_regression:
@@ -254,14 +254,14 @@ def mean_token_predictions(
     cache: RunCache | None = None,
     on_progress: OnProgress | None = None,
 ) -> Predictions:
-    """A linear model of each person's mean token: over the frames of a run, then over runs.
+    """A linear model of each subject's mean token: over the frames of a run, then over runs.
 
-    Of percent change the mean is next to nothing, and of intensities it is anatomy, so this tells what can be known of
-    people without any dynamics.
+    Of percent change the mean is next to nothing, and of intensities it is anatomy, so this says what can be known of
+    subjects without any dynamics.
 
     Args:
         cache: where the mean token of each run is kept.
-        on_progress: is told frames done and frames in all.
+        on_progress: is reported frames done and frames in all.
         store, task, training_runs, held_out_runs, fold_name: see `majority_predictions`; errors as there.
     """
     training, held_out = _sides(store, task, training_runs, held_out_runs)
@@ -295,21 +295,21 @@ def connectivity_predictions(
     on_progress: OnProgress | None = None,
     on_note: OnNote = warnings.warn,
 ) -> Predictions:
-    """A linear model of functional connectivity: Fisher's z of the correlations of regions' courses.
+    """A linear model of functional connectivity: Fisher's z of the correlations of regions' time series.
 
-    Several runs of a person are averaged, each weighted by its frames less 3, the inverse variance of z. Regions that
+    Several runs of a subject are averaged, each weighted by its frames less 3, the inverse variance of z. Regions that
     are missing or constant in somebody have unknown connections there, see `LinearModel`.
 
     Args:
         courses: from scans or from tokens; decides what the method is called.
-        atlas: regions; None clusters 8 mm cells of the people who are learnt from (`clustered_cells`), their first
+        atlas: regions; None clusters 8 mm cells of the subjects who are trained on (`clustered_cells`), their first
             runs, into `num_regions`.
-        on_progress: is told frames done and frames in all.
-        on_note: is told what a reader should know: regions that are missing, runs that are too short.
+        on_progress: is reported frames done and frames in all.
+        on_note: is reported what a reader should know: regions that are missing, runs that are too short.
         store, task, training_runs, held_out_runs, fold_name: see `majority_predictions`.
 
     Raises:
-        InputError: as there; or courses cannot be had, or there is no connection that anybody has.
+        InputError: as there; or time series cannot be had, or there is no connection that anybody has.
     """
     training, held_out = _sides(store, task, training_runs, held_out_runs)
     runs = [*training.all_runs, *held_out.all_runs]
@@ -374,15 +374,15 @@ def baseline_predictions(
     """All baselines of one fold: majority class or training mean, mean token, functional connectivity.
 
     Connectivity comes from the scans where all of the store's runs that have the label are found, else for all of them
-    from decoded tokens, so that all folds and people are treated alike; its name says which.
+    from decoded tokens, so that all folds and subjects are treated alike; its name says which.
 
     Args:
         scans: folders to find the scans in, or what `find_scans` found, to search once for several folds.
         atlas: a label image, else regions are clustered in each fold.
         device: to decode tokens on.
-        on_progress: is told frames done and frames in all.
+        on_progress: is reported frames done and frames in all.
         cache: folder that keeps what was computed of runs; give the same one for other folds and labels.
-        on_note: is told, in sentences, what could not be run and why, and what else a reader should know.
+        on_note: is reported, in sentences, what could not be run and why, and what else a reader should know.
         store, task, training_runs, held_out_runs, fold_name: see `majority_predictions`.
 
     Returns:
@@ -412,7 +412,7 @@ def baseline_predictions(
 
 
 def _scans_of_all(store: Any, task: Task, scans: Any, on_note: OnNote) -> FoundScans | None:
-    """Where all scans lie; None where one is missing, which is told."""
+    """Where all scans lie; None where one is missing, which is reported."""
     if scans is None:
         return None
     found = scans if isinstance(scans, FoundScans) else find_scans(store, scans)
@@ -427,7 +427,7 @@ def _scans_of_all(store: Any, task: Task, scans: Any, on_note: OnNote) -> FoundS
     return found
 
 
-# --- people
+# --- subjects
 
 
 @dataclass(frozen=True)

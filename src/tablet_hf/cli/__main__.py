@@ -12,7 +12,7 @@ from tablet_hf.version import __version__
 
 app = typer.Typer(
     name="tablet-hf",
-    help="Whole fMRI runs as tokens of a natural-image autoencoder, and a transformer over them (TABLeT).",
+    help="Tokenize whole fMRI runs and model them with a transformer (TABLeT).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

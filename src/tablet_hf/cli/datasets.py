@@ -15,25 +15,35 @@ from tablet_hf.cli.terminal import choose_device, messages, one_sentence, output
 from tablet_hf.errors import InputError
 from tablet_hf.progress import Bars
 
-app = typer.Typer(name="dataset", help="Look at, check, split and join token datasets.", no_args_is_help=True)
+app = typer.Typer(name="dataset", help="Describe, check, split, merge and export token datasets.", no_args_is_help=True)
 
 SourceOption = Annotated[
     str | None,
-    typer.Option("--source", help="bids, hcp, ukb, adhd200, hbn or table: tokenize a whole dataset into a store."),
+    typer.Option("--source", help="Source of a whole dataset: bids, hcp, ukb, adhd200, hbn or table."),
 ]
-PhenotypesOption = Annotated[list[Path], typer.Option("--phenotypes", help="Table of the source; may be repeated.")]
-TasksOption = Annotated[list[str], typer.Option("--task", help="Only this task; may be repeated.")]
-SessionsOption = Annotated[list[str], typer.Option("--session", help="Only this session; may be repeated.")]
-SpaceNameOption = Annotated[str | None, typer.Option("--space", help="BIDS space of the scans.")]
-PatternOption = Annotated[str | None, typer.Option("--pattern", help="Where the scans lie; see docs/sources.md.")]
-WithdrawnOption = Annotated[Path | None, typer.Option("--withdrawn", help="CSV of people to leave out.")]
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="What the study is called, so that a store may hold several.")
+PhenotypesOption = Annotated[
+    list[Path], typer.Option("--phenotypes", help="Phenotype table of the source (repeatable).")
 ]
-KeepFailedOption = Annotated[bool, typer.Option("--keep-failed-quality", help="Also runs that failed quality control.")]
-DtypeOption = Annotated[str, typer.Option("--dtype", help="How a store keeps them: float16, or int8 at half the size.")]
-ReadersOption = Annotated[int | None, typer.Option("--readers", min=1, help="Scans read at once; by default, fitting.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be tokenized, and stop.")]
+TasksOption = Annotated[list[str], typer.Option("--task", help="BIDS task to include (repeatable; default: all).")]
+SessionsOption = Annotated[list[str], typer.Option("--session", help="Session to include (repeatable; default: all).")]
+SpaceNameOption = Annotated[
+    str | None, typer.Option("--space", help="BIDS space of the scans, such as MNI152NLin2009cAsym.")
+]
+PatternOption = Annotated[
+    str | None, typer.Option("--pattern", help="Path pattern of the scans (see docs/sources.md).")
+]
+WithdrawnOption = Annotated[
+    Path | None, typer.Option("--withdrawn", help="CSV of withdrawn subjects, which are left out.")
+]
+DatasetOption = Annotated[str | None, typer.Option("--dataset", help="Name of the study; needed to merge studies.")]
+KeepFailedOption = Annotated[
+    bool, typer.Option("--keep-failed-quality", help="Include runs that failed quality control.")
+]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="Stored token type: float16, or int8 at half the size.")]
+ReadersOption = Annotated[
+    int | None, typer.Option("--readers", min=1, help="Number of scans to read in parallel (default: auto).")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="List the scans and labels that were found, and stop.")]
 Store = Annotated[str, typer.Argument(help="Folder of a token dataset, or its Hub id.", show_default=False)]
 
 
@@ -98,7 +108,7 @@ def tokenize_source(
 
 
 def _said(what: Any) -> str:
-    """As text to print: names of files need not be text, and what is not is told as its number."""
+    """As text to print: names of files need not be text, and what is not is reported as its number."""
     return escape(str(what).encode("utf-8", "backslashreplace").decode())
 
 
@@ -108,7 +118,7 @@ def _counted(number: int, one: str, several: str | None = None) -> str:
 
 
 def _forget_withdrawn(store: Path, options: dict[str, Any]) -> None:
-    """Delete from a store what it has of people who withdrew, and say so."""
+    """Delete from a store what it has of subjects who withdrew, and say so."""
     from tablet_hf.datasets.store_files import STORE_FILE, forget_people
     from tablet_hf.sources.ukb import withdrawn_people
 
@@ -160,7 +170,7 @@ def _tell_cohort(cohort: Any) -> None:
 
 
 def _show_labels(cohort: Any) -> None:
-    """What was found beside the scans: an example, and how many of them have what."""
+    """What was found next to the scans: an example, and how many of them have what."""
     records = cohort.records
     if not records:
         return
@@ -268,7 +278,7 @@ def check(store: Store) -> None:
 @app.command()
 @one_sentence
 def describe(store: Store) -> None:
-    """Say what a store holds: people, runs, frames, how it was made, phenotypes."""
+    """Say what a store holds: subjects, runs, frames, how it was made, phenotypes."""
     from tablet_hf.datasets.store import TokenDataset
 
     show_facts(TokenDataset.load(store).describe())
@@ -278,20 +288,22 @@ def describe(store: Store) -> None:
 @one_sentence
 def split(
     store: Store,
-    out: Annotated[Path, typer.Option("--out", help="A .csv or .tsv to write; how it was made is told beside it.")],
-    label: Annotated[str | None, typer.Option("--label", help="Phenotype that parts get their share of.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Splits file to write (.csv or .tsv); its settings go into a .json next to it."),
+    ],
+    label: Annotated[str | None, typer.Option("--label", help="Phenotype to stratify by.")] = None,
     folds: Annotated[
-        int | None, typer.Option("--folds", min=1, help="Splits with disjoint test parts; the paper has 4.")
+        int | None,
+        typer.Option("--folds", min=1, help="Number of folds with disjoint test sets (the paper uses 4 splits)."),
     ] = None,
-    stratify: Annotated[
-        str | None, typer.Option("--stratify", help="site: parts get their share of each site.")
-    ] = None,
+    stratify: Annotated[str | None, typer.Option("--stratify", help="Second variable to stratify by: site.")] = None,
     leave_one_site_out: Annotated[
-        bool, typer.Option("--leave-one-site-out", help="One split for each site, which is its test part.")
+        bool, typer.Option("--leave-one-site-out", help="One split per site, with that site as the test set.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Another seed is another split.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the split.")] = 0,
 ) -> None:
-    """Divide the people of a store into train, validation and test, families together: 80, 10 and 10%."""
+    """Split the subjects of a store into train, validation and test (80/10/10), families kept together."""
     from tablet_hf.datasets import splits
     from tablet_hf.datasets.split_files import write_splits
     from tablet_hf.datasets.store import TokenDataset
@@ -331,10 +343,12 @@ def split(
 @app.command()
 @one_sentence
 def merge(
-    stores: Annotated[list[Path], typer.Argument(help="Stores of one kind of tokens.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the store to make.")],
+    stores: Annotated[
+        list[Path], typer.Argument(help="Stores whose tokens were made in the same way.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the merged store.")],
 ) -> None:
-    """Make one store of several, without their splits. Files are linked where the disk allows it: it takes no room."""
+    """Merge several stores into one, without their splits. Files are hard-linked where possible."""
     from tablet_hf.datasets.store_files import SPLITS_FOLDER
     from tablet_hf.datasets.writer import merge_stores
 
@@ -348,10 +362,12 @@ def merge(
 @one_sentence
 def export(
     store: Store,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the Parquet files.")],
-    shard_megabytes: Annotated[int, typer.Option("--shard-megabytes", min=1, help="Size of a file.")] = 500,
+    out: Annotated[Path, typer.Option("--out", help="Output folder for the Parquet files.")],
+    shard_megabytes: Annotated[
+        int, typer.Option("--shard-megabytes", min=1, help="Size of a Parquet file, in MB.")
+    ] = 500,
 ) -> None:
-    """Write a store as Parquet, the form in which it goes to the Hub and is streamed."""
+    """Export a store as Parquet, the format for the Hub and for streaming."""
     from tablet_hf.datasets.export import export_parquet
     from tablet_hf.datasets.store import TokenDataset
 

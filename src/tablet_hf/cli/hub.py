@@ -18,64 +18,68 @@ def push(
         str,
         typer.Argument(help="Folder of a model, autoencoder, store or Parquet export.", show_default=False),
     ],
-    repo: Annotated[str, typer.Argument(help="Where to on the Hub: owner/name.", show_default=False)],
-    private: Annotated[bool, typer.Option("--private/--public", help="Whether only its owner sees it.")] = True,
+    repo: Annotated[str, typer.Argument(help="Hub repository: owner/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private/--public", help="Visibility of the repository.")] = True,
     gated: Annotated[
         bool | None,
-        typer.Option("--gated/--not-gated", help="Whether each who wants it asks its owner.", show_default=False),
+        typer.Option("--gated/--not-gated", help="Require access requests.", show_default=False),
     ] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch; made where it is not there.")] = None,
-    tag: Annotated[str | None, typer.Option("--tag", help="Name for this state of it, such as v1.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch to push to, created if needed.")] = None,
+    tag: Annotated[str | None, typer.Option("--tag", help="Tag of the pushed commit, such as v1.")] = None,
     token: Annotated[
         str | None,
         typer.Option(
             "--token",
-            help="Access token. Better leave it to hf auth login or the variable HF_TOKEN: others see command lines.",
+            help="Access token. Prefer `hf auth login` or HF_TOKEN: other users can see command lines.",
             show_default=False,
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Of a model: the store it was trained on.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Token dataset that the model was trained on.")
+    ] = None,
     evaluation: Annotated[
-        Path | None, typer.Option("--evaluation", help="Of a model: results.json of tablet-hf evaluate.")
+        Path | None, typer.Option("--evaluation", help="results.json of tablet-hf evaluate, for the model card.")
     ] = None,
     with_code: Annotated[
-        bool, typer.Option("--with-code", help="Of a model: let it load where tablet_hf is not installed.")
+        bool, typer.Option("--with-code", help="Include the code, so that the model loads without tablet_hf installed.")
     ] = False,
     phenotype: Annotated[
         list[str],
-        typer.Option("--phenotypes", "--phenotype", help="Of tokens: phenotypes that go along, as sex,age; no others."),
+        typer.Option("--phenotypes", "--phenotype", help="Phenotypes of a token dataset to publish, such as sex,age."),
     ] = [],  # noqa: B006
     without: Annotated[
-        list[str], typer.Option("--without", help="Of tokens: phenotypes that stay behind, as sex,age.")
+        list[str], typer.Option("--without", help="Phenotypes of a token dataset to leave out, such as sex,age.")
     ] = [],  # noqa: B006
     keep_subjects: Annotated[
-        bool, typer.Option("--keep-subjects", help="Of open tokens: people keep the names of the source.")
+        bool, typer.Option("--keep-subjects", help="Keep the subject ids of an open dataset.")
     ] = False,
-    keep_sites: Annotated[
-        bool, typer.Option("--keep-sites", help="Of tokens: sites keep their names, in place of numbers.")
-    ] = False,
+    keep_sites: Annotated[bool, typer.Option("--keep-sites", help="Keep site names instead of numbers.")] = False,
     exact_ages: Annotated[
-        bool, typer.Option("--exact-ages", help="Of open tokens: ages as they are, in place of whole years.")
+        bool, typer.Option("--exact-ages", help="Keep exact ages of an open dataset instead of whole years.")
     ] = False,
     source_restricted: Annotated[
         bool | None,
         typer.Option(
             "--source-restricted/--source-open",
-            help="Whether terms forbid passing on single people's data, where that is not recorded.",
+            help="Whether the terms of the data forbid sharing subject data, if not recorded.",
             show_default=False,
         ),
     ] = None,
     right_to_share: Annotated[
         str | None,
-        typer.Option("--i-have-the-right-to-share", help='Of restricted data: "what gives it"; stands in the card.'),
+        typer.Option(
+            "--i-have-the-right-to-share", help="Legal basis for sharing restricted data (printed on the card)."
+        ),
     ] = None,
-    license: Annotated[str | None, typer.Option("--license", help="As the Hub names it, such as apache-2.0.")] = None,
-    message: Annotated[str | None, typer.Option("--message", help="Of the commit.")] = None,
+    license: Annotated[
+        str | None, typer.Option("--license", help="Licence identifier of the Hub, such as apache-2.0.")
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", help="Commit message.")] = None,
     dry_run: Annotated[
-        Path | None, typer.Option("--dry-run", help="Write all that would be sent to this folder, and send nothing.")
+        Path | None, typer.Option("--dry-run", help="Folder for the files to upload; nothing is uploaded.")
     ] = None,
 ) -> None:
-    """Publish a model, an autoencoder or a token dataset on the Hub, with its card; private unless told otherwise."""
+    """Publish a model, an autoencoder or a token dataset on the Hub, with its card (default: private)."""
     from tablet_hf.hub.publishing import Sharing, check_repo, prepare
     from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, shipped_autoencoders
 
@@ -124,7 +128,7 @@ def send(
     options = {"token": token or _known_token()} | options
     kind_of(source)
     check_may_write(repo, token)  # a store takes minutes to prepare
-    # Beside the source: weights are linked, not copied, on the same disk, and a store's tokens may not fit elsewhere.
+    # Next to the source: weights are linked, not copied, on the same disk, and a store's tokens may not fit elsewhere.
     with tempfile.TemporaryDirectory(prefix=".tablet-hf-push-", dir=_room_beside(source)) as scratch:
         prepared = _prepared(prepare, source, Path(scratch) / "to-be-sent", repo, sharing, options)
         _tell(prepared)
@@ -147,7 +151,7 @@ def _known_token() -> str | None:
 
 
 def _room_beside(source: Path) -> Path | None:
-    """The folder that `source` lies in, where it may be written to; None is the system's place for temporary files."""
+    """The folder that `source` is in, where it may be written to; None is the system's place for temporary files."""
     import os
 
     folder = source.resolve().parent

@@ -15,7 +15,7 @@ __all__ = ["PredictionTable"]
 class PredictionTable:
     """Rows of one model's predictions by scan, in a CSV file or, without a path, in memory.
 
-    Every change reads the file again under a lock (a hidden file beside it), so that rows which another process wrote
+    Every change reads the file again under a lock (a hidden file next to it), so that rows which another process wrote
     meanwhile stay.
 
     Raises:

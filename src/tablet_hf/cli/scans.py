@@ -51,11 +51,11 @@ from tablet_hf.files import source_identity
 def predict(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned model.", show_default=False)],
     scans: Annotated[
-        list[Path], typer.Argument(help="4D NIfTI files, or files of `tablet-hf tokenize`.", show_default=False)
+        list[Path], typer.Argument(help="4D NIfTI files, or token files of `tablet-hf tokenize`.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write; scans already in it are kept.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write; existing rows are kept.")] = None,
     num_frames: Annotated[
-        int | None, typer.Option("--num-frames", min=1, help="Frames of a window; the model's own by default.")
+        int | None, typer.Option("--num-frames", min=1, help="Window length in frames (default: that of the model).")
     ] = None,
     mask: MaskOption = None,
     repetition_time: SecondsOption = None,
@@ -64,7 +64,7 @@ def predict(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Predict with a fine-tuned model: a row for each scan."""
+    """Predict with a fine-tuned model, one row per scan."""
     for_one_scan("--mask", mask, scans)
     for_one_scan("--add-mean", add_mean, scans)
     options = {"num_frames": num_frames, "repetition_time": repetition_time, "space_check": space_check}
@@ -111,9 +111,11 @@ def predict(
 def tokenize(
     scans: Annotated[
         list[Path],
-        typer.Argument(help="4D NIfTI files in MNI152 space; with --source, one folder or table.", show_default=False),
+        typer.Argument(
+            help="4D NIfTI files in MNI152 space, or with --source one folder or table.", show_default=False
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the token files, or the store; made if needed.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder for the token files or the store.")],
     source: cli_datasets.SourceOption = None,
     phenotypes: cli_datasets.PhenotypesOption = None,
     tasks: cli_datasets.TasksOption = None,
@@ -140,7 +142,7 @@ def tokenize(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Turn scans into tokens: one float16 safetensors file for each, or with --source a store of a whole dataset."""
+    """Tokenize scans: one float16 safetensors file per scan, or with --source a store of a whole dataset."""
     source_options = {
         "phenotypes": phenotypes or None,
         "tasks": tasks or None,
@@ -183,7 +185,7 @@ def tokenize(
     for_one_scan("--mask", mask, scans)
     for_one_scan("--add-mean", add_mean, scans)
     extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
-    extractor.slice_autoencoder  # noqa: B018  (loaded now, so that a wrong name is told before any scan is read)
+    extractor.slice_autoencoder  # noqa: B018  (loaded now, so that a wrong name is reported before any scan is read)
     out.mkdir(parents=True, exist_ok=True)
     tokens, seen = TokenFolder(out, scans), set()
 
@@ -226,7 +228,7 @@ def tokenize(
 @one_sentence
 def reconstruct(
     scan: Annotated[Path, typer.Argument(help="A 4D NIfTI file in MNI152 space.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="NIfTI file to write (.nii.gz or .nii), on the scan's own grid.")],
+    out: Annotated[Path, typer.Option("--out", help="NIfTI file to write (.nii.gz or .nii), on the grid of the scan.")],
     autoencoder: AutoencoderOption = "natural-f32c32",
     autoencoder_subfolder: SubfolderOption = None,
     signal: SignalOption = "intensity",
@@ -241,7 +243,7 @@ def reconstruct(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Encode a scan, decode it again, and say how much of it is left."""
+    """Encode and decode a scan, and report how much of it is kept."""
     from tablet_hf.report.reconstruction import write_reconstruction
     from tablet_hf.scans import find_brain_mask_file
     from tablet_hf.volumes import check_nifti_name, open_run
@@ -279,7 +281,7 @@ def info(
     model_or_scan: Annotated[
         str,
         typer.Argument(
-            help="A scan, a file of tokens, or name, folder or Hub id of a model or autoencoder.", show_default=False
+            help="Scan, token file, or name, folder or Hub id of a model or autoencoder.", show_default=False
         ),
     ],
     mask: MaskOption = None,
@@ -287,7 +289,7 @@ def info(
     add_mean: MeanOption = None,
     space_check: SpaceOption = True,
 ) -> None:
-    """Say what a scan, a model, an autoencoder or a file of tokens holds."""
+    """Describe a scan, a token file, a model or an autoencoder."""
     from tablet_hf.cli.describe import describe
 
     show_facts(describe(model_or_scan, mask, repetition_time, space_check, add_mean))
@@ -296,32 +298,38 @@ def info(
 @one_sentence
 def convert(
     source: Annotated[
-        str, typer.Argument(help="Released folder, Hub id, or a .pth of the released code.", show_default=False)
+        str, typer.Argument(help="Folder or Hub id in the released layout, or a .pth file.", show_default=False)
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder.", show_default=False)] = None,
     push: Annotated[
         str | None,
         typer.Option(
             "--push",
-            help="Publish the result there on the Hub, owner/name: private, with its card; tablet-hf push has options.",
+            help="Hub repository (owner/name) for the result: private, with its card.",
             show_default=False,
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Released config.json, for a .pth.")] = None,
-    head: Annotated[str | None, typer.Option("--head", help="masked or classification, where both are there.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="config.json of the released model, needed for a .pth file.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="Head to convert if there are two: masked or classification.")
+    ] = None,
     problem_type: Annotated[
         str | None,
-        typer.Option(help="multi_label_classification (one logit), single_label_classification or regression."),
+        typer.Option(
+            help="Problem type: multi_label_classification (one logit), single_label_classification or regression."
+        ),
     ] = None,
     grid_size: Annotated[
-        int | None, typer.Option(help="Cells along one edge of a frame, for tokens of other than 3,072 numbers.")
+        int | None, typer.Option(help="Cells per edge of a frame, for tokens of other than 3,072 numbers.")
     ] = None,
     autoencoder: Annotated[
-        str | None, typer.Option(help="What made its tokens, where that was not the autoencoder of the released ones.")
+        str | None, typer.Option(help="Autoencoder of its tokens (default: that of the released model).")
     ] = None,
-    signal: Annotated[str | None, typer.Option(help="What they hold: intensity or percent_change.")] = None,
-    scaling: Annotated[str | None, typer.Option(help="How they were scaled: max or percentile.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    signal: Annotated[str | None, typer.Option(help="Voxel signal of its tokens: intensity or percent_change.")] = None,
+    scaling: Annotated[str | None, typer.Option(help="Intensity scaling of its tokens: max or percentile.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub repository.")] = None,
 ) -> None:
     """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`, and publish it."""
     from tablet_hf.hub.conversion import convert_checkpoint
@@ -349,11 +357,13 @@ def convert(
 
 @one_sentence
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for cohort, model and pictures.")] = Path("tablet-demo"),
-    seed: Annotated[int, typer.Option(help="Draws the cohort and the weights.")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Output folder for the cohort, the model and the page.")] = Path(
+        "tablet-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Random seed of the cohort and the weights.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make a small cohort, tokenize it, fine-tune a small TABLeT on it, and show what it learnt. Needs no network."""
+    """Simulate a small cohort, tokenize it, fine-tune a small TABLeT and show the results. Needs no network."""
     from tablet_hf.demo import run_demo
 
     run_demo(out, device=choose_device(device), seed=seed)
@@ -400,7 +410,7 @@ def model_identity(name: str) -> list[Any]:
 def companion_identities(
     scan: Path, mask: Path | None, repetition_time: float | None, add_mean: Path | None
 ) -> dict[str, Any]:
-    """What tells that a mask, a mean image or a sidecar changed, given or found beside a scan."""
+    """What tells that a mask, a mean image or a sidecar changed, given or found next to a scan."""
     from tablet_hf.datasets.token_files import SUFFIX
     from tablet_hf.scans import find_companion_files
 

@@ -20,25 +20,32 @@ from tablet_hf.progress import Bars
 output = Console(soft_wrap=True, highlight=False, emoji=False)
 messages = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ... or mps.")]
-MaskOption = Annotated[Path | None, typer.Option("--mask", help="Brain mask on the scan's own grid; for one scan.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1 or mps.")]
+MaskOption = Annotated[Path | None, typer.Option("--mask", help="Brain mask on the grid of the scan (one scan only).")]
 SecondsOption = Annotated[
-    float | None, typer.Option("--repetition-time", help="Seconds, in place of what sidecar or header say.")
+    float | None,
+    typer.Option(
+        "--repetition-time", help="Repetition time in seconds (default: from the BIDS sidecar or the header)."
+    ),
 ]
-MeanOption = Annotated[Path | None, typer.Option("--add-mean", help="Image to add back to a demeaned scan.")]
+MeanOption = Annotated[
+    Path | None, typer.Option("--add-mean", help="Mean image to add to a demeaned scan (one scan only).")
+]
 SpaceOption = Annotated[
     bool, typer.Option("--space-check/--no-space-check", help="Refuse scans that are not in MNI152 space.")
 ]
-FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1, help="Frames of the window; all by default.")]
-StartOption = Annotated[int, typer.Option("--start", min=0, help="First frame of the window.")]
-StrideOption = Annotated[int, typer.Option("--stride", min=1, help="Take one of so many frames.")]
+FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1, help="Number of frames (default: all).")]
+StartOption = Annotated[int, typer.Option("--start", min=0, help="Index of the first frame.")]
+StrideOption = Annotated[int, typer.Option("--stride", min=1, help="Step between frames.")]
 AutoencoderOption = Annotated[
-    str, typer.Option("--autoencoder", help="Shipped name, folder or Hub id of a diffusers autoencoder.")
+    str, typer.Option("--autoencoder", help="Name, folder or Hub id of a diffusers autoencoder.")
 ]
-SubfolderOption = Annotated[str | None, typer.Option("--autoencoder-subfolder", help="Where it lies in there.")]
-SignalOption = Annotated[str, typer.Option("--signal", help="intensity or percent_change.")]
-ScalingOption = Annotated[str, typer.Option("--scaling", help="max or percentile.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do again what is already there.")]
+SubfolderOption = Annotated[
+    str | None, typer.Option("--autoencoder-subfolder", help="Subfolder of the autoencoder repository.")
+]
+SignalOption = Annotated[str, typer.Option("--signal", help="Voxel signal: intensity or percent_change.")]
+ScalingOption = Annotated[str, typer.Option("--scaling", help="Intensity scaling: max or percentile.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing output.")]
 
 
 def one_sentence(command: Callable) -> Callable:

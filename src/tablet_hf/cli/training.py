@@ -1,4 +1,4 @@
-"""The commands that train and judge models on token datasets: `tablet-hf pretrain`, `finetune` and `evaluate`."""
+"""The commands that train and evaluate models on token datasets: `tablet-hf pretrain`, `finetune` and `evaluate`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,38 +24,40 @@ OPTIONS_OF_FIELDS = {
 """Fields of `TabletConfig` that --set would set in vain, and what sets them."""
 
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Folder of a token dataset, or its Hub id.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder; run it again, and it goes on where it was stopped.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Output folder; run the same command again to resume.")]
 InitOption = Annotated[
     str | None,
-    typer.Option("--init", help="Folder or Hub id of a model to start from; in finetune {fold} stands for the fold."),
+    typer.Option(
+        "--init", help="Folder or Hub id of the starting weights; finetune replaces {fold} by the name of the fold."
+    ),
 ]
 SizeOption = Annotated[
     str | None,
-    typer.Option("--size", help="Of a model from scratch: published (default), or for small studies small or tiny."),
+    typer.Option("--size", help="Model size without --init: published (default), small or tiny."),
 ]
 SetOption = Annotated[
-    list[str], typer.Option("--set", help="A field of TabletConfig, such as pooling_type=variability; may be repeated.")
+    list[str], typer.Option("--set", help="TabletConfig field, such as pooling_type=variability (repeatable).")
 ]
-SplitsOption = Annotated[Path | None, typer.Option("--splits", help="CSV of tablet-hf dataset split.")]
-WindowOption = Annotated[int, typer.Option("--window", min=0, help="Frames of a window; 0 for whole runs.")]
-EpochsOption = Annotated[float, typer.Option("--epochs", help="Passes; each run gives one random window in each.")]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Windows in a step on each device.")]
-AccumulateOption = Annotated[int, typer.Option("--accumulate", min=1, help="Steps whose gradients are added up.")]
-RateOption = Annotated[float, typer.Option("--learning-rate", help="At its highest.")]
-WarmupOption = Annotated[float, typer.Option("--warmup", help="Share of the steps in which it rises.")]
-DecayOption = Annotated[float, typer.Option("--weight-decay", help="Of AdamW.")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="auto, bf16, fp16 or fp32.")]
+SplitsOption = Annotated[Path | None, typer.Option("--splits", help="Splits file written by tablet-hf dataset split.")]
+WindowOption = Annotated[int, typer.Option("--window", min=0, help="Window length in frames; 0 for whole runs.")]
+EpochsOption = Annotated[float, typer.Option("--epochs", help="Epochs; one random window per run and epoch.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Windows per step and device.")]
+AccumulateOption = Annotated[int, typer.Option("--accumulate", min=1, help="Gradient accumulation steps.")]
+RateOption = Annotated[float, typer.Option("--learning-rate", help="Peak learning rate.")]
+WarmupOption = Annotated[float, typer.Option("--warmup", help="Warmup, as a fraction of all steps.")]
+DecayOption = Annotated[float, typer.Option("--weight-decay", help="AdamW weight decay.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="Precision: auto, bf16, fp16 or fp32.")]
 CheckpointingOption = Annotated[
-    bool, typer.Option("--gradient-checkpointing", help="Slower, in a third of the memory, for long runs.")
+    bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, with a third of the memory.")
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the model: faster steps on a GPU.")]
-FsdpOption = Annotated[bool, typer.Option("--fsdp", help="Share out the weights over several GPUs (FSDP2).")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of weights, windows and masks.")]
+FsdpOption = Annotated[bool, typer.Option("--fsdp", help="Shard the weights over several GPUs (FSDP2).")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Random seed of weights, windows and masks.")]
 ScansOption = Annotated[
-    list[Path], typer.Option("--scans", help="Where the scans lie that were tokenized, for baselines; repeatable.")
+    list[Path], typer.Option("--scans", help="Folder of the tokenized scans, for connectivity baselines (repeatable).")
 ]
 AtlasOption = Annotated[
-    Path | None, typer.Option("--atlas", help="Label image of regions for connectivity; else they are clustered.")
+    Path | None, typer.Option("--atlas", help="Parcellation for connectivity (default: clustered regions).")
 ]
 
 
@@ -65,19 +67,21 @@ def pretrain(
     dataset: DatasetOption,
     out: OutOption,
     splits: SplitsOption = None,
-    fold: Annotated[str | None, typer.Option("--fold", help="Column of the splits; the first by default.")] = None,
-    streamed: Annotated[
-        bool, typer.Option("--streamed", help="Read the dataset as it comes, from a folder or the Hub.")
-    ] = False,
+    fold: Annotated[str | None, typer.Option("--fold", help="Column of the splits file (default: the first).")] = None,
+    streamed: Annotated[bool, typer.Option("--streamed", help="Stream the dataset from a folder or the Hub.")] = False,
     init: InitOption = None,
     size: SizeOption = None,
     set_fields: SetOption = [],  # noqa: B006  (typer reads it)
-    mask_ratio: Annotated[float, typer.Option("--mask-ratio", help="Share of the tokens that are hidden.")] = 0.5,
-    mask_strategy: Annotated[str, typer.Option("--mask-strategy", help="random, frame or tube.")] = "random",
-    norm_target: Annotated[bool, typer.Option("--norm-target", help="Standardise each token to predict.")] = False,
+    mask_ratio: Annotated[float, typer.Option("--mask-ratio", help="Fraction of tokens to mask.")] = 0.5,
+    mask_strategy: Annotated[
+        str, typer.Option("--mask-strategy", help="Masking strategy: random, frame or tube.")
+    ] = "random",
+    norm_target: Annotated[bool, typer.Option("--norm-target", help="Standardise each target token.")] = False,
     window_frames: WindowOption = 256,
     epochs: EpochsOption = 40,
-    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="In place of epochs.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option("--max-steps", min=1, help="Number of optimiser steps (default: from --epochs).")
+    ] = None,
     batch_size: BatchOption = 4,
     accumulate: AccumulateOption = 1,
     learning_rate: RateOption = 1e-4,
@@ -88,13 +92,13 @@ def pretrain(
     compile: CompileOption = False,
     fsdp: FsdpOption = False,
     save_steps: Annotated[
-        int | None, typer.Option("--save-steps", min=1, help="Steps between checkpoints; one an epoch by default.")
+        int | None, typer.Option("--save-steps", min=1, help="Steps between checkpoints (default: one per epoch).")
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read streamed data.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Number of processes that read streamed data.")] = 0,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Pre-train on a token dataset by masked token modeling: hidden tokens are predicted from the others."""
+    """Pre-train on a token dataset by masked token modeling."""
     fields = _fields(size, init, set_fields)
     fields |= {"mask_ratio": mask_ratio, "mask_strategy": mask_strategy, "norm_target": norm_target}
     from tablet_hf.training.pretraining import pretrain as run
@@ -133,32 +137,37 @@ def pretrain(
 def finetune(
     context: typer.Context,
     dataset: DatasetOption,
-    label: Annotated[str, typer.Option("--label", help="The phenotype to predict.")],
+    label: Annotated[str, typer.Option("--label", help="Phenotype to predict.")],
     out: OutOption,
     splits: SplitsOption = None,
     folds: Annotated[
-        int | None, typer.Option("--folds", min=1, help="Without --splits: how many to draw, 4 by default.")
+        int | None, typer.Option("--folds", min=1, help="Number of folds to draw without --splits (default: 4).")
     ] = None,
-    fold: Annotated[list[str], typer.Option("--fold", help="Only this fold; may be repeated.")] = [],  # noqa: B006
+    fold: Annotated[list[str], typer.Option("--fold", help="Fold to train (repeatable).")] = [],  # noqa: B006
     task: Annotated[
-        str | None, typer.Option("--task", help="classification or regression, where the label does not tell.")
+        str | None, typer.Option("--task", help="Task: classification or regression (default: from the label).")
     ] = None,
-    positive: Annotated[str | None, typer.Option("--positive", help="Of two classes, the positive one.")] = None,
+    positive: Annotated[
+        str | None,
+        typer.Option("--positive", help="Positive class for binary labels (default: the second in sorted order)."),
+    ] = None,
     mode: Annotated[
-        str, typer.Option("--mode", help="full, head (a linear probe), or lora; the latter two need --init.")
+        str, typer.Option("--mode", help="What to train: full, head (linear probe) or lora; head and lora need --init.")
     ] = "full",
-    lora_rank: Annotated[int, typer.Option("--lora-rank", min=1, help="Of the adapters.")] = 8,
+    lora_rank: Annotated[int, typer.Option("--lora-rank", min=1, help="LoRA rank.")] = 8,
     init: InitOption = None,
     size: SizeOption = None,
     set_fields: SetOption = [],  # noqa: B006
     sweep: Annotated[
-        str | None, typer.Option("--sweep", help="Learning rates to choose from: 1e-6,1e-5,1e-4,1e-3 in the paper.")
+        str | None, typer.Option("--sweep", help="Learning rates to try, such as 1e-6,1e-5,1e-4,1e-3.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", help="Of the validation part, which chooses: auroc, loss, mae, ...")
+        str | None,
+        typer.Option("--metric", help="Validation metric for model selection: loss, auroc, mae, ... (default: loss)."),
     ] = None,
     patience: Annotated[
-        int | None, typer.Option("--patience", min=1, help="Epochs without a better one, after which it stops.")
+        int | None,
+        typer.Option("--patience", min=1, help="Early-stopping patience, in epochs (default: never stop early)."),
     ] = None,
     window_frames: WindowOption = 256,
     epochs: EpochsOption = 20,
@@ -175,7 +184,7 @@ def finetune(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Fine-tune to predict a phenotype, in folds, beside functional connectivity and simpler baselines."""
+    """Fine-tune to predict a phenotype, in folds, and compare with functional connectivity and simpler baselines."""
     fields = _fields(size, init, set_fields)
     rates = _rates(sweep)
     if splits is not None and folds is not None:
@@ -223,19 +232,23 @@ def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned model.", show_default=False)],
     dataset: DatasetOption,
-    out: Annotated[Path, typer.Option("--out", help="Folder of results.json, predictions.csv and index.html.")],
+    out: Annotated[Path, typer.Option("--out", help="Output folder for results.json, predictions.csv and index.html.")],
     splits: SplitsOption = None,
-    fold: Annotated[str | None, typer.Option("--fold", help="Column of the splits; the first by default.")] = None,
-    part: Annotated[str, typer.Option("--part", help="train, validation or test.")] = "test",
-    label: Annotated[str | None, typer.Option("--label", help="What the model predicts, if it does not say.")] = None,
-    window_frames: Annotated[int | None, typer.Option("--window", min=1, help="By default the model's own.")] = None,
+    fold: Annotated[str | None, typer.Option("--fold", help="Column of the splits file (default: the first).")] = None,
+    part: Annotated[str, typer.Option("--part", help="Part to evaluate: train, validation or test.")] = "test",
+    label: Annotated[
+        str | None, typer.Option("--label", help="Phenotype to compare with (default: recorded in the model).")
+    ] = None,
+    window_frames: Annotated[
+        int | None, typer.Option("--window", min=1, help="Window length in frames (default: that of the model).")
+    ] = None,
     batch_size: BatchOption = 4,
     precision: PrecisionOption = "auto",
     scans: ScansOption = [],  # noqa: B006
     atlas: AtlasOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Judge a fine-tuned model by person, with intervals, beside baselines that learn from the training part."""
+    """Evaluate a fine-tuned model per subject, with confidence intervals, and compare with baselines."""
     from tablet_hf.hub.loading import load_model
     from tablet_hf.training.checkpoints import training_subjects
     from tablet_hf.training.experiments import evaluate as run
@@ -340,14 +353,14 @@ def _chosen(splits: Sequence[Any], name: str | None, path: Path) -> Any:
 
 
 def _check_alone(splits: Path | None, fold: str | None, part: str = "test") -> None:
-    """Refuse a fold or a part of no splits: everybody would be taken, and the test part too."""
+    """Refuse a fold or a part of no splits: everyone would be taken, and the test part too."""
     if splits is None and (fold is not None or part != "test"):
         asked = f"--fold {fold}" if fold is not None else f"--part {part}"
         raise InputError(f"{asked}: it is one of a file of splits; give that file as well, by --splits.")
 
 
 def _drawn(store: Any, label: str, num_folds: int, seed: int, out: Path) -> list[Any]:
-    """Folds that are drawn now, or were when this was begun, kept beside what comes of them."""
+    """Folds that are drawn now, or were when this was begun, kept next to what comes of them."""
     from tablet_hf.datasets import family_ids, folds, subject_ids, write_splits
     from tablet_hf.sources.records import phenotype_values
     from tablet_hf.training.checkpoints import TRAINING_FILE
@@ -407,7 +420,7 @@ def _tell_fold(fold: Any) -> None:
 
 
 def _tell_results(results: Mapping[str, Any] | None, out: Path) -> None:
-    """A line for each method, on the same people: its metrics with their intervals, and how far the first is ahead."""
+    """Print a line per method: its metrics with intervals, and how far the first is ahead."""
     if results is None:
         return
     for sentence in results["warnings"]:

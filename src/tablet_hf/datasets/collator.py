@@ -18,7 +18,7 @@ LABEL_DTYPES = {
 
 
 class WindowBatch(list):
-    """Items of windows of one length, whose tokens lie in one tensor already: `input_values (windows, frames, ...)`."""
+    """Items of windows of one length, whose tokens are in one tensor already: `input_values (windows, frames, ...)`."""
 
     def __init__(self, items: Sequence[dict[str, Any]], input_values: Tensor):
         super().__init__(items)

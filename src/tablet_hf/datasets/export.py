@@ -63,16 +63,16 @@ def export_parquet(
     """Write a store as Parquet files of whole runs.
 
     Each run is compared with its checksum as it is read, and the checksum of its numbers goes along. Names and times of
-    scans, and where a local autoencoder lies, stay behind; so do problems.tsv and logs. Subjects and splits go along.
+    scans, and where a local autoencoder is, stay behind; so do problems.tsv and logs. Subjects and splits go along.
 
     Args:
         out: a folder that is not there yet or empty. It is made under another name first, so a folder of that name is
             always whole.
         shard_bytes: size of tokens at which a file is closed; a run is never divided.
-        on_progress: is told runs done and runs in all.
-        published: what is told of each run, in the order of `store.runs`, with other names for people say (see
+        on_progress: is reported runs done and runs in all.
+        published: what is reported of each run, in the order of `store.runs`, with other names for subjects say (see
             `tablet_hf.hub.privacy.published_runs`); splits get these names too, and of the settings only those that
-            every store has go along. None tells what the store does.
+            every store has go along. None says what the store does.
 
     Raises:
         InputError: `out` holds something, or a run is damaged.
@@ -119,7 +119,7 @@ def _publish_splits(store: TokenDataset, published: Sequence[StoredRun], folder:
 
 
 def _published_split(split: Split, store: TokenDataset, published: Sequence[StoredRun]) -> Split:
-    """A split with the names that people have in the published runs, without how it was drawn but for numbers."""
+    """A split with the names that subjects have in the published runs, without how it was drawn but for numbers."""
     names = dict(zip(subject_ids(store.runs), subject_ids(published), strict=True))
     settings = {name: value for name, value in split.settings.items() if isinstance(value, int | float | bool)}
     return Split(
@@ -145,7 +145,7 @@ def _write_shards(
     folder.mkdir()
     kinds = typed_columns([run.phenotypes for run in told])
     names = phenotype_columns(kinds)
-    # By the names that are told: the order of others would tell of these.
+    # By the names that are reported: the order of others would tell of these.
     pairs = sorted(zip(store.runs, told, strict=True), key=lambda pair: pair[1].key)
     shards = _shards(pairs, shard_bytes)
     exported: list[StoredRun] = []
@@ -167,7 +167,7 @@ def _write_shards(
             kept = MappedRun(file, store.geometry, store.dtype, run.num_frames).whole()
             checksum = kept.checksum()
             if known is not run:
-                # That of a file which has the names that people have would tell them to who tries all names.
+                # That of a file which has the names that subjects have would tell them to who tries all names.
                 known = replace(known, sha256=checksum)
             exported.append(_without_source(replace(known, tokens_sha256=checksum)))
             if on_progress is not None:
@@ -177,7 +177,7 @@ def _write_shards(
 
 
 def _without_source(run: StoredRun) -> StoredRun:
-    """The run without name and time of its scan, which may tell a hospital's numbers or a person's day of visit."""
+    """The run without name and time of its scan, which may tell a hospital's numbers or a subject's day of visit."""
     scan = hashlib.sha256(json.dumps(run.scan, sort_keys=True).encode()).hexdigest()
     return replace(run, scan=run.scan if set(run.scan) == {"sha256"} else {"sha256": scan}, beside=None)
 
@@ -209,7 +209,7 @@ def _shards(runs: Sequence[tuple[StoredRun, StoredRun]], shard_bytes: int) -> li
 
 
 def _rows(file: Path, dtype: str, run: StoredRun, kinds: dict[str, type], names: dict[str, str]) -> Iterator[Any]:
-    """The rows of a run's file as record batches, with what is told of the run in each."""
+    """The rows of a run's file as record batches, with what is reported of the run in each."""
     import pyarrow as pa
     from datasets import Features, Value
 

@@ -1,4 +1,4 @@
-"""Splits as plain CSV files that people can read, edit and bring along."""
+"""Splits as plain CSV files that subjects can read, edit and bring along."""
 
 import csv
 import hashlib
@@ -22,13 +22,13 @@ SUBJECT_COLUMNS = ("subject", "participant_id")  # ours, and that of BIDS
 
 
 def write_splits(splits: Sequence[Split], path: str | Path) -> None:
-    """Write a plain CSV file, a row a subject and a column a split, and how they were made as JSON beside it.
+    """Write a plain CSV file, a row a subject and a column a split, and how they were made as JSON next to it.
 
         subject,fold-1,fold-2
         0010001,train,test
         0010002,,
 
-    An empty cell is a subject in no part. `sex.csv` has `sex.json` beside it, and `sex.tsv`, with tabs for commas, has
+    An empty cell is a subject in no part. `sex.csv` has `sex.json` next to it, and `sex.tsv`, with tabs for commas, has
     `sex.tsv.json`; their folder is made if need be.
 
     Raises:

@@ -1,15 +1,15 @@
-"""Who is learnt from, who chooses the model and who judges it: splits by subject, never by window or run.
+"""Who is trained on, who chooses the model and who evaluates it: splits by subject, never by window or run.
 
     subjects, families = subject_ids(store.runs), family_ids(store.runs)
     labels, sites = [run.phenotypes["sex"] for run in store.runs], [run.site for run in store.runs]
     splits = folds(subjects, labels, sites, families)         # the paper's four, 80/10/10
     training_runs = runs_in(splits[0], store.runs, "train")
 
-How people are dealt out. They are cut into pieces of equal size, ten for 80/10/10, each with its share of every stratum
-(label and site); one piece is the test part, one the validation part, eight are for training, and which is which is
-drawn. Pieces of people without relatives come from scikit-learn's `StratifiedKFold`: a stratum's members in any two
-pieces differ by one at most. Where families have several members, `StratifiedGroupKFold` places whole families, the
-most one-sided first, wherever the strata stay most even.
+How subjects are dealt out. They are cut into pieces of equal size, ten for 80/10/10, each with its share of every
+stratum (label and site); one piece is the test part, one the validation part, eight are for training, and which is
+which is drawn. Pieces of subjects without relatives come from scikit-learn's `StratifiedKFold`: a stratum's members in
+any two pieces differ by one at most. Where families have several members, `StratifiedGroupKFold` places whole
+families, the most one-sided first, wherever the strata stay most even.
 
 What neither can do, and what happens then:
 
@@ -18,7 +18,7 @@ What neither can do, and what happens then:
 - Where no stratum has as many members as there are pieces, fewer pieces are made, so that every part has its share of
   the labels but is not of the size that was asked for; where that is not possible either, strata are given up, and the
   largest families are placed first, wherever there is most room.
-- A family larger than a piece makes that piece too large; it is then learnt from.
+- A family larger than a piece makes that piece too large; it is then trained on.
 
 Each of these is said in a `UserWarning` and recorded in `Split.settings["notes"]`.
 """
@@ -51,7 +51,7 @@ __all__ = [
 
 PARTS = ("train", "validation", "test")
 
-# People are dealt into pieces of 1% at the finest.
+# Subjects are dealt into pieces of 1% at the finest.
 MAX_PIECES = 100
 # Numbers of more different values than this are no classes.
 MAX_CLASSES = 10
@@ -141,7 +141,7 @@ def runs_in(split: Split, runs: Sequence[Any], part: str) -> list[int]:
 
 
 def check(split: Split, families: Mapping[str, str | None] | None = None) -> None:
-    """Make sure that nobody is learnt from and judged by.
+    """Make sure that no one is trained on and evaluated by.
 
     Args:
         families: of each subject, None for no family; subjects that are not in the split do not matter.
@@ -390,7 +390,7 @@ def _deal(
 def _plan(
     people: _People, fractions: Sequence[float], num_folds: int
 ) -> tuple[tuple[int, int, int], np.ndarray, list[str], list[str]]:
-    """How many pieces each part gets, the stratum `(people,)` of everybody, what makes one, and what to say of it."""
+    """How many pieces each part gets, the stratum `(people,)` of everyone, what makes one, and what to say of it."""
     num_subjects, num_families = len(people.subjects), len(np.unique(people.families))
     counts = _piece_counts(fractions, num_families, num_folds)
     if counts is None:
@@ -470,7 +470,7 @@ def _strata(labels: np.ndarray, sites: np.ndarray, smallest: int) -> tuple[np.nd
 
 
 def _pieces(strata: np.ndarray, families: np.ndarray, num_pieces: int, seed: int) -> np.ndarray:
-    """The piece `(people,)` of everybody, from 0 to `num_pieces` - 1."""
+    """The piece `(people,)` of everyone, from 0 to `num_pieces` - 1."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     if not strata.any():
@@ -508,7 +508,7 @@ def _parts_of_pieces(
     """For each fold, the part of each piece."""
     _, num_validation, num_test = counts
     order = np.random.default_rng(seed).permutation(len(sizes))
-    # A piece that a large family made far too large, or left far too small, comes last and is learnt from. Small
+    # A piece that a large family made far too large, or left far too small, comes last and is trained on. Small
     # differences do not matter, or families would hardly ever be tested on.
     oddness = np.maximum(np.abs(sizes - sizes.mean()) - max(1, sizes.mean() / 4), 0)
     order = order[np.argsort(oddness[order], kind="stable")]

@@ -182,7 +182,7 @@ class TokenDataset(torch.utils.data.Dataset):
         return typed_columns([run.phenotypes for run in self.runs])
 
     def describe(self) -> dict[str, Any]:
-        """What it holds, by name: people, runs, frames, how it was made and kept, phenotypes."""
+        """What it holds, by name: subjects, runs, frames, how it was made and kept, phenotypes."""
         people = {(run.dataset, run.subject) for run in self.runs}
         frames = [run.num_frames for run in self.runs]
         seconds = sorted({round(run.repetition_time, 4) for run in self.runs})

@@ -8,7 +8,7 @@
       splits/*.csv
 
 A run is a pair of files of its own: it can be written by any process on any machine, is finished or not there at all,
-and a person who withdraws is a folder to delete. Rows are frames because in Arrow the values of such rows lie in one
+and a subject who withdraws is a folder to delete. Rows are frames because in Arrow the values of such rows are in one
 piece, so that a window is one copy, and because `datasets.load_dataset` then gives every user typed arrays; how other
 layouts compare is measured in `benchmarks/token_layouts.py`. The rows themselves are the matter of
 `tablet_hf.datasets.run_files`.
@@ -76,7 +76,7 @@ class StoredRun:
         phenotypes: typed.
         made: how, in the call that wrote it: what decides the tokens, the space and grid of the scan, where its mask
             came from, the encoder's precision, versions.
-        beside: what stood beside the scan and speaks for it: identity of its mask file and of its BIDS sidecars, and
+        beside: what stood next to the scan and speaks for it: identity of its mask file and of its BIDS sidecars, and
             the repetition time that the source gave. None in exports.
         tokens_sha256: of an export, the checksum of the numbers, see `KeptTokens.checksum`.
     """
@@ -161,7 +161,7 @@ def write_sidecar(run: StoredRun, path: Path) -> None:
 
 
 def check_stays_inside(run: StoredRun) -> StoredRun:
-    """The run, unless it names a file that lies elsewhere: tables of runs may come from others.
+    """The run, unless it names a file that is elsewhere: tables of runs may come from others.
 
     Raises:
         ValueError: it does.
@@ -277,7 +277,7 @@ def _index_types() -> dict[str, Any]:
 
 
 def forget_people(folder: Path, subjects: Collection[str]) -> list[StoredRun]:
-    """Delete all runs of these people from a store, and from its table; the runs that it had of them."""
+    """Delete all runs of these subjects from a store, and from its table; the runs that it had of them."""
     runs, _ = read_sidecars(folder)
     gone = [run for run in runs if run.subject in subjects]
     for run in gone:

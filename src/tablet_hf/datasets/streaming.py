@@ -22,13 +22,13 @@ class StreamedWindows(torch.utils.data.IterableDataset):
     """Windows of runs read from Parquet or a store as they come, from a folder or the Hub; nothing is kept on disk.
 
     The workers of a `DataLoader` share out the files among themselves, so have at least as many files; their order is
-    drawn anew in every epoch, and windows pass through a buffer that mixes them.
+    drawn again in every epoch, and windows pass through a buffer that mixes them.
 
     Processes do not share by themselves, since whoever prepares the loader does: under `Trainer` and accelerate the
     first process reads and hands out batches, or each reads everything and keeps its part. In a loop of your own on
     several processes, take `windows.shard(world_size, rank)`.
 
-    Of an export, the tokens of each run are compared with the checksum that was written beside them.
+    Of an export, the tokens of each run are compared with the checksum that was written next to them.
 
     Args:
         path_or_repo: folder of an export or of a store, or the Hub id of an export.

@@ -1,4 +1,4 @@
-"""What is to be learnt: the kind of a label, its classes and weights, or the mean and spread of a target."""
+"""What is to be learned: the kind of a label, its classes and weights, or the mean and spread of a target."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Kind = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Task:
-    """A label and how it is learnt.
+    """A label and how it is learned.
 
     Attributes:
         label: the phenotype's name.
@@ -28,7 +28,7 @@ class Task:
         class_weights: of each class in the loss, so that all classes weigh alike: of two 1 and negatives / positives
             (the code released with arXiv:2604.03619 has larger / smaller class, the same where the positive class is
             the smaller one); of more `people / (classes * people of the class)`.
-        target_mean, target_std: of a regression, over the people that are learnt from.
+        target_mean, target_std: of a regression, over the subjects that are trained on.
         reason: why it was taken for what it is, a sentence.
     """
 
@@ -87,10 +87,10 @@ def find_task(
     positive: Any = None,
     runs: Sequence[int | str] | None = None,
 ) -> Task:
-    """Find out what a label is; weights, mean and spread come from the people that are learnt from, each counted once.
+    """Find out what a label is; weights, mean and spread come from the subjects that are trained on, each counted once.
 
     Text, truth values and whole numbers of at most ten different values are classes, numbered alike for all who are
-    learnt from or predicted; other numbers are a regression.
+    trained on or predicted; other numbers are a regression.
 
     Args:
         store: a `TokenDataset`.
@@ -101,7 +101,7 @@ def find_task(
         runs: of all parts, whose values are the classes; None for the whole store.
 
     Raises:
-        InputError: no such phenotype, one value only, text as a regression, a class nobody has to learn from.
+        InputError: no such phenotype, one value only, text as a regression, a class no one has to train on.
     """
     if kind not in (None, "classification", "regression"):
         raise InputError(f"a label is learnt by classification or regression, not by {kind!r}.")
@@ -145,7 +145,7 @@ def find_task(
 
 
 def _values_of_people(store: Any, label: str, runs: Sequence[int | str]) -> dict[tuple, Any]:
-    """The label of each person, where it is known; of several runs the first counts."""
+    """The label of each subject, where it is known; of several runs the first counts."""
     people: dict[tuple, Any] = {}
     for run in (store.runs[store.index(run)] for run in runs):
         value = run.phenotypes.get(label)

@@ -30,9 +30,10 @@ def token_file_name(scan: Path) -> str:
 def token_file_names(scans: Sequence[Path]) -> list[str]:
     """A name for each of several scans, which says whose it is where the scan's own name does not.
 
-    Scans that would get one name are told apart by the folders they lie in: of those in which their paths differ, the
-    leading ones that are needed stand in front. `100307/Results/rest.nii.gz` and `100408/Results/rest.nii.gz` become
-    `100307_rest_tokens.safetensors` and `100408_rest_tokens.safetensors`. The order of the scans does not matter.
+    Scans that would get one name are distinguished by the folders they are in: of those in which their paths differ,
+    the leading ones that are needed stand in front. `100307/Results/rest.nii.gz` and `100408/Results/rest.nii.gz`
+    become `100307_rest_tokens.safetensors` and `100408_rest_tokens.safetensors`. The order of the scans does not
+    matter.
     """
     paths = [
         Path(os.path.abspath(scan)) for scan in scans
@@ -219,7 +220,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def _read_metadata(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The record, and all that is written beside the tensors, each as JSON."""
+    """The record, and all that is written next to the tensors, each as JSON."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():

@@ -129,7 +129,7 @@ def tokenize_scans(
         writer: of the store, see `TokenStoreWriter`.
         resources: by default what suits the extractor's device.
         check_space: refuse scans that are not in MNI152 space.
-        on_progress: is told what was done so far and how many scans there are, after every block of frames.
+        on_progress: is reported what was done so far and how many scans there are, after every block of frames.
         log_name: of the table in the store's logs folder, a line for each scan.
 
     Returns:
@@ -193,7 +193,7 @@ class _Tokenization:
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.blocks: queue.Queue[_Block] = queue.Queue(maxsize=2 * resources.readers)
-        # Runs whose tokens may lie in memory at once.
+        # Runs whose tokens may are in memory at once.
         self.places = threading.Semaphore(2 * resources.readers + 2)
         self.todo: queue.Queue[ScanRecord] = queue.Queue()
         self.log = _Log(writer.folder / LOGS_FOLDER, log_name)
@@ -445,7 +445,7 @@ def occupied_slices(mask: np.ndarray) -> Tensor:
 
 
 def beside(record: ScanRecord) -> dict[str, Any]:
-    """What stands beside a scan and speaks for it: its mask, and what tells its repetition time. JSON-able."""
+    """What stands next to a scan and speaks for it: its mask, and what tells its repetition time. JSON-able."""
     mask = find_brain_mask_file(record.scan) if record.mask is None else record.mask
     is_given = record.repetition_time is not None
     sidecars = [] if is_given else find_companion_files(record.scan, with_mask=False)
@@ -457,7 +457,7 @@ def beside(record: ScanRecord) -> dict[str, Any]:
 
 
 def how_made(run: BoldRun, record: ScanRecord, extractor: TabletFeatureExtractor) -> dict[str, Any]:
-    """What a store records of the making of one run, beside what all of its runs share. JSON-able."""
+    """What a store records of the making of one run, next to what all of its runs share. JSON-able."""
     voxel_size = np.linalg.norm(run.source_affine[:3, :3], axis=0)
     return {
         "space": declared_space(record.scan),

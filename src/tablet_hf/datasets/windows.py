@@ -6,7 +6,7 @@
     held_out = EvaluationWindows(store, 256, runs_in(split, store.runs, "test"), "sex", classes=classes)
     trainer = Trainer(model, arguments, TabletCollator(), training, callbacks=[EpochCallback()])
     trainer.train()
-    people, logits = average_by(trainer.predict(held_out).predictions, held_out.subjects)
+    subjects, logits = average_by(trainer.predict(held_out).predictions, held_out.subjects)
 
 As in the code released with arXiv:2604.03619, training draws one window a run and epoch, and evaluation cuts windows
 that do not overlap and averages the logits of a subject.
@@ -115,7 +115,7 @@ class _Windows(Dataset, ABC):
         """Run, first frame and number of frames of a window."""
 
     def _fields(self, index: int, run: int, frames: int) -> dict[str, Any]:
-        """What an item has beside its tokens."""
+        """What an item has next to its tokens."""
         fields = {"repetition_time": self.store.runs[run].repetition_time * self.stride}
         return fields | {"labels": self.labels[run]} if run in self.labels else fields
 

@@ -54,7 +54,7 @@ class TokenStoreWriter:
         folder: made if need be.
         preprocessing: `TabletFeatureExtractor.to_dict()` of an extractor that has loaded its autoencoder.
         dtype: "float16" or "int8".
-        is_restricted: whether the terms of the data forbid passing on what concerns single people.
+        is_restricted: whether the terms of the data forbid passing on what concerns single subjects.
 
     Raises:
         InputError: the folder holds a store of other tokens, or something else.
@@ -131,7 +131,7 @@ class TokenStoreWriter:
         return True
 
     def _stored(self, record: ScanRecord, scan: Mapping[str, Any]) -> StoredRun | None:
-        """What the store has of a run; None where that cannot be read, so that it is written anew."""
+        """What the store has of a run; None where that cannot be read, so that it is written again."""
         key, name = store_key(record), scan.get("name")
         sidecar = sidecar_of(self.folder / file_of_key(key))
         if not is_whole_sidecar(sidecar):
@@ -169,7 +169,7 @@ class TokenStoreWriter:
             scan: what tells the file it was made from: see `tablet_hf.files.scan_identity`.
             intensity_scale, clipped_share, mean_tokens: as in `TokenizedRun`.
             made: how they were made; what is the same for the whole store is added.
-            beside: what stood beside the scan, see `StoredRun`; its "mask" is that file's identity, or None.
+            beside: what stood next to the scan, see `StoredRun`; its "mask" is that file's identity, or None.
 
         Raises:
             InputError: tokens of another geometry, or none, or a name that is no text.
@@ -271,7 +271,7 @@ def other_kind(settings: Mapping[str, Any], preprocessing: Mapping[str, Any], dt
 
 
 def is_of_scan(run: StoredRun, scan: Mapping[str, Any]) -> bool:
-    """Whether a run was made from just this file, wherever it lies now."""
+    """Whether a run was made from just this file, wherever it is now."""
     return all(run.scan.get(name) == value for name, value in scan.items())
 
 

@@ -1,7 +1,7 @@
 """Fine-tuning a small TABLeT on the demo's token dataset, with what `tablet_hf.training` is made of.
 
 Unlike a fold of `tablet_hf.training.finetuning` it has no validation part: nothing is chosen, and training runs to its
-end, while the loss of the people held out is looked at.
+end, while the loss of the subjects held out is looked at.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ by `benchmarks/demo_seeds.py`."""
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """A fine-tuned model and what it says of people that it did not learn from.
+    """A fine-tuned model and what it says of subjects that it did not train on.
 
     Attributes:
         model: in evaluation mode.
@@ -76,7 +76,7 @@ def finetune(
     scratch: Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> FinetuneResult:
-    """Train a model from scratch on some runs and predict others; one run a person.
+    """Train a model from scratch on some runs and predict others; one run a subject.
 
     Args:
         store: of the tokens.
@@ -86,7 +86,7 @@ def finetune(
         settings: how to train.
         folder: for the model and the settings of its feature extractor, from which `tablet-hf predict` reads both.
         scratch: where Trainer may write.
-        on_progress: is told steps done and steps in all.
+        on_progress: is reported steps done and steps in all.
     """
     task = find_task(store, label, train, "classification", positive)
     # Of two logits, so that a prediction tells the probability of either class.

@@ -1,4 +1,4 @@
-"""The pictures of a demo and the page that tells what they show."""
+"""The pictures of a demo and the page that says what they show."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -39,7 +39,7 @@ TABLET = "TABLeT"
 
 @dataclass(frozen=True)
 class Split:
-    """Who is learnt from and who is predicted: places in the list of people, both ascending."""
+    """Who is trained on and who is predicted: places in the list of subjects, both ascending."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -47,7 +47,7 @@ class Split:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What one method reached on the people held out.
+    """What one method reached on the subjects held out.
 
     Attributes:
         probabilities: `(held-out people,)`, of the second group.
@@ -66,14 +66,14 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What a demo found, and where it lies.
+    """What a demo found, and where it is.
 
     Attributes:
         out: the folder, with `page`, `model`, `cohort` and pictures in it.
         page: the HTML page.
         model: folder of the fine-tuned model with its feature extractor.
         people: all participants.
-        split: which of them were learnt from and which predicted.
+        split: which of them were trained on and which predicted.
         chance: the accuracy of guessing.
         methods: results of each method by name; "TABLeT" is one of them.
         seconds: what each stage took by the clock.
@@ -155,7 +155,7 @@ def next_command(model: Path, scan: Path) -> str:
 
 
 def write_results(result: DemoResult, seed: int) -> None:
-    """Write results.json: figures of every method, and what it said of everybody who was held out."""
+    """Write results.json: figures of every method, and what it said of everyone who was held out."""
     held_out = [result.people[index] for index in result.split.held_out]
     content = {
         "seed": seed,

@@ -2,9 +2,9 @@
 
     result = run_demo(Path("tablet-demo"))
 
-Stages run in that order, and each is a function of what stands before it. The cohort and the tokens of each person stay
-in the folder and serve the next run with the same settings; everything after them is done anew. All but the cohort and
-the page is what one's own scans go through: a source, a token dataset, and `tablet_hf.training`.
+Stages run in that order, and each is a function of what stands before it. The cohort and the tokens of each subject
+stay in the folder and serve the next run with the same settings; everything after them is done again. All but the
+cohort and the page is what one's own scans go through: a source, a token dataset, and `tablet_hf.training`.
 """
 
 import json
@@ -47,7 +47,7 @@ class DemoSettings:
         cohort: who is simulated; the seed is that of the demo.
         model: fields of its `TabletConfig`.
         training: how it is trained; seed and device are those of the demo.
-        held_out: people that are predicted and never learnt from.
+        held_out: subjects that are predicted and never trained on.
     """
 
     cohort: CohortDesign = field(default_factory=CohortDesign)
@@ -61,7 +61,7 @@ def run_demo(out: Path, device: str = "cpu", seed: int = 0, settings: DemoSettin
 
     Args:
         out: a folder, made if need be. A cohort and tokens that an earlier run with the same settings finished there
-            are used again, everything else is made anew.
+            are used again, everything else is made again.
         device: where slices are encoded and the model is trained.
         seed: draws the cohort, the split and the weights.
         settings: other sizes than the default ones; their cohort's seed is replaced by `seed`.
@@ -121,7 +121,7 @@ def run_demo(out: Path, device: str = "cpu", seed: int = 0, settings: DemoSettin
 
 
 def _make_cohort(folder: Path, design: CohortDesign, on_progress: OnProgress) -> tuple[list[Person], bool]:
-    """The people, and whether an earlier run had made them."""
+    """The subjects, and whether an earlier run had made them."""
     if is_cohort(folder, design):
         return read_cohort(folder), True
     return write_cohort(folder, design, on_progress=on_progress), False
@@ -130,7 +130,7 @@ def _make_cohort(folder: Path, design: CohortDesign, on_progress: OnProgress) ->
 def _tokenize(
     cohort: Path, num_frames: int, extractor: TabletFeatureExtractor, folder: Path, on_progress: OnProgress
 ) -> tuple[TokenDataset, int]:
-    """The tokens of everybody in a store, of which an earlier run may have left some; and how many runs were there."""
+    """The tokens of everyone in a store, of which an earlier run may have left some; and how many runs were there."""
     _ = extractor.slice_autoencoder  # fills in revision and geometry, which are part of the record
     records = find_scans("bids", cohort, dataset="demo").records
     writer = TokenStoreWriter(folder, extractor.to_dict())
@@ -151,7 +151,7 @@ def _tokenize(
 
 
 def _runs_of(people: Sequence[Person], store: TokenDataset) -> list[int]:
-    """The place in the store of each person's run."""
+    """The place in the store of each subject's run."""
     places = {f"sub-{run.subject}": place for place, run in enumerate(store.runs)}
     return [places[person.name] for person in people]
 
@@ -202,13 +202,13 @@ def _no_bars_of_the_library() -> Iterator[None]:
 def _baselines(
     store: TokenDataset, people: list[Person], split: Split, seed: int, on_progress: OnProgress
 ) -> dict[str, np.ndarray]:
-    """Linear models on functional connectivity and on the average token: probabilities of the people held out."""
+    """Linear models on functional connectivity and on the average token: probabilities of the subjects held out."""
     from tablet_hf.baselines.connectivity import connectivity_features, power_regions, region_time_series
     from tablet_hf.baselines.linear import LinearModel
 
     scans = [person.scan for person in people]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some of the regions lie beside the brain
+        warnings.simplefilter("ignore")  # some of the regions are next to the brain
         courses = region_time_series(scans, power_regions(scans[0]), lambda done: on_progress(done, len(people)))
         connectivity = connectivity_features(courses)
     average_token = np.stack([store.window(run).float().mean(0).flatten().numpy() for run in _runs_of(people, store)])

@@ -1,6 +1,6 @@
 """How good predictions are, by scikit-learn and scipy: pure functions of arrays, and `compute_metrics` for `Trainer`.
 
-A metric that is not defined is NaN, without a warning: the AUROC of people who are all of one class, the correlation
+A metric that is not defined is NaN, without a warning: the AUROC of subjects who are all of one class, the correlation
 with a constant, everything where a prediction is no finite number. The same metrics are `evaluate` modules that need
 no network:
 

@@ -1,4 +1,4 @@
-"""What a method says of people that it did not learn from: the form in which all methods are compared."""
+"""What a method says of subjects that it did not train on: the form in which all methods are compared."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ __all__ = ["Predictions", "joined"]
 
 @dataclass(frozen=True)
 class Predictions:
-    """One method's word on each held-out person, an entry a person (and fold).
+    """One method's word on each held-out subject, an entry a subject (and fold).
 
     Attributes:
         method: what it is called in tables, such as "TABLeT" or "functional connectivity".
@@ -21,7 +21,7 @@ class Predictions:
         targets: `(n,)`, the number of the true class as int64, or the true value as float64.
         outputs: `(n, classes)` probabilities, or `(n,)` values in the target's own unit; float64.
         sites: `(n,)`, None where it is not known.
-        folds: `(n,)`, the name of the split whose held-out part the person stood in.
+        folds: `(n,)`, the name of the split whose held-out part the subject stood in.
 
     Raises:
         ValueError: arrays that do not fit together.

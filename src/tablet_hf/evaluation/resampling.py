@@ -1,9 +1,9 @@
-"""Thousands of resampled evaluations at once: bootstraps over people as weights, permutations as sums.
+"""Thousands of resampled evaluations at once: bootstraps over subjects as weights, permutations as sums.
 
-A bootstrap draws people with replacement, so it says how often each counts. All metrics are computed for a block of
+A bootstrap draws subjects with replacement, so it says how often each counts. All metrics are computed for a block of
 draws together from those weights, `(draws, n)`; they are those of `tablet_hf.evaluation.metrics` on the repeated rows.
-A person who stands in several folds is drawn with all entries or none. A permutation hands each person the target of
-another; AUROC, accuracy and correlation then order the permutations by a plain sum over people.
+A subject who stands in several folds is drawn with all entries or none. A permutation hands each subject the target of
+another; AUROC, accuracy and correlation then order the permutations by a plain sum over subjects.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ BLOCK_NUMBERS = 2**22
 
 
 def bootstrap_counts(num_subjects: int, num_draws: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each person is drawn, block by block: `(draws, num_subjects)` float64, rows sum to num_subjects."""
+    """How often each subject is drawn, block by block: `(draws, num_subjects)` float64, rows sum to num_subjects."""
     rng = np.random.default_rng(seed)
     for size in _block_sizes(num_subjects, num_draws):
         drawn = rng.integers(num_subjects, size=(size, num_subjects)) + num_subjects * np.arange(size)[:, None]
@@ -32,10 +32,10 @@ def bootstrap_counts(num_subjects: int, num_draws: int, seed: int) -> Iterator[n
 
 
 def shuffles(num_subjects: int, blocks: Sequence | None, num_draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Whose target each person is given, in blocks of draws: each `(draws, num_subjects)` places of people.
+    """Whose target each subject is given, in blocks of draws: each `(draws, num_subjects)` places of subjects.
 
     Args:
-        blocks: `(num_subjects,)`, people are only exchanged with people of the same block; None for one block.
+        blocks: `(num_subjects,)`, subjects are only exchanged with subjects of the same block; None for one block.
     """
     rng = np.random.default_rng(seed)
     numbers = np.zeros(num_subjects) if blocks is None else np.unique(np.asarray(blocks), return_inverse=True)[1]
@@ -61,8 +61,8 @@ def shuffled_p_value(
         targets: `(n,)`, of each entry; int for classes, float64 for a regression.
         merits: what an entry adds to the statistic: `(n, classes)` for each class it might be, or `(n,)`, to be
             multiplied with its target.
-        person_of_entry: `(n,)`, places of people. All people of one block have as many entries, and those of each
-            person are in the order in which they are to be exchanged.
+        person_of_entry: `(n,)`, places of subjects. All subjects of one block have as many entries, and those of each
+            subject are in the order in which they are to be exchanged.
         blocks: see `shuffles`.
 
     Returns:

@@ -2,14 +2,14 @@
 
     evaluation = evaluate_predictions(predictions)
     evaluation.metrics["auroc"]                       # Estimate(value=0.71, low=0.6, high=0.81, ...)
-    compare(predictions, baseline).metrics["auroc"]   # the difference on the same people
+    compare(predictions, baseline).metrics["auroc"]   # the difference on the same subjects
 
-Intervals are percentile bootstraps over people (95%, from the 2.5th to the 97.5th percentile of the draws): models and
-splits are held fixed, so they tell of the people drawn for testing and of nothing else. A person who stands in several
-folds is drawn with all entries or none.
+Intervals are percentile bootstraps over subjects (95%, from the 2.5th to the 97.5th percentile of the draws): models
+and splits are held fixed, so they tell of the subjects drawn for testing and of nothing else. A subject who stands in
+several folds is drawn with all entries or none.
 
 The permutation p value is one-sided, and says how often targets handed around at random suit the predictions as well.
-People exchange targets only with people who stood in the same folds: what differs between folds (their models, and
+Subjects exchange targets only with subjects who stood in the same folds: what differs between folds (their models, and
 where a site is left out, the site) is then the same in all permutations, and is not taken for a skill.
 """
 
@@ -47,12 +47,12 @@ __all__ = [
 CONFIDENCE = 0.95
 
 FEW_PEOPLE = 30
-"""With fewer people an interval is wide, and a percentile bootstrap still makes it too narrow (Hesterberg 2015)."""
+"""With fewer subjects an interval is wide, and a percentile bootstrap still makes it too narrow (Hesterberg 2015)."""
 
 FEW_OF_A_CLASS = 10
 
 MIN_SITE_PEOPLE = 10
-"""A site with fewer people is counted, and not judged."""
+"""A site with fewer subjects is counted, and not evaluated."""
 
 MAX_UNDEFINED = 0.1
 """Where a larger share of the draws lacks a metric, those that have it are no fair sample: there is no interval."""
@@ -66,7 +66,7 @@ class Estimate:
     """A metric and its interval.
 
     Attributes:
-        value: on the people as they are.
+        value: on the subjects as they are.
         low, high: ends of the 95% interval; NaN where there is none.
         undefined: the share of draws in which the metric was not defined, and which were left out.
     """
@@ -79,11 +79,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Site:
-    """The people of one site.
+    """The subjects of one site.
 
     Attributes:
-        name: None for people whose site is not known.
-        metrics: empty where there are too few people.
+        name: None for subjects whose site is not known.
+        metrics: empty where there are too few subjects.
         note: why something is missing, or empty.
     """
 
@@ -95,7 +95,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Fold:
-    """The people of one fold, and the metrics on them."""
+    """The subjects of one fold, and the metrics on them."""
 
     name: str
     num_subjects: int
@@ -126,12 +126,12 @@ class Evaluation:
 
     Attributes:
         method, label, classes: of the predictions.
-        num_subjects, num_entries: an entry is a person in a fold.
+        num_subjects, num_entries: an entry is a subject in a fold.
         main_metric: the one that p value and comparisons are about.
         metrics: of all entries together. Two classes have auroc, balanced_accuracy, accuracy, f1, sensitivity and
             specificity; more classes auroc and f1 as means over the classes, balanced_accuracy and accuracy; a
             regression pearson_r, r2, mae and mse.
-        chance: what the best constant guess reaches on these people, where that is a number.
+        chance: what the best constant guess reaches on these subjects, where that is a number.
         p_value: of the main metric, by permutation; NaN where it is not defined.
         by_site, by_fold: in alphabetical order, and as they came; no sites where none is known.
         over_folds: of each metric mean, standard deviation (of a sample, NaN for one fold) and number of folds that
@@ -139,7 +139,7 @@ class Evaluation:
         confusion: `(classes, classes)` counts of entries, rows are true; None for a regression.
         calibration: of classes the Brier score and, without interval, the expected calibration error; of a regression
             slope and intercept of the target on the prediction, 1 and 0 where predictions mean what they say.
-        calibration_if_perfect: mean and 95th percentile of the expected calibration error that just as many people
+        calibration_if_perfect: mean and 95th percentile of the expected calibration error that just as many subjects
             would show if all probabilities were true; None for a regression.
         reliability: of two classes the probability of the positive one, of more that of the predicted one.
         notes: what a reader must know before believing the numbers, a sentence each.
@@ -176,15 +176,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method against another on the same people.
+    """One method against another on the same subjects.
 
     Attributes:
         first, second: names of the methods.
         num_subjects: who have predictions of both; `num_left_out` have one of one only.
         metrics: of each metric the first method's minus the second's. Of mae, mse and brier less is better.
         p_value: of the main metric's difference, two-sided, from the draws of its interval: twice the share in which it
-            is 0 or has the rarer sign, these people themselves counted in as one more of these, and 1 at most. It is at
-            least `2 / (num_bootstraps + 1)`, and NaN where there is no interval.
+            is 0 or has the rarer sign, these subjects themselves counted in as one more of these, and 1 at most. It is
+            at least `2 / (num_bootstraps + 1)`, and NaN where there is no interval.
     """
 
     first: str
@@ -209,11 +209,11 @@ def evaluate_predictions(
 ) -> Evaluation:
     """Judge the predictions of one method.
 
-    The same people, seed and number of bootstraps give the same draws, whatever the method. Everything that is drawn
-    is computed for thousands of draws at once: 1,000 people take about a second.
+    The same subjects, seed and number of bootstraps give the same draws, whatever the method. Everything that is drawn
+    is computed for thousands of draws at once: 1,000 subjects take about a second.
 
     Raises:
-        InputError: predictions that are no finite numbers, probabilities that are none, a person who stands twice in
+        InputError: predictions that are no finite numbers, probabilities that are none, a subject who stands twice in
             one fold.
     """
     _check(predictions)
@@ -251,10 +251,10 @@ def evaluate_predictions(
 
 
 def compare(first: Predictions, second: Predictions, num_bootstraps: int = 2000, seed: int = 0) -> Comparison:
-    """The difference of two methods on the people (and folds) that both predicted, each draw used for both.
+    """The difference of two methods on the subjects (and folds) that both predicted, each draw used for both.
 
     Raises:
-        InputError: methods that learnt different things, no person in common, or different truths about one.
+        InputError: methods that learned different things, no subject in common, or different truths about one.
     """
     if (first.label, first.classes) != (second.label, second.classes):
         raise InputError(
@@ -300,7 +300,7 @@ def compare(first: Predictions, second: Predictions, num_bootstraps: int = 2000,
 
 
 def main_metric(predictions: Predictions) -> str:
-    """What a method is judged by: AUROC (accuracy where a class has nobody), or the correlation."""
+    """What a method is evaluated by: AUROC (accuracy where a class has no one), or the correlation."""
     if predictions.is_regression:
         return "pearson_r"
     return "auroc" if len(np.unique(predictions.targets)) == len(predictions.classes) else "accuracy"
@@ -385,7 +385,7 @@ def _estimates(
 def _estimate(value: float, draws: np.ndarray, num_subjects: int) -> Estimate:
     defined = draws[np.isfinite(draws)]
     undefined = 1 - len(defined) / len(draws)
-    # Of one person all draws are the same.
+    # Of one subject all draws are the same.
     if num_subjects < 2 or not math.isfinite(value) or undefined > MAX_UNDEFINED:
         return Estimate(value, undefined=undefined)
     low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
@@ -461,7 +461,7 @@ def _merits(predictions: Predictions, metric: str) -> np.ndarray | None:
     return merits * (0, 1) if num_classes == 2 else merits
 
 
-# --- parts of the people
+# --- parts of the subjects
 
 
 def _by_site(predictions: Predictions, num_bootstraps: int, seed: int) -> tuple[Site, ...]:
@@ -622,7 +622,7 @@ def _notes(predictions: Predictions, metrics: Mapping[str, Estimate], person_of_
 
 
 def _exact_intervals(predictions: Predictions, num_subjects: int) -> dict[str, tuple[float, float]]:
-    """Of what is a share of people, where each person is one entry."""
+    """Of what is a share of subjects, where each subject is one entry."""
     if predictions.is_regression or len(predictions) > num_subjects:
         return {}
     right = predicted_classes(predictions) == predictions.targets

@@ -1,7 +1,7 @@
 """
 Checkpoints of the code released with the paper, made into folders that `from_pretrained` loads.
 
-What is in them is told in `tablet_hf.convert_tablet_to_hf`.
+What is in them is reported in `tablet_hf.convert_tablet_to_hf`.
 """
 
 import json
@@ -37,7 +37,7 @@ from tablet_hf.modeling_tablet import (
     TabletPreTrainedModel,
 )
 
-# Beside the weights, for the card of who publishes them later; the file itself is never sent.
+# Next to the weights, for the card of who publishes them later; the file itself is never sent.
 CONVERTED_FROM_FILE = "converted_from.json"
 
 
@@ -141,7 +141,7 @@ def convert_checkpoint(
 
 
 def read_checkpoint(source: str, revision: str | None) -> tuple[Weights, dict[str, Any] | None]:
-    """Weights by their stored names, and the released configuration where one lies beside them."""
+    """Weights by their stored names, and the released configuration where one is next to them."""
     path = Path(source)
     if not path.exists():
         path = fetch_from_hub(source, revision)

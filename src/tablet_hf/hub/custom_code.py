@@ -36,8 +36,8 @@ def write_custom_code(folder: Path) -> None:
 
     Written are the Python files that its classes need, their names in `config.json` and `preprocessor_config.json`,
     and the extractor's autoencoder where that is one that comes with this package (`autoencoders/NAME`, 14 MB), since
-    nobody else has it. A model whose configuration records how its tokens are made, but beside which no extractor
-    lies, gets one. Written again, nothing changes.
+    no one else has it. A model whose configuration records how its tokens are made, but next to which no extractor
+    is, gets one. Written again, nothing changes.
 
     Raises:
         InputError: the folder holds neither a model nor an extractor of TABLeT.

@@ -149,7 +149,7 @@ class ScanPredictor:
         return self.predict_tokens(run)
 
     def prepare(self) -> None:
-        """Load the autoencoder now and not with the first scan, so that what is wrong with it is told once.
+        """Load the autoencoder now and not with the first scan, so that what is wrong with it is reported once.
 
         Raises:
             InputError: it cannot be loaded, or its tokens do not fit the model.
@@ -312,7 +312,7 @@ def check_model_folder(folder: Path) -> None:
 def load_extractor(
     name: str | Path, model: TabletForSequenceClassification | None = None, revision: str = "main"
 ) -> TabletFeatureExtractor:
-    """Load the extractor saved beside a model or, where there is none, one as the model's config records it.
+    """Load the extractor saved next to a model or, where there is none, one as the model's config records it.
 
     Raises:
         InputError: neither says how tokens are made.

@@ -1,8 +1,8 @@
-"""What may leave a machine: who may publish what, other names for people, and a look at every file before it is sent.
+"""What may leave a machine: who may publish what, other names for subjects, and a look at every file before it is sent.
 
-Terms of HCP and UK Biobank forbid passing on what concerns single people, and tokens concern them, since scans can be
+Terms of HCP and UK Biobank forbid passing on what concerns single subjects, and tokens concern them, since scans can be
 decoded from them. Nothing here can decide whether somebody has the right to share; it asks, and writes down what was
-said. What it can do is to leave behind what nobody else needs, and to look for the rest.
+said. What it can do is to leave behind what no one else needs, and to look for the rest.
 """
 
 import hashlib
@@ -48,8 +48,8 @@ def check_may_be_published(
     Args:
         what: the path, for the sentence.
         kind: "model", "autoencoder" or "dataset".
-        is_restricted: whether the terms of the data forbid passing on what concerns single people; None where it is not
-            known.
+        is_restricted: whether the terms of the data forbid passing on what concerns single subjects; None where it is
+            not known.
         is_private: whether only its owner will see the repository.
         right: why it may be shared all the same, in words of whoever shares it.
 
@@ -82,7 +82,7 @@ def check_may_be_published(
         )
 
 
-# Names that sources give to studies which everybody may have. Not HBN, whose phenotypes have terms that its scans lack.
+# Names that sources give to studies which everyone may have. Not HBN, whose phenotypes have terms that its scans lack.
 OPEN_STUDIES = frozenset({"ADHD-200"})
 
 
@@ -92,11 +92,11 @@ def sounds_restricted(datasets: Iterable[str | None]) -> str | None:
     return next((name for name in datasets if name and re.search(pattern, name, re.IGNORECASE)), None)
 
 
-# --- other names for people
+# --- other names for subjects
 
 
 class Pseudonyms:
-    """Names for people that say nothing to those without the salt, and are the same whenever it is the same.
+    """Names for subjects that say nothing to those without the salt, and are the same whenever it is the same.
 
     A checksum alone would not do: who knows that subjects are numbers of seven digits has tried them all in a minute.
 
@@ -111,7 +111,7 @@ class Pseudonyms:
 
     @classmethod
     def beside(cls, store: Path) -> "Pseudonyms":
-        """Those of a store: their salt lies beside its folder as `STORE.salt`, and is made where there is none yet.
+        """Those of a store: their salt is next to its folder as `STORE.salt`, and is made where there is none yet.
 
         Raises:
             InputError: a file of that name that is no salt.
@@ -143,7 +143,7 @@ class Pseudonyms:
 
 # As many different texts are a category, more are what somebody wrote.
 MOST_CATEGORIES, LONGEST_CATEGORY = 20, 40
-# Names of columns that hold what leads to a person, or what was written about one.
+# Names of columns that hold what leads to a subject, or what was written about one.
 # fmt: off
 TELLING_NAMES = frozenset((
     "address", "birth", "birthdate", "birthday", "comment", "comments", "date", "dates", "day", "description",
@@ -179,16 +179,16 @@ def published_runs(
 ) -> tuple[list[StoredRun], dict[str, str]]:
     """The runs of a store as others may see them, in the order of the store.
 
-    People, families and runs get other names; sites are called site-1, site-2 and so on; sessions, tasks and runs
+    Subjects, families and runs get other names; sites are called site-1, site-2 and so on; sessions, tasks and runs
     whose labels are no plain ones get other names too. Of phenotypes go along numbers and categories, but neither
-    dates, nor numbers that tell a person, nor texts; ages in whole years, and as 90 from 90 on. Of restricted data none
-    goes along unless it is named.
+    dates, nor numbers that tell a subject, nor texts; ages in whole years, and as 90 from 90 on. Of restricted data
+    none goes along unless it is named.
 
     Args:
         store: the store.
         pseudonyms: the other names.
         phenotypes: which go along; None for all that may.
-        keep_subjects: people and families keep the names that they have, of data that are open.
+        keep_subjects: subjects and families keep the names that they have, of data that are open.
         without: phenotypes that stay behind, "family" too.
         keep_sites: sites whose labels are plain words keep these.
         exact_ages: ages go along as they are, of data that are open.
@@ -197,8 +197,8 @@ def published_runs(
         The runs, and of each phenotype or label that is left out why.
 
     Raises:
-        InputError: a phenotype that the store does not have, or that tells of single people though it was asked for;
-            names of people or exact ages are to be kept, though the data are restricted.
+        InputError: a phenotype that the store does not have, or that tells of single subjects though it was asked for;
+            names of subjects or exact ages are to be kept, though the data are restricted.
     """
     is_restricted = bool(store.settings["is_restricted"])
     if is_restricted and keep_subjects:
@@ -266,7 +266,7 @@ def published_runs(
 
 
 def holds_ages(name: str) -> bool:
-    """Whether a phenotype of this name is people's age."""
+    """Whether a phenotype of this name is subjects' age."""
     return any(map(AGE_NAME.fullmatch, _words(name)))
 
 
@@ -282,7 +282,7 @@ def _in_whole_years(age: Any) -> Any:
 
 
 def people_alone(runs: Sequence[StoredRun]) -> tuple[int, list[str]]:
-    """How many people are the only ones with their site and phenotypes, and what of these is told.
+    """How many subjects are the only ones with their site and phenotypes, and what of these is reported.
 
     Whoever knows as much of somebody finds them, whatever name they have here.
     """
@@ -375,8 +375,8 @@ def _why_left_out(
 
 
 def _are_of_single_people(values: Sequence[Any], num_subjects: int) -> bool:
-    """Whether texts, of those people who have one, are more than the names of groups: several words of one person, or
-    texts that are another for each of a few."""
+    """Whether texts, of those subjects who have one, are more than the names of groups: several words of one subject,
+    or texts that are another for each of a few."""
     times = Counter(value for value in values if isinstance(value, str))
     alone = [text for text, number in times.items() if number == 1]
     return any(len(text.split()) > 1 for text in alone) or (len(alone) == len(values) < num_subjects)
@@ -396,7 +396,7 @@ class Secrets:
     """What no file that is sent may hold.
 
     Attributes:
-        ids: names of people and families.
+        ids: names of subjects and families.
         texts: what was written of them, names of scans, and the like; of six letters or more.
         tokens: access tokens.
         allowed: texts of whoever publishes, in which dates and addresses may stand.
@@ -471,7 +471,7 @@ PATTERNS = {
     ),
     "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[A-Za-z]{2,}"),
 }
-# What is a date in a table of people, and may be a version or a ratio in a sentence: 4.3.19, 04-Mar-19, 2019-03.
+# What is a date in a table of subjects, and may be a version or a ratio in a sentence: 4.3.19, 04-Mar-19, 2019-03.
 DATE_IN_A_CELL = re.compile(
     r"(?<![\w./-])(?:0?[1-9]|[12]\d|3[01])([./-])(?:0?[1-9]|[12]\d|3[01])\1\d\d(?![\w./-])"
     rf"|(?<!\w)(?i:\d\d?[ -]?{MONTH}[ -]?\d\d)(?!\d)"
@@ -496,7 +496,7 @@ def find_leaks(folder: str | Path, secrets: Secrets, own_code: Mapping[str, str]
 
     Looked at are the names of files, JSON, text, headers and byte tensors of safetensors, schema and all columns of
     Parquet but the numbers of tokens. Files of other kinds (pickles such as training_args.bin, logs, pictures) are
-    leaks themselves, since nobody can tell what they hold; so are Python files other than the package's own.
+    leaks themselves, since no one can tell what they hold; so are Python files other than the package's own.
 
     Args:
         folder: what is to be sent.
@@ -567,7 +567,7 @@ class _Search:
 
         Args:
             text: anything.
-            is_cell: whether it names a person if it is as short as one's name.
+            is_cell: whether it names a subject if it is as short as one's name.
         """
         yield from _faults_of_text(text, self.secrets.allowed)
         if any(token in text for token in self.secrets.tokens):
@@ -581,7 +581,7 @@ class _Search:
         if self._long:
             for match in WORDS.finditer(text):
                 word = match[0]
-                # 03619 of arXiv 2604.03619 is nobody.
+                # 03619 of arXiv 2604.03619 is no one.
                 is_decimal = re.search(r"[0-9]\.$", text[max(0, match.start() - 2) : match.start()])
                 parts = {word, *re.split(r"(?:[^\w+]|_)+", word)}
                 # sub100307, which no checksum looks like.
@@ -624,7 +624,7 @@ def _of_json(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]:
 
 
 def _long_number(value: float) -> str | None:
-    """A number that may be a person's or a day, as it is written without a fraction; 100307.0 is one."""
+    """A number that may be a subject's or a day, as it is written without a fraction; 100307.0 is one."""
     return str(int(value)) if float(value).is_integer() and abs(value) >= 100_000 else None
 
 
@@ -650,7 +650,7 @@ def _of_safetensors(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bo
             if not 0 < size <= min(100_000_000, path.stat().st_size):
                 raise ValueError
             header = json.loads(file.read(size), object_pairs_hook=_without_doubles)
-            # Between and behind the tensors nothing may stand, since nobody would look there.
+            # Between and behind the tensors nothing may stand, since no one would look there.
             place = 0
             for begin, end in sorted(value["data_offsets"] for name, value in header.items() if name != "__metadata__"):
                 if begin != place or end < begin:

@@ -1,6 +1,6 @@
 """To the Hub: a saved model, an autoencoder or a token dataset, with its card, and nothing that must not leave.
 
-    prepared = prepare("sex-model/fold-1/model", "to-be-sent", repo="lab/sex", evaluation="judged/results.json")
+    prepared = prepare("sex-model/fold-1/model", "to-be-sent", repo="lab/sex", evaluation="evaluated/results.json")
     publish(prepared, "lab/sex", is_private=True)
 
 First a folder is made of all that will be sent, and looked through; then it is sent in one commit, so that a repository
@@ -64,7 +64,7 @@ class Sharing:
     Attributes:
         is_private: whether only its owner sees it.
         is_gated: whether its owner is asked by each who wants it; None for whatever is restricted.
-        is_restricted: whether the terms of the data forbid passing on what concerns single people, where that is not
+        is_restricted: whether the terms of the data forbid passing on what concerns single subjects, where that is not
             recorded; a store that is marked so stays so.
         right_to_share: why it may be shared all the same; it will stand in the card.
         license: as the Hub names it; tokens without one are under the terms of their source.
@@ -110,7 +110,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Published:
-    """Where it lies now: its address, the commit, and whether there was something in the repository before."""
+    """Where it is now: its address, the commit, and whether there was something in the repository before."""
 
     url: str
     commit: str
@@ -122,7 +122,7 @@ class Published:
 
 
 def kind_of(path: str | Path) -> str:
-    """What lies in a folder: "model", "autoencoder", "store" or "export".
+    """What is in a folder: "model", "autoencoder", "store" or "export".
 
     Raises:
         InputError: nothing that can be published.
@@ -194,13 +194,13 @@ def prepare(
         sharing: the conditions; private by default, and gated where it is restricted.
         dataset: of a model, the store it was trained on, for the card and for the names that must not be sent.
         evaluation: of a model, results.json of `tablet-hf evaluate`.
-        with_code: put the code beside a model, so that it loads where this package is not installed.
+        with_code: put the code next to a model, so that it loads where this package is not installed.
         phenotypes, keep_subjects, without, keep_sites, exact_ages: of tokens, see `published_runs`.
         token: an access token that must not stand in any file.
-        on_progress: of tokens, is told runs done and runs in all.
+        on_progress: of tokens, is reported runs done and runs in all.
 
     Raises:
-        InputError: nothing that can be published, conditions that forbid it, or a file that tells what must not be
+        InputError: nothing that can be published, conditions that forbid it, or a file that says what must not be
             told; nothing is left at `out` then.
     """
     path, out, sharing = Path(path), Path(out), sharing or Sharing()
@@ -339,7 +339,7 @@ def _prepare_model(
     weights = _weights(path, "model")
     out.mkdir(parents=True, exist_ok=True)
     notes, secrets = [], Secrets() if store is None else Secrets.of_store(store)
-    # Only what a configuration has: others may have written anything beside it, and `_name_or_path` tells folders.
+    # Only what a configuration has: others may have written anything next to it, and `_name_or_path` tells folders.
     known = {*TabletConfig.__dataclass_fields__, *TabletConfig().to_dict(), "model_type", "num_labels"}
     config = {name: value for name, value in settings.items() if name in known and not name.startswith("_")}
     config |= _named(config, notes)
@@ -405,7 +405,7 @@ def _prepare_model(
 
 
 def _trainings(path: Path) -> tuple[TrainingData, ...]:
-    """What a model learnt from, as it is recorded beside it; of a folder that it started from, the name alone."""
+    """What a model trained on, as it is recorded next to it; of a folder that it started from, the name alone."""
 
     def plain(name: str | None) -> str | None:
         is_path = name is not None and (name.count("/") > 1 or name.startswith((".", "~", "/")) or "\\" in name)
@@ -417,15 +417,15 @@ def _trainings(path: Path) -> tuple[TrainingData, ...]:
 def restriction_of(
     what: str | Path, sharing: Sharing, store: TokenDataset | None, training_data: Sequence[TrainingData] = ()
 ) -> bool | None:
-    """Whether the terms of data forbid passing on what concerns single people.
+    """Whether the terms of data forbid passing on what concerns single subjects.
 
     As it is marked, said, or to be concluded from the names of studies, in this order; None where that tells nothing,
-    since scans that came as a table or as BIDS may be anybody's, and so may what the first weights learnt from.
+    since scans that came as a table or as BIDS may be anybody's, and so may what the first weights trained on.
 
     Args:
         what: path, for the sentence.
         sharing: what is said.
-        store: of tokens, or the one that a model is said to have learnt from.
+        store: of tokens, or the one that a model is said to have trained on.
         training_data: all trainings of a model. One of restricted data makes it restricted for good, whatever came
             later and whichever store is named.
 
@@ -470,7 +470,7 @@ def _named(settings: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
 
 
 def _weights(path: Path, stem: str) -> list[Path]:
-    """The safetensors files of a folder, which lie in it and nowhere else."""
+    """The safetensors files of a folder, which are in it and nowhere else."""
     index = path / f"{stem}.safetensors.index.json"
     names = [f"{stem}.safetensors"]
     if index.is_file():
@@ -491,7 +491,7 @@ def _prepare_autoencoder(path: Path, out: Path, repo: str, sharing: Sharing) -> 
 
     is_shipped = path.resolve().parent == SHIPPED_WEIGHTS.resolve()
     card = shipped_card(path.resolve().name) if is_shipped else None
-    # What was shown to others is not known: scans of people are images too.
+    # What was shown to others is not known: scans of subjects are images too.
     is_restricted = False if is_shipped and sharing.is_restricted is None else sharing.is_restricted
     sharing = _decided(sharing, is_restricted)
     check_may_be_published(str(path), "autoencoder", is_restricted, sharing.is_private, sharing.right_to_share)
@@ -649,7 +649,7 @@ def publish(
 
     Raises:
         InputError: files that are not as they were looked through, words that tell what must not be told, no or a wrong
-            token, no right to write there, a repository that everybody can see though this must not be, a tag that is
+            token, no right to write there, a repository that everyone can see though this must not be, a tag that is
             there, or no way to the Hub.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -708,7 +708,7 @@ def _checked_repository(api: Any, repo: str, kind: str, sharing: Sharing, tag: s
     """What to say of a repository that is there already.
 
     Raises:
-        InputError: everybody can see it, and this must not be seen by everybody; or it has the tag.
+        InputError: everyone can see it, and this must not be seen by everyone; or it has the tag.
     """
     info = api.repo_info(repo, repo_type=kind)
     if tag is not None and tag in {known.name for known in api.list_repo_refs(repo, repo_type=kind).tags}:

@@ -3,8 +3,8 @@
     arguments = TrainingArguments("out", push_to_hub=True, hub_model_id="lab/sex", save_strategy="epoch", ...)
     PublishingTrainer(model, arguments, TabletCollator(...), train_dataset=windows, store=store).train()
 
-The library's own sends whatever lies in the output folder: pickled settings with the access token in them if it was
-given there, logs with the machine's name, lists of people, and a card with empty results.
+The library's own sends whatever is in the output folder: pickled settings with the access token in them if it was
+given there, logs with the machine's name, lists of subjects, and a card with empty results.
 """
 
 import json
@@ -30,13 +30,13 @@ __all__ = ["PublishingTrainer"]
 
 class PublishingTrainer(Trainer):
     """`Trainer` with `push_to_hub=True`: configuration, weights, feature extractor and card are sent, and nothing else
-    but `training_data.json`, which lies beside all weights that it saves.
+    but `training_data.json`, which is next to all weights that it saves.
 
     Pushes run in a thread of their own, the last one at the end of training in the open. A push that fails while it
-    trains is told in a warning, and training goes on; the next one sends everything.
+    trains is reported in a warning, and training goes on; the next one sends everything.
 
     Args:
-        store: the `TokenDataset` that is learnt from, for the card and for names that must not be sent; by default that
+        store: the `TokenDataset` that is trained on, for the card and for names that must not be sent; by default that
             of the windows.
         sharing: the conditions; by default private as `hub_private_repo` says (private where it says nothing).
         others: of `Trainer`.
@@ -63,7 +63,7 @@ class PublishingTrainer(Trainer):
         super().__init__(*args, **kwargs)
 
     def _set_trainings(self) -> None:
-        """All trainings of the model, from the record beside the weights that it started from and from its windows."""
+        """All trainings of the model, from the record next to the weights that it started from and from its windows."""
         if self._trainings:
             return
         started_from = self.model.name_or_path or None
@@ -163,7 +163,7 @@ class PublishingTrainer(Trainer):
             warnings.warn(f"A push while training did not go through: {error}", stacklevel=2)
 
     def _gather(self, source: Path, folder: Path) -> None:
-        """Copy the model's files of a folder that Trainer wrote, and put the extractor beside them."""
+        """Copy the model's files of a folder that Trainer wrote, and put the extractor next to them."""
         folder.mkdir(parents=True)
         for pattern in ("config.json", TRAINING_DATA_FILE, "*.safetensors", "*.safetensors.index.json"):
             for path in source.glob(pattern):

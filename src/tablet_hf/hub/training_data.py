@@ -1,9 +1,9 @@
-"""What data a model learnt from: a record beside its weights, which goes wherever they go.
+"""What data a model trained on: a record next to its weights, which goes wherever they go.
 
     stages = TrainingData.read("pretrained/model")      # () where there is no record
-    stages[-1].studies, stages[-1].people             # ("ADHD-200",), 112
+    stages[-1].studies, stages[-1].subjects             # ("ADHD-200",), 112
 
-It holds studies and counts, and nobody's name. Whether a model may be passed on depends on it.
+It holds studies and counts, and no one's name. Whether a model may be passed on depends on it.
 """
 
 import json
@@ -28,14 +28,14 @@ class TrainingData:
     """One training of a model; the trainings before it, of the weights that it started from, have records before it.
 
     Attributes:
-        task: "masked token modeling", or the phenotype that was learnt.
+        task: "masked token modeling", or the phenotype that was learned.
         studies: as sources name them, such as "ADHD-200"; scans of a table or of BIDS may have none, and stand as
-            `UNNAMED` beside others that have one.
-        people: how many were learnt from; 0 where it is not known.
-        people_chosen_by: how many judged when to stop, and at which learning rate.
-        runs, frames: how many of the people learnt from.
+            `UNNAMED` next to others that have one.
+        people: how many were trained on; 0 where it is not known.
+        people_chosen_by: how many evaluated when to stop, and at which learning rate.
+        runs, frames: how many of the subjects trained on.
         is_restricted: whether their tokens were marked as such, see `TokenStoreWriter`.
-        started_from: Hub id, or a folder's name without where it lies; None for new weights.
+        started_from: Hub id, or a folder's name without where it is; None for new weights.
     """
 
     task: str

@@ -3,7 +3,7 @@
     write_results("results", [tablet, connectivity, mean_token])   # the method in question first, then baselines
     tablet, connectivity, mean_token = read_predictions("results/predictions.csv")
 
-All methods are judged on the same people: those whom every one of them predicted.
+All methods are evaluated on the same subjects: those whom every one of them predicted.
 """
 
 import csv
@@ -53,7 +53,7 @@ def write_results(
     remarks: Sequence[str] = (),
     are_held_out: bool = True,
 ) -> dict[str, Any]:
-    """Judge methods on the people that all of them predicted, and write what came out.
+    """Judge methods on the subjects that all of them predicted, and write what came out.
 
     Args:
         folder: made where it is not there; results.json, predictions.csv, index.html and pictures in it are replaced.
@@ -61,13 +61,13 @@ def write_results(
         baselines: names of those methods that are baselines; by default all but the first.
         about: what else a reader needs, such as model, store and split: kept in results.json and shown on the page.
         remarks: what else a reader must know before believing the numbers, a sentence each.
-        are_held_out: whether no method learnt from these people, which the page says.
+        are_held_out: whether no method trained on these subjects, which the page says.
 
     Returns:
         What stands in results.json.
 
     Raises:
-        InputError: no method, two of one name, methods that predict different things, nobody predicted by all, or
+        InputError: no method, two of one name, methods that predict different things, no one predicted by all, or
             what `evaluate_predictions` refuses.
     """
     folder = Path(folder)
@@ -113,10 +113,10 @@ def write_results(
 
 
 def write_predictions(path: str | Path, methods: Sequence[Predictions]) -> Path:
-    """One row a person and fold: who, where, the truth, and each method's prediction and scores.
+    """One row a subject and fold: who, where, the truth, and each method's prediction and scores.
 
     Columns: subject, site, fold, `true LABEL`, and of each method `METHOD: predicted LABEL` and, of classes,
-    `METHOD: probability of CLASS`. A method that did not predict a person has empty cells. Text that a spreadsheet
+    `METHOD: probability of CLASS`. A method that did not predict a subject has empty cells. Text that a spreadsheet
     would take for a formula has an apostrophe in front; `read_predictions` takes it away.
     """
     _check_methods(methods)
@@ -229,7 +229,7 @@ def _text_of(cell: str) -> str:
     return cell[1:] if re.match(r"'+[=+\-@\t\r\n]", cell) else cell
 
 
-# --- the people all methods are judged on
+# --- the subjects all methods are evaluated on
 
 
 def _check_methods(methods: Sequence[Predictions]) -> None:
@@ -248,7 +248,7 @@ def _check_methods(methods: Sequence[Predictions]) -> None:
 
 
 def _on_shared_people(methods: Sequence[Predictions]) -> tuple[list[Predictions], list[str]]:
-    """Each method on the people and folds that all have, in the order of the first; and who was left out."""
+    """Each method on the subjects and folds that all have, in the order of the first; and who was left out."""
     _check_methods(methods)
     places = [{key: place for place, key in enumerate(zip(each.subjects, each.folds, strict=True))} for each in methods]
     shared = [key for key in places[0] if all(key in of_method for of_method in places)]
@@ -262,7 +262,7 @@ def _on_shared_people(methods: Sequence[Predictions]) -> tuple[list[Predictions]
                 "predicted these people; predictions.csv has them."
             )
     if any(len(of_method) < len(each) for each, of_method in zip(methods, places, strict=True)):
-        return list(methods), warnings  # a person stands twice, which evaluate_predictions refuses
+        return list(methods), warnings  # a subject stands twice, which evaluate_predictions refuses
     return [
         each.chosen([of_method[key] for key in shared]) for each, of_method in zip(methods, places, strict=True)
     ], warnings

@@ -310,7 +310,7 @@ def _metric_range(name: str, estimates: Sequence[Estimate], chance: float | None
 def _point(
     panel: Any, estimate: Estimate, y: float, style: tuple[str, str, str], span: tuple[float, float], digits: int | None
 ) -> None:
-    """A value with its interval; what lies beyond the axis is an arrow at its end."""
+    """A value with its interval; what is beyond the axis is an arrow at its end."""
     if not math.isfinite(estimate.value):
         _say_instead(panel, y, span, "not defined")
         return
@@ -335,7 +335,7 @@ def _say_instead(panel: Any, y: float, span: tuple[float, float], words: str) ->
 
 
 def _digits(name: str, highest: float) -> int:
-    """After the point: two of what lies between -1 and 1, three in all of an error in its own unit."""
+    """After the point: two of what is between -1 and 1, three in all of an error in its own unit."""
     return int(np.clip(2 - math.floor(math.log10(highest)), 0, 6)) if name in ("mae", "mse") else 2
 
 

@@ -33,16 +33,16 @@ __all__ = [
 PLANES = ("sagittal", "coronal", "axial")
 COORDINATES = ("x", "y", "z")
 EDGES = (("back", "front"), ("R", "L"), ("R", "L"))
-"""What lies left and right in a slice of each plane, as `_upright` turns it."""
+"""What is left and right in a slice of each plane, as `_upright` turns it."""
 
-# Okabe & Ito's colours, which people with any colour vision tell apart.
+# Okabe & Ito's colours, which subjects with any colour vision tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 GROUP_COLOURS = (BLUE, ORANGE)
 
 
 @dataclass(frozen=True)
 class Course:
-    """Two time courses `(frames,)` of one place: from the scan, and after encoding and decoding."""
+    """Two time series `(frames,)` of one place: from the scan, and after encoding and decoding."""
 
     title: str
     original: np.ndarray
@@ -99,7 +99,7 @@ def networks_figure(
     centre_mm: Sequence[float],
     title: str,
 ) -> "Figure":
-    """Where networks lie, and one example of their courses for each group.
+    """Where networks lie, and one example of their time series for each group.
 
     Args:
         background: `(V, V, V)` intensities.
@@ -118,7 +118,7 @@ def networks_figure(
         _show(panel, background, axis, place[axis], cmap="gray", vmin=0, vmax=np.percentile(background, 99.5))
         panel.set_title(f"{PLANES[axis]}, {COORDINATES[axis]} = {centre_mm[axis]:.0f} mm", fontsize=10)
         for name, volume in maps.items():
-            # Nodes seldom lie in one plane: what is drawn is their shadow along the axis.
+            # Nodes seldom are in one plane: what is drawn is their shadow along the axis.
             panel.contour(_upright(volume.max(axis=axis)), levels=[0.5], colors=colours[name], linewidths=1.6)
     upper.suptitle(title, fontsize=13)
     panels = np.atleast_1d(lower.subplots(1, len(courses), sharey=True))
@@ -156,7 +156,7 @@ def time_series_figure(courses: Sequence[Course], repetition_time: float, title:
 
 
 def learning_curve_figure(train_loss: Sequence[float], held_out_loss: Sequence[float], chance_loss: float) -> "Figure":
-    """Mean loss by epoch, of the people that are learnt from and of those held out."""
+    """Mean loss by epoch, of the subjects that are trained on and of those held out."""
     figure = _figure(7.0, 3.8)
     panel = figure.subplots()
     panel.axhline(chance_loss, color=GREY, linestyle=":", label="guessing")
@@ -171,10 +171,10 @@ def learning_curve_figure(train_loss: Sequence[float], held_out_loss: Sequence[f
 def predictions_figure(
     names: Sequence[str], labels: Sequence[int], probabilities: Sequence[float], groups: Sequence[str], title: str
 ) -> "Figure":
-    """The probability of the second group that each person was given; where it falls beyond 0.5, and who is wrong.
+    """The probability of the second group that each subject was given; where it falls beyond 0.5, and who is wrong.
 
     Args:
-        names, labels, probabilities: of the people; labels are places in `groups`.
+        names, labels, probabilities: of the subjects; labels are places in `groups`.
         groups: names of the two groups.
     """
     from matplotlib.lines import Line2D
@@ -233,7 +233,7 @@ def save_figure(figure: "Figure", path: Path, dots_per_inch: int = 110) -> Path:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    """A figure that belongs to nobody: pyplot would keep it, and ask for a screen."""
+    """A figure that belongs to no one: pyplot would keep it, and ask for a screen."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")

@@ -29,7 +29,7 @@ def write_reconstruction(
         tokenized: tokens of some or all frames of `run`, made by `extractor` or read by `load_tokens`.
         run: the run they were made from, on the extractor's grid.
         path: the file to write, .nii or .nii.gz.
-        on_progress: is told frames done and frames in all.
+        on_progress: is reported frames done and frames in all.
 
     Returns:
         What the brain's voxels keep: `psnr(run.maximum)` and `temporal_correlation()`.

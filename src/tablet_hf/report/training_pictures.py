@@ -1,4 +1,4 @@
-"""Figures of pre-training: the loss, and hidden tokens beside what was predicted for them.
+"""Figures of pre-training: the loss, and hidden tokens next to what was predicted for them.
 
 figure = pretraining_curve_figure(loss, validation_loss, mean_loss)
 save_figure(figure, Path("loss.png"))
@@ -22,7 +22,7 @@ def pretraining_curve_figure(
     validation_loss: Sequence[tuple[float, float]],
     mean_loss: float | None = None,
 ) -> "Figure":
-    """Masked loss by step, of the windows that are learnt from and of those of held-out people.
+    """Masked loss by step, of the windows that are trained on and of those of held-out subjects.
 
     Args:
         loss, validation_loss: pairs of step and loss.

@@ -1,7 +1,7 @@
 """Where scans come from: one small module for each layout of folders and tables, all of them giving `ScanRecord`s.
 
     cohort = find_scans("bids", "derivatives/fmriprep", tasks=["rest"])
-    cohort.records      # what can be tokenized, and what is known of each person
+    cohort.records      # what can be tokenized, and what is known of each subject
     cohort.problems     # what was left out or is missing, and why
 
 A source looks at names and tables only; no voxel is read. Modules that begin with an underscore are what the sources
@@ -25,7 +25,7 @@ __all__ = ["SOURCES", "Cohort", "Problem", "ScanRecord", "find_scans"]
 def _find(name: str, root: str | Path, **options: Any) -> Cohort:
     find = import_module(f".{name}", __name__).find
     known = [option for option in signature(find).parameters if option != "root"]
-    # A command line hands on all options that it has; those that were not set are nobody's business.
+    # A command line hands on all options that it has; those that were not set are no one's business.
     given = {option: value for option, value in options.items() if value not in (None, False, [], ())}
     for option in given:
         if option not in known:
@@ -46,7 +46,7 @@ SOURCES: Mapping[str, Callable[..., Cohort]] = MappingProxyType(
 
 
 def find_scans(source: str, root: str | Path, **options: Any) -> Cohort:
-    """Find the scans of a dataset and what is known of its people.
+    """Find the scans of a dataset and what is known of its subjects.
 
     Args:
         source: a name in `SOURCES`.

@@ -102,7 +102,7 @@ def find(
             the root or in folders in it, and participants.tsv of BIDS derivatives.
         space: for BIDS derivatives alone, as for `bids.find`.
         keep_failed_quality: keep runs whose quality control says 0 (`QC_Rest_*` by run, `QC_Athena` and `QC_NIAK` by
-            person), which are left out otherwise.
+            subject), which are left out otherwise.
 
     Returns:
         Records whose subject is the ScanDir ID with seven digits. The columns of the tables are the phenotypes, by the

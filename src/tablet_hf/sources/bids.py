@@ -28,7 +28,7 @@ LAYOUT = Layout(
 
 SUBJECT_COLUMNS = ("participant_id", "subject_id", "subject", "participant", "sub", "id")
 SESSION_COLUMNS = ("session_id", "session")
-"""BIDS prescribes the first of each; the others are what people write in tables of their own."""
+"""BIDS prescribes the first of each; the others are what subjects write in tables of their own."""
 
 RESOLUTIONS = ("2", "1", None)
 SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
@@ -42,12 +42,12 @@ ANY = "any"
 ENDINGS = (".nii.gz", ".nii")
 
 NOT_OF_THE_RUN = ("sub", "ses", "task", "run", "space", "cohort", "res", "den", "desc")
-"""Entities that tell people, sessions, tasks or versions of one run apart; all others tell runs apart."""
+"""Entities that tell subjects, sessions, tasks or versions of one run apart; all others tell runs apart."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs that were found, phenotypes not yet beside them; `subjects` are all people with any BOLD scan."""
+    """Runs that were found, phenotypes not yet next to them; `subjects` are all subjects with any BOLD scan."""
 
     records: Sequence[ScanRecord]
     problems: Sequence[Problem]
@@ -115,7 +115,7 @@ def find(
         root: the folder that holds `sub-*`.
         phenotypes: tables with a column `participant_id`, and `session_id` where rows are about single sessions. None
             takes `participants.tsv` from the derivatives, from the raw dataset that their `dataset_description.json`
-            links to, or from a raw dataset around or beside them, whichever is found first. `sub-*_sessions.tsv` of
+            links to, or from a raw dataset around or next to them, whichever is found first. `sub-*_sessions.tsv` of
             the derivatives and of the raw dataset are read in any case.
         tasks, sessions: labels of those that are wanted, with or without `task-` and `ses-`; None for all.
         space: `MNI152NLin2009cAsym` or, as in fMRIPrep's own option, `MNI152NLin2009cAsym:res-2`, or as a file name has
@@ -206,7 +206,8 @@ def participants_tables(root: Path) -> list[Path]:
 def read_entities(path: Path) -> dict[str, str]:
     """Entities of a BIDS file name: `sub-01_task-rest_bold.nii.gz` -> {"sub": "01", "task": "rest"}.
 
-    nilearn's `parse_bids_filename` cuts labels at a second hyphen, so that `sub-A-01` and `sub-A-02` become one person.
+    nilearn's `parse_bids_filename` cuts labels at a second hyphen, so that `sub-A-01` and `sub-A-02` become one
+    subject.
     """
     parts = path.name.split(".")[0].split("_")[:-1]
     pairs = (part.partition("-") for part in parts)
@@ -253,7 +254,7 @@ def _misplaced(version: _Version, root: Path) -> str | None:
 
 
 def _study(root: Path) -> str | None:
-    """What the study is called; None where nobody named it."""
+    """What the study is called; None where no one named it."""
     names = (_name_of_study(_description(folder)) for folder in (root, *_folders_of_raw_data(root)))
     return next(filter(None, names), None)
 
@@ -280,7 +281,7 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _raw_folder(root: Path) -> Path | None:
-    """The raw dataset that the derivatives were made from: where another participants.tsv lies."""
+    """The raw dataset that the derivatives were made from: where another participants.tsv is."""
     return next((folder for folder in _folders_of_raw_data(root) if (folder / "participants.tsv").is_file()), None)
 
 

@@ -124,7 +124,7 @@ def _groups(records: Iterable[ScanRecord], label: Callable[[ScanRecord], str]) -
 
 
 def mixture(root: Path, kinds: Iterable[str], option: str) -> list[Problem]:
-    """A note where the scans of a cohort were not all made alike, which tells people apart for the wrong reason."""
+    """A note where the scans of a cohort were not all made alike, which tells subjects apart for the wrong reason."""
     counts = Counter(kinds)
     if len(counts) < 2:
         return []

@@ -11,10 +11,10 @@ from tablet_hf.sources.records import Phenotype, Problem, typed_value
 __all__ = ["typed_cells"]
 
 NONE = "none"
-"""Missing where a program wrote it, and a group where people did ("none", "mild", "severe")."""
+"""Missing where a program wrote it, and a group where subjects did ("none", "mild", "severe")."""
 
 FREQUENT = 0.05
-"""The share of a column's known cells from which on, and from two cells on, `NONE` beside other texts is a group."""
+"""The share of a column's known cells from which on, and from two cells on, `NONE` next to other texts is a group."""
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 FITS_DECIMAL_COMMA = re.compile(r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?")
@@ -38,7 +38,7 @@ def typed_cells(table: Table, columns: Sequence[str]) -> tuple[list[dict[str, Ph
     """The cells of these columns as `typed_value` reads them, row by row, and notes of what is not plain to see.
 
     - With semicolons between cells, a column whose numbers have commas is read with decimal commas.
-    - `none` is a text of its own where it is frequent beside other texts, and missing elsewhere.
+    - `none` is a text of its own where it is frequent next to other texts, and missing elsewhere.
     - How many cells of each column were taken for missing, though something stands in them.
     """
     read = {name: _read([row.cells[name] for row in table.rows], table.delimiter) for name in columns}

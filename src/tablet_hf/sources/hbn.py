@@ -1,4 +1,4 @@
-"""Healthy Brain Network as fMRIPrep derivatives: BIDS with the films told apart.
+"""Healthy Brain Network as fMRIPrep derivatives: BIDS with the films distinguished.
 
 Tasks are movieDM ("Despicable Me"), movieTP ("The Present"), rest and peer; sessions are the scanners, such as
 `ses-HBNsiteRU` (Alexander et al. 2017, Scientific Data 4:170181).

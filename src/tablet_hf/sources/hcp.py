@@ -47,10 +47,10 @@ def find(
         sessions: "REST1" or "REST2"; None for both.
         pattern: name of the file of a run, with `{run}` where REST1_LR stands; None takes the cleaned one (`CLEANED`),
             `UNCLEANED` the minimally preprocessed one.
-        dataset: another name, say for the retest data: its people and files are called like those of the first time.
+        dataset: another name, say for the retest data: its subjects and files are called like those of the first time.
 
     Returns:
-        Records with session REST1 or REST2, run LR or RL, and the mask `brainmask_fs.2.nii.gz` beside the scan. The
+        Records with session REST1 or REST2, run LR or RL, and the mask `brainmask_fs.2.nii.gz` next to the scan. The
         columns of the tables are the phenotypes, and `sex` (Gender) and `age` (Age_in_Yrs, restricted) by the names
         that all sources use; Family_ID becomes the family. The cohort is restricted.
 

@@ -1,4 +1,4 @@
-"""What is known of one scan before it is tokenized: who, when, where it lies, and what was measured of the person.
+"""What is known of one scan before it is tokenized: who, when, where it is, and what was measured of the subject.
 
 Every source (`tablet_hf.sources`) yields these, and nothing after the sources knows which one it was.
 """
@@ -39,7 +39,7 @@ MISSING_NUMBERS = frozenset({-999.0, -9999.0, -888.0, -777.0})
 
 @dataclass(frozen=True)
 class ScanRecord:
-    """One run of one person.
+    """One run of one subject.
 
     Attributes:
         subject: label without the `sub-` of BIDS; unique in its dataset.
@@ -49,7 +49,7 @@ class ScanRecord:
         session, run, task: BIDS entities without their prefix, None where the layout has none.
         dataset: name of the dataset, e.g. "HCP-YA".
         site: where it was scanned.
-        family: people of one family share it; splits keep them on one side.
+        family: subjects of one family share it; splits keep them on one side.
         phenotypes: typed, see `typed_value`; the same names for all records of a cohort. Numbers of numpy become those
             of Python, and what is no number (NaN, infinity, the NA of pandas) None.
 
@@ -86,7 +86,7 @@ class ScanRecord:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something of a source that could not be used: `what` names the file or the person, `why` is one sentence.
+    """Something of a source that could not be used: `what` names the file or the subject, `why` is one sentence.
 
     A note tells of something that may be missed, such as a table of labels, where all that was given is used.
     """
@@ -106,7 +106,7 @@ class Cohort:
     Attributes:
         records: usable scans, sorted by `store_key`, which is unique.
         problems: what was left out or is missing, and why. Nothing is dropped without one.
-        is_restricted: whether the terms of the data forbid passing on what concerns single people (HCP, UK Biobank).
+        is_restricted: whether the terms of the data forbid passing on what concerns single subjects (HCP, UK Biobank).
     """
 
     records: Sequence[ScanRecord]

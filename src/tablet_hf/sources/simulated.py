@@ -2,13 +2,13 @@
 
     design = CohortDesign(num_subjects=54, seed=0)
     write_cohort(Path("cohort"), design)            # a BIDS derivatives folder of 4D NIfTI files
-    people = read_cohort(Path("cohort"))            # who is in which group, and where the scan lies
+    subjects = read_cohort(Path("cohort"))            # who is in which group, and where the scan is
 
-Every person has the anatomy of nilearn's ICBM152 template and, on it, three networks whose nodes rise and fall by a few
-per cent, spatially smooth fluctuations, and noise. In the one group the default mode network and the dorsal attention
-network move in phase, in the other in anti-phase, as they do in most resting brains (Fox et al. 2005, PNAS 102:9673).
-Their courses come from the same law otherwise, so that mean, variance and autocorrelation of every voxel are equal in
-both groups in expectation. Neither single regions nor the average image tell who is who.
+Every subject has the anatomy of nilearn's ICBM152 template and, on it, three networks whose nodes rise and fall by a
+few per cent, spatially smooth fluctuations, and noise. In the one group the default mode network and the dorsal
+attention network move in phase, in the other in anti-phase, as they do in most resting brains (Fox et al. 2005, PNAS
+102:9673). Their time series come from the same law otherwise, so that mean, variance and autocorrelation of every
+voxel are equal in both groups in expectation. Neither single regions nor the average image tell who is who.
 """
 
 import csv
@@ -68,11 +68,11 @@ class CohortDesign:
         num_subjects: half of them (rounded down) in the second group.
         num_frames: frames of each run.
         repetition_time: seconds between frames.
-        coupling: correlation of the two networks' courses, positive in the first group and negative in the second.
+        coupling: correlation of the two networks' time series, positive in the first group and negative in the second.
         frequencies: range in Hz from which each oscillation draws its own.
         network_amplitude: standard deviation over time at the centre of a node, as a fraction of the mean intensity.
         node_width: standard deviation in mm of the Gaussian shape of a node.
-        node_jitter: standard deviation in mm by which a person's nodes lie beside those of others.
+        node_jitter: standard deviation in mm by which a subject's nodes are next to those of others.
         smooth_noise: standard deviation of smooth fluctuations (`smoothness` mm), as a fraction of the mean intensity.
         white_noise: standard deviation of noise of single voxels, as a fraction of the mean intensity.
         seed: of all that is drawn.
@@ -94,7 +94,7 @@ class CohortDesign:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What all people share: intensities `(X, Y, Z)` float32 in [0, 1], the brain `(X, Y, Z)` bool, affine to mm."""
+    """What all subjects share: intensities `(X, Y, Z)` float32 in [0, 1], the brain `(X, Y, Z)` bool, affine to mm."""
 
     intensity: np.ndarray
     brain: np.ndarray
@@ -125,7 +125,7 @@ def load_anatomy(resolution: int = 2) -> Anatomy:
 
 
 def network_courses(design: CohortDesign, label: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the courses of the networks of one person.
+    """Draw the time series of the networks of one subject.
 
     Each is an oscillation of random phase and frequency, of mean 0 and variance 1 at every moment. The second is
     `+-coupling` times the first plus an oscillation of its own: its law is the same under either sign.
@@ -153,7 +153,7 @@ def network_maps(anatomy: Anatomy, design: CohortDesign, rng: np.random.Generato
     would be larger where they go together than where they go apart.
 
     Args:
-        rng: draws how far this person's nodes lie beside the usual places; None leaves them there.
+        rng: draws how far this subject's nodes are next to the usual places; None leaves them there.
 
     Returns:
         `(len(NETWORKS), X, Y, Z)` float32 in [0, 1], 0 outside the brain.
@@ -179,7 +179,7 @@ def network_maps(anatomy: Anatomy, design: CohortDesign, rng: np.random.Generato
 
 
 def simulate_run(design: CohortDesign, person: int, label: int, anatomy: Anatomy) -> np.ndarray:
-    """Simulate the run of one person, the same for the same design and number.
+    """Simulate the run of one subject, the same for the same design and number.
 
     Returns:
         `(X, Y, Z, num_frames)` float32 intensities, 0 outside the brain.
@@ -221,7 +221,7 @@ def write_cohort(
         folder: must not exist, or hold a cohort that an earlier call made, which is replaced.
         design: what to write.
         resolution: voxel size in mm.
-        on_progress: is told people done and people in all.
+        on_progress: is reported subjects done and subjects in all.
 
     Raises:
         InputError: `folder` holds something else, which is left as it is.
@@ -265,7 +265,7 @@ def is_cohort(folder: Path, design: CohortDesign | None = None, resolution: int 
 
 
 def read_cohort(folder: Path) -> list[Person]:
-    """The people of a cohort in the order of participants.tsv."""
+    """The subjects of a cohort in the order of participants.tsv."""
     with (folder / "participants.tsv").open(encoding="utf-8", newline="") as table:
         rows = list(csv.DictReader(table, delimiter="\t"))
     return [
@@ -275,9 +275,9 @@ def read_cohort(folder: Path) -> list[Person]:
 
 
 def _labels(design: CohortDesign) -> list[int]:
-    """Groups of equal size in random order, so that the number of a person tells nothing."""
+    """Groups of equal size in random order, so that the number of a subject tells nothing."""
     labels = np.arange(design.num_subjects) % 2
-    # A stream of its own: the seeds of people are (seed, number) with numbers from 0 on.
+    # A stream of its own: the seeds of subjects are (seed, number) with numbers from 0 on.
     return np.random.default_rng([design.seed, 2**32 - 1]).permutation(labels).tolist()
 
 

@@ -1,4 +1,4 @@
-"""What tables say of people, brought together and laid beside their scans."""
+"""What tables say of subjects, brought together and laid next to their scans."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -41,9 +41,9 @@ def number_label(width: int = 0) -> Callable[[str], str | None]:
 
 
 class People:
-    """Rows of one or more tables by person, and by session where a table tells sessions apart.
+    """Rows of one or more tables by subject, and by session where a table tells sessions apart.
 
-    Within one table equal rows of a person count once, and rows that differ give nothing. Between tables a value fills
+    Within one table equal rows of a subject count once, and rows that differ give nothing. Between tables a value fills
     what is missing in another, and values that differ give nothing. Each such case is a problem.
     """
 
@@ -67,7 +67,7 @@ class People:
 
     def phenotypes(self, subject: str, session: str | None = None) -> dict[str, Phenotype]:
         """All columns; None where nothing is known. What a table says of the session goes before what it says of the
-        person, also where it says "n/a": the age at a first visit is not that at a second."""
+        subject, also where it says "n/a": the age at a first visit is not that at a second."""
         own = self._rows.get((subject, None), {}) | self._rows.get((subject, session), {})
         return {column: own.get(column) for column in self._columns}
 
@@ -85,15 +85,15 @@ class People:
 
         Args:
             path: a CSV or TSV file, see `read_table`.
-            subject_columns: names that the column of people may have, the first one found is taken.
+            subject_columns: names that the column of subjects may have, the first one found is taken.
             subject_label: from a cell of it to the label that records carry, None for what cannot be one.
-            session_columns: likewise for sessions; () where rows are never told apart by session.
+            session_columns: likewise for sessions; () where rows are never distinguished by session.
             rename: as for `read_table`.
-            wanted: labels of the people whose rows are kept; None for all.
-            subject: the one person whom the table is about, for tables without a column of people.
+            wanted: labels of the subjects whose rows are kept; None for all.
+            subject: the one subject whom the table is about, for tables without a column of subjects.
 
         Raises:
-            InputError: the table cannot be read, or has no column of people.
+            InputError: the table cannot be read, or has no column of subjects.
         """
 
         def person(cells: Mapping[str, str]) -> str | None:
@@ -145,7 +145,7 @@ class People:
 
 
 def join(records: Iterable[ScanRecord], people: People) -> tuple[list[ScanRecord], list[Problem]]:
-    """Lay what is known of people beside their scans.
+    """Lay what is known of subjects next to their scans.
 
     Columns that name sites and families become those fields of a record, and go before what stands there; all others
     become its phenotypes. A scan without a row stays usable, with phenotypes that are None, and a note.

@@ -1,6 +1,6 @@
 """UK Biobank: resting runs of bulk field 20227 that were warped to MNI152, and labels from a tabular export.
 
-The bulk field's own `filtered_func_data_clean.nii.gz` lies in the space of the scan; `APPLYWARP` is how to warp it
+The bulk field's own `filtered_func_data_clean.nii.gz` is in the space of the scan; `APPLYWARP` is how to warp it
 (Alfaro-Almagro et al. 2018, NeuroImage 166:400). Fields: https://biobank.ndph.ox.ac.uk/showcase/
 """
 
@@ -67,7 +67,7 @@ def find(
         sessions: instances that are wanted, "2" (first imaging visit) or "3"; None for all.
         pattern: paths of the warped scans below the root, with `{eid}` and `{instance}`, and `*` for whatever differs;
             None takes both of `PATTERNS`.
-        withdrawn: list of people who withdrew, one eid a line, as UK Biobank sends it. Their scans are left out.
+        withdrawn: list of subjects who withdrew, one eid a line, as UK Biobank sends it. Their scans are left out.
 
     Returns:
         Records whose session is the instance. Labels: `sex` "F" or "M" and its code `p31`, `age` (21003) and

@@ -20,7 +20,7 @@ FOR_SMALL_STUDIES = {
     "pooling_type": "variability",
     "hidden_dropout_prob": 0.1,
 }
-"""What told people apart in a study of 140, where the published settings did not (docs/semireal.md)."""
+"""What told subjects apart in a study of 140, where the published settings did not (docs/semireal.md)."""
 
 SIZES: dict[str, dict[str, Any]] = {
     "published": {},

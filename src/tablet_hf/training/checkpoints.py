@@ -29,7 +29,7 @@ __all__ = [
 LAST_FILE = "trainer_state.json"
 TRAINING_FILE = "training.json"
 DIFFERENCES = {"tokens": "on other tokens", "labels": "with other labels of the same people"}
-"""What is said where checksums differ, which tell nobody anything."""
+"""What is said where checksums differ, which tell no one anything."""
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
@@ -59,7 +59,7 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 
 def _damaged_file(checkpoint: Path) -> Path | None:
-    """The first file that has lost its beginning or its end; what lies between is not looked at."""
+    """The first file that has lost its beginning or its end; what is between is not looked at."""
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(checkpoint.iterdir()):
@@ -139,7 +139,7 @@ def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:
 
 
 def training_subjects(model: str | Path) -> set[str]:
-    """The subjects that a model was trained on or chosen by, where the folder of its training tells; else nobody.
+    """The subjects that a model was trained on or chosen by, where the folder of its training tells; else no one.
 
     Args:
         model: a folder that `pretrain` or `finetune_fold` made, or any other, or a Hub id.
@@ -159,13 +159,13 @@ def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], trainings: Sequence[TrainingData]) -> None:
-    """Write the trained model, and beside it how its tokens are made and what it learnt from; all processes call it.
+    """Write the trained model, and next to it how its tokens are made and what it trained on; all processes call it.
 
     Args:
         trainer: whose model it is; its main process writes.
         folder: replaced as a whole.
         preprocessing: see `TabletFeatureExtractor.to_dict`.
-        trainings: this one after those of the weights it started from; empty for a model that has learnt nothing.
+        trainings: this one after those of the weights it started from; empty for a model that has learned nothing.
     """
     scratch = Path(trainer.args.output_dir) / "finished"
     trainer.save_model(str(scratch))
@@ -190,7 +190,7 @@ def initial_model(
         model_class: a class of `modeling_tablet`.
         init: folder or Hub id of a model, fine-tuned or pre-trained, in the layout of the released code too; or None.
         fields: of its `TabletConfig`, over those of `init`.
-        preprocessing: of the tokens that it will learn from, see `TabletFeatureExtractor.to_dict`.
+        preprocessing: of the tokens that it will train on, see `TabletFeatureExtractor.to_dict`.
 
     Raises:
         InputError: no model is there, or it reads tokens of another shape.
@@ -211,7 +211,7 @@ def initial_model(
         try:
             config = TabletConfig.from_pretrained(str(init))
         except ReleasedLayoutError:
-            # How many cells a frame has is told by the size of published tokens, and of others by nothing.
+            # How many cells a frame has is reported by the size of published tokens, and of others by nothing.
             names = () if made.get("token_size") == PUBLISHED_TOKEN_SIZE else ("grid_size",)
             told_by_tokens = {name: made[name] for name in names if name in made}
             with_classifier = issubclass(model_class, TabletForSequenceClassification)

@@ -1,4 +1,4 @@
-"""Whole experiments: a model and the baselines on the same people of the same folds, judged and written down.
+"""Whole experiments: a model and the baselines on the same subjects of the same folds, evaluated and written down.
 
 results = finetune(store, splits, "sex", "my-model", Settings(epochs=20), scans="derivatives/")
 results = evaluate(load_model("my-model/fold-1/model"), store, splits[0], "results", scans="derivatives/")
@@ -39,7 +39,7 @@ def finetune(
     on_note: OnNote | None = None,
     **options: Any,
 ) -> dict[str, Any] | None:
-    """Fine-tune in every fold, run the baselines on the same people, and write what came out.
+    """Fine-tune in every fold, run the baselines on the same subjects, and write what came out.
 
     Args:
         store: a `TokenDataset`.
@@ -48,10 +48,10 @@ def finetune(
         out: folder; a folder for each fold with its model, and `results.json`, `predictions.csv` and `index.html`.
         settings: how to train.
         scans, atlas: for the baselines, see `baseline_predictions`.
-        on_fold: is told of every fold that is done.
-        on_note: is told what had to be decided.
+        on_fold: is reported of every fold that is done.
+        on_note: is reported what had to be decided.
         options: of `finetune_fold`. In `init` the word {fold} stands for the name of each split: what is pre-trained on
-            the training part of a fold knows nobody of its test part.
+            the training part of a fold knows no one of its test part.
 
     Returns:
         What `write_results` gives; None on processes other than the main one.
@@ -111,12 +111,12 @@ def evaluate(
     training_data: Collection[str] = (),
     on_note: OnNote | None = None,
 ) -> dict[str, Any] | None:
-    """Judge a fine-tuned model on people of a store, beside the baselines.
+    """Judge a fine-tuned model on subjects of a store, next to the baselines.
 
     Args:
         model: a `TabletForSequenceClassification`.
         store: a `TokenDataset`.
-        split: whose part is predicted, and whose training part the baselines learn from. None predicts everybody, and
+        split: whose part is predicted, and whose training part the baselines train on. None predicts everyone, and
             there are no baselines then, nor are there for the training part itself.
         out: folder of `results.json`, `predictions.csv` and `index.html`.
         part: "test", or another one.
@@ -125,7 +125,7 @@ def evaluate(
         scans, atlas: for the baselines, see `baseline_predictions`.
         about: what else is to stand in the results.
         training_data: subjects that the model was trained on or chosen by, see `training_subjects`.
-        on_note: is told what had to be decided.
+        on_note: is reported what had to be decided.
 
     Raises:
         InputError: tokens or classes that the model does not know.
@@ -171,7 +171,7 @@ def baselines(
     on_note: OnNote | None = None,
     part: str = "test",
 ) -> list[Predictions]:
-    """Each baseline's word on the people of all folds; of those that could be run in every fold."""
+    """Each baseline's word on the subjects of all folds; of those that could be run in every fold."""
     from tablet_hf.baselines.features import find_scans
     from tablet_hf.baselines.linear import baseline_predictions
 
@@ -217,7 +217,7 @@ def _write(out: Path, methods: Sequence[Predictions], about: Mapping[str, Any], 
 
 
 def _known_before(starts: Sequence[str | None], splits: Sequence[Split]) -> list[str]:
-    """What is to be said of people who are predicted, but whom the weights that a fold starts from had learnt from."""
+    """What is to be said of subjects who are predicted, but whom the weights that a fold starts from had trained on."""
     tested, known = set(), set()
     for init, split in zip(starts, splits, strict=True):
         tested |= set(split.subjects("test"))
@@ -236,7 +236,7 @@ def _known_before(starts: Sequence[str | None], splits: Sequence[Split]) -> list
 def _whom_it_knows(
     store: Any, runs: Sequence[int], split: Split | None, part: str, training_data: set[str]
 ) -> list[str]:
-    """What is to be said of people who are judged though they were, or may have been, learnt from."""
+    """What is to be said of subjects who are evaluated though they were, or may have been, trained on."""
     names = subject_ids(store.runs)
     people = {names[run] for run in runs}
     known = people & training_data

@@ -4,7 +4,7 @@
     splits = folds(subject_ids(store.runs), [run.phenotypes["sex"] for run in store.runs])
     tuned = [finetune_fold(store, split, "sex", f"my-model/{split.name}", Settings()) for split in splits]
 
-In each fold the training part is learnt from, the validation part chooses when to stop and among learning rates, and
+In each fold the training part is trained on, the validation part chooses when to stop and among learning rates, and
 the test part is predicted once, at the end. What a folder holds already is not done again, and training that was
 stopped goes on from its last checkpoint.
 """
@@ -60,11 +60,11 @@ class FinetunedFold:
     Attributes:
         name: of the split.
         folder: of the model, for `from_pretrained`.
-        task: what was learnt.
+        task: what was learned.
         learning_rate: the one that the validation part chose; None for a head.
         metric: by which it chose, and the value of each learning rate.
         validation: of `metric` by learning rate.
-        predictions: for the people of the test part.
+        predictions: for the subjects of the test part.
         training_loss, validation_loss: by epoch, of the model that was chosen; empty for a head.
         said: what had to be said of the weights it started from.
     """
@@ -111,11 +111,11 @@ def finetune_fold(
     is_quiet: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> FinetunedFold:
-    """Learn a label from the people of a split's training part, and predict those of its test part.
+    """Learn a label from the subjects of a split's training part, and predict those of its test part.
 
     Args:
         store: a `TokenDataset`.
-        split: with people in all three parts.
+        split: with subjects in all three parts.
         label: a phenotype's name.
         out: folder of this fold; `model/` and `fold.json` at the end.
         settings: how to train.
@@ -124,17 +124,18 @@ def finetune_fold(
         mode: "full" trains all weights; "lora" low-rank adapters of all linear layers (peft), merged at the end;
             "head" fits a linear model on what the network says as it is, which is computed once.
         learning_rates: to choose from; None for that of the settings alone, and for a head.
-        metric: of people of the validation part, by which is chosen: "loss", or a name of
-            `tablet_hf.evaluation.metrics`. The default is the loss: of few people AUROC and accuracy have few values,
+        metric: of subjects of the validation part, by which is chosen: "loss", or a name of
+            `tablet_hf.evaluation.metrics`. The default is the loss: of few subjects AUROC and accuracy have few values,
             and the first epoch of several alike would be taken, in which the model has hardly begun.
         patience: epochs without a better metric after which training stops; None never stops early. A head has none.
         kind, positive: see `find_task`.
         lora_rank: of the adapters.
         callbacks, is_quiet: see `make_trainer`.
-        on_note: is told what had to be decided.
+        on_note: is reported what had to be decided.
 
     Raises:
-        InputError: a label that cannot be learnt, weights that do not fit, a folder of another training, or FSDP, whose
+        InputError: a label that cannot be learned, weights that do not fit, a folder of another training, or FSDP,
+        whose
             shares of a model nothing puts together again for its predictions.
     """
     from accelerate.utils import parse_flag_from_env
@@ -416,7 +417,7 @@ def linear_head(
     """Weights `(labels, features)` and biases `(labels,)`, float32, of the best linear model on states of windows.
 
     Logistic regression with balanced classes, or ridge regression of the standardised target. States are standardised
-    and the penalty is chosen by five-fold cross-validation over people, and both are folded into the weights.
+    and the penalty is chosen by five-fold cross-validation over subjects, and both are folded into the weights.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedGroupKFold
@@ -449,7 +450,7 @@ def linear_head(
 
 
 def _stopping(patience: int) -> Any:
-    """Early stopping that goes on counting where training was interrupted; that of transformers begins anew."""
+    """Early stopping that goes on counting where training was interrupted; that of transformers begins again."""
     from transformers import EarlyStoppingCallback
 
     class StopsEarly(EarlyStoppingCallback):
@@ -467,7 +468,7 @@ def _num_without_better(state: Any) -> int:
 
 
 def _is_defined(metric: str, windows: EvaluationWindows, task: Task) -> bool:
-    """Whether at least a perfect answer has this metric on the people of some windows."""
+    """Whether at least a perfect answer has this metric on the subjects of some windows."""
     if metric == "loss":
         return True
     labels = np.array([windows.labels[run] for run in windows.run_indices])

@@ -1,4 +1,4 @@
-"""From a model and the windows of people to what it says of each person."""
+"""From a model and the windows of subjects to what it says of each subject."""
 
 from collections.abc import Callable, Sequence
 from numbers import Real
@@ -29,7 +29,7 @@ def outputs_of(logits: np.ndarray, task: Task) -> np.ndarray:
 
 
 def predictions_of(logits: np.ndarray, windows: EvaluationWindows, task: Task, fold: str) -> Predictions:
-    """The mean of each person's logits over windows and runs, as the released code has it, and what they say.
+    """The mean of each subject's logits over windows and runs, as the released code has it, and what they say.
 
     Args:
         logits: `(windows, labels)`, in the order of `windows`; a regression's in the target's own unit.
@@ -53,7 +53,7 @@ def predictions_of(logits: np.ndarray, windows: EvaluationWindows, task: Task, f
 
 
 def subject_metrics(windows: EvaluationWindows, task: Task) -> Callable[[Any], dict[str, float]]:
-    """`Trainer(compute_metrics=...)` that judges people, not windows."""
+    """`Trainer(compute_metrics=...)` that evaluates subjects, not windows."""
     from tablet_hf.evaluation.metrics import classification_metrics, regression_metrics
 
     judge = regression_metrics if task.is_regression else classification_metrics
@@ -70,10 +70,11 @@ def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequ
     """The task that a fine-tuned model was trained on, its classes as the store has them.
 
     Args:
-        runs: of the people who matter; None for the whole store.
+        runs: of the subjects who matter; None for the whole store.
 
     Raises:
-        InputError: the model does not say what it predicts, it predicts several things at once, or these people are of
+        InputError: the model does not say what it predicts, it predicts several things at once, or these subjects are
+        of
             other classes.
     """
     if config.num_labels > 1 and config.problem_type in ("regression", "multi_label_classification"):
@@ -126,7 +127,7 @@ def predict_subjects(
     window_frames: int | None = None,
     fold: str = "test",
 ) -> Predictions:
-    """What a model says of the people of some runs, with the loader, devices and precision of `Trainer`.
+    """What a model says of the subjects of some runs, with the loader, devices and precision of `Trainer`.
 
     Args:
         model: a `TabletForSequenceClassification`.

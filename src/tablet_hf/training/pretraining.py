@@ -43,7 +43,7 @@ RESULT_FILE = "pretraining.json"
 TASK = "masked token modeling"
 
 MOST_WINDOWS = 256
-"""That judge, evenly spaced over all of the validation part."""
+"""That evaluate, evenly spaced over all of the validation part."""
 
 KEPT_BYTES = 2 * 2**30
 """Of tokens of the validation part of a stream, which each process keeps in memory: 50 windows of 256 frames."""
@@ -122,17 +122,18 @@ def pretrain(
         out: folder; checkpoints and logs, and at the end `model/` and `pretraining.json`. Training that was begun there
             goes on, and what has come to its end is given back as it is.
         settings: how to train; `max_steps` is needed for streamed windows.
-        split: its training part is learnt from and its validation part judges; its test part is not looked at. None
-            takes all runs and judges by none. Of a stream the windows that judge are read once, at the start, and kept
+        split: its training part is trained on and its validation part evaluates; its test part is not looked at. None
+            takes all runs and evaluates by none. Of a stream the windows that evaluate are read once, at the start,
+            and kept
             in memory: as many as go into `KEPT_BYTES`.
         init: folder or Hub id of weights to start from.
         model: fields of `TabletConfig`, such as `mask_ratio`, `mask_strategy`, `norm_target` or sizes.
         evaluations: times that the validation loss is computed.
         callbacks, is_quiet: see `make_trainer`.
-        on_note: is told what had to be decided.
+        on_note: is reported what had to be decided.
 
     Raises:
-        InputError: nothing to learn from, weights that do not fit, or a folder that holds another training.
+        InputError: nothing to train on, weights that do not fit, or a folder that holds another training.
     """
     from transformers import set_seed
 
@@ -210,7 +211,7 @@ def read_result(out: str | Path) -> PretrainingResult | None:
 def mean_predictor_loss(windows: MaskedWindows, config: Any) -> float:
     """The loss of naming for each hidden token the mean of its cell's visible ones in the window.
 
-    It is what masked token modeling must get below to have learnt more than the still anatomy.
+    It is what masked token modeling must get below to have learned more than the still anatomy.
     """
     total, count = 0.0, 0.0
     for index in range(len(windows)):
@@ -261,7 +262,7 @@ class _StreamedStore:
 
 
 def _windows(store: Any, settings: Settings, split: Split | None, config: Any) -> tuple[Any, MaskedWindows | None]:
-    """To learn from and to judge by; of a stream the latter are not read yet."""
+    """To train on and to evaluate by; of a stream the latter are not read yet."""
     if isinstance(store, StreamedWindows):
         return _streamed_windows(store, settings, split, config)
     runs = None if split is None else runs_in(split, store.runs, "train")

@@ -87,7 +87,7 @@ def write_pretraining_page(
     """Write `index.html` into the folder of a pre-training.
 
     Args:
-        store: a `TokenDataset` from whose validation people frames are shown; None for one that was streamed, or one
+        store: a `TokenDataset` from whose validation subjects frames are shown; None for one that was streamed, or one
             whose autoencoder is not to be had, leaves them out, which the page says.
         split: of the pre-training.
         settings: of the pre-training.
@@ -155,7 +155,7 @@ def _decoded_figure(frame: HiddenFrame, extractor: TabletFeatureExtractor, title
     tokens = torch.stack([frame.mean, frame.original, frame.visible, frame.predicted])
     mean, *volumes = extractor.decode(tokens).numpy()
     is_change = extractor.signal == "percent_change"
-    scale = 100 * PERCENT_CHANGE_WINDOW if is_change else 50.0  # intensities of [0, 1] lie in [-1, 1]
+    scale = 100 * PERCENT_CHANGE_WINDOW if is_change else 50.0  # intensities of [0, 1] are in [-1, 1]
     changes = [np.asarray(volume - mean) * scale for volume in volumes]
     unit = "% change about the window's mean" if is_change else "% of the run's maximum, about the window's mean"
     return hidden_tokens_figure(*changes, title=title, unit=unit)

@@ -41,7 +41,7 @@ def make_trainer(
         training, validation: datasets of windows.
         compute_metrics: see `Trainer`.
         callbacks: further ones.
-        is_quiet: no bars and tables of `Trainer`, where somebody else tells how far it is.
+        is_quiet: no bars and tables of `Trainer`, where somebody else says how far it is.
     """
     from transformers import Trainer
 
