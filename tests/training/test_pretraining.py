@@ -64,9 +64,9 @@ class TestLearning:
         assert model.config.signal == "intensity"
         assert sorted(path.name for path in (out / "model").iterdir()) == [
             "config.json",
-            "training_data.json",
             "model.safetensors",
             "preprocessor_config.json",
+            "training_data.json",
         ]
 
     def test_what_is_done_is_given_back(self, pretrained, planted_store, planted_split, tiny):
