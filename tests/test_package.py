@@ -232,7 +232,7 @@ def test_every_direct_dependency_is_pinned_in_the_constraints():
 
 
 def test_extras_hold_what_their_code_imports():
-    """Pillow reads the photographs of autoencoders/train.py and writes the pictures of reports."""
+    """Pillow reads the photographs of benchmarks/train_autoencoder.py and writes the pictures of reports."""
     tree = ast.parse((ROOT / "setup.py").read_text())
     call = next(
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "setup"
