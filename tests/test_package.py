@@ -1,7 +1,6 @@
 """What a user relies on before anything is computed: names, import cost, installation."""
 
 import ast
-import graphlib
 import importlib
 import json
 import pickle
@@ -118,19 +117,6 @@ def test_promised_names_of_datasets():
             assert getattr(tablet_hf.datasets, name) is getattr(getattr(tablet_hf.datasets, module), name)
     with pytest.raises(AttributeError, match="no attribute 'load_dataset'"):
         _ = tablet_hf.datasets.load_dataset
-
-
-def test_modules_of_datasets_import_each_other_in_no_circle():
-    """Imports inside functions count too."""
-    folder = Path(tablet_hf.datasets.__file__).parent
-    imported = {}
-    for path in folder.glob("[!_]*.py"):
-        froms = [
-            node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
-        ]
-        own = [name.removeprefix("tablet_hf.datasets.") for name in froms if name.startswith("tablet_hf.datasets.")]
-        imported[path.stem] = own
-    assert len(list(graphlib.TopologicalSorter(imported).static_order())) == len(imported)
 
 
 @pytest.mark.parametrize("package", ["tablet_hf", "tablet_hf.datasets"])
