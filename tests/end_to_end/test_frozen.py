@@ -351,7 +351,7 @@ def test_finetune(label, request, frozen):
     frozen(f"finetuning of {label}", files_in(out))
     rows, results = table(out / "predictions.csv"), json.loads((out / "results.json").read_text())
     assert [row["subject"] for row in rows] == SPLITS["test"]
-    assert (results["label"], results["num_people"], results["are_held_out"]) == (label, 2, True)
+    assert (results["label"], results["num_subjects"], results["are_held_out"]) == (label, 2, True)
     frozen(f"columns of predictions of {label}", list(rows[0]))
     frozen(f"keys of results of {label}", {"all": sorted(results), "about": sorted(results["about"])})
     frozen(f"predictions of {label}", predicted(rows), **TRAINED)

@@ -1,11 +1,11 @@
-"""Where scans come from: one small module for each layout of folders and tables, all of them giving `ScanRecord`s.
+"""Find the scans of a dataset: one small module per layout of folders and tables, each of which yields `ScanRecord`s.
 
     cohort = find_scans("bids", "derivatives/fmriprep", tasks=["rest"])
     cohort.records      # what can be tokenized, and what is known of each subject
     cohort.problems     # what was left out or is missing, and why
 
-A source looks at names and tables only; no voxel is read. Modules that begin with an underscore are what the sources
-share. `docs/sources.md` shows the trees of files that each one expects.
+A source reads names and tables only, never a voxel. `records`, `cohort`, `tables`, `columns` and `delimited` are what
+the sources share. `docs/sources.md` shows the file tree that each source expects.
 """
 
 from collections.abc import Callable, Mapping
