@@ -1,7 +1,4 @@
-"""The command line, `tablet-hf`. Every command calls what a script of the user's own would call.
-
-Exit codes: 0, 2 for input that could not be used (what could be used was done), 1 for our own failure.
-"""
+"""Commands on single scans and models: predict, tokenize, reconstruct, info, convert, and the demo."""
 
 import hashlib
 import json
