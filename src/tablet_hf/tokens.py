@@ -9,7 +9,7 @@ The layout is that of the code released with arXiv:2604.03619.
 import torch
 from torch import Tensor
 
-__all__ = ["latents_to_tokens", "slices_to_volumes", "tokens_to_latents", "volumes_to_slices"]
+__all__ = ["cut_windows", "latents_to_tokens", "slices_to_volumes", "tokens_to_latents", "volumes_to_slices"]
 
 # Dimensions, counted from the end, of the latents of one axis once its slices are split into (cell along the axis,
 # slice in the cell): (along, slice, channel, first, second). Each row brings them to (i, j, k, slice, channel), and
@@ -86,6 +86,23 @@ def tokens_to_latents(tokens: Tensor, volume_size: int) -> Tensor:
         for part, order in zip(split.unbind(-3), _TO_CELLS, strict=True)
     ]
     return torch.stack(axes, dim=-5)
+
+
+def cut_windows(num_frames: int, window: int | None, keep_remainder: bool = False) -> list[tuple[int, int]]:
+    """Cut a run into windows that do not overlap.
+
+    Args:
+        num_frames: frames of the run.
+        window: frames of a window; None for the whole run. A run shorter than one window is one window.
+        keep_remainder: whether the last frames, where they do not fill a window, are a shorter one.
+
+    Returns:
+        First frame and number of frames of each window.
+    """
+    if window is None or num_frames <= window:
+        return [(0, num_frames)]
+    stop = num_frames if keep_remainder else num_frames - num_frames % window
+    return [(start, min(window, num_frames - start)) for start in range(0, stop, window)]
 
 
 def _permute_last(tensor: Tensor, order: tuple[int, ...]) -> Tensor:

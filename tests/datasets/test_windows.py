@@ -21,8 +21,8 @@ from tablet_hf.datasets.split_files import read_splits, write_splits
 from tablet_hf.datasets.splits import runs_in, split_subjects, subject_ids
 from tablet_hf.datasets.windows import EpochCallback, EvaluationWindows, TrainingWindows, average_by, label_classes
 from tablet_hf.errors import InputError
-from tablet_hf.hub.loading import cut_windows
 from tablet_hf.sources import ScanRecord
+from tablet_hf.tokens import cut_windows
 
 
 class Store:
@@ -251,7 +251,7 @@ def test_evaluation_cuts_as_prediction_from_a_scan_does(lengths, num_frames):
         assert run_of(item) == item["run_index"]
         found[item["run_index"]].append(frames_of(item))
     for place, length in enumerate(lengths):
-        assert found[place] == [window.tolist() for window in cut_windows(torch.arange(length), num_frames)]
+        assert found[place] == [list(range(start, start + frames)) for start, frames in cut_windows(length, num_frames)]
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4))

@@ -14,6 +14,7 @@ from tablet_hf.datasets.splits import subject_ids
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import RUNS_FOLDER, geometry_of, read_runs, read_settings
 from tablet_hf.errors import InputError
+from tablet_hf.tokens import cut_windows
 
 __all__ = ["StreamedWindows", "mixed"]
 
@@ -104,7 +105,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         """
         if self.is_training or self._shares > 1:
             raise ValueError("Only the order of all windows to evaluate on (is_training=False) is known beforehand.")
-        keys = [key for key in sorted(self.runs) for _ in self._starts(self.runs[key].num_frames)]
+        keys = [key for key in sorted(self.runs) for _ in self._cut(self.runs[key].num_frames)]
         return [self.subjects[key] for key in keys]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -154,15 +155,12 @@ class StreamedWindows(torch.utils.data.IterableDataset):
             runs = runs_of(tables, self.geometry, self.settings["dtype"], known, f"{self.source}, file {file + 1}")
             yield from (run for run in runs if run.key in self.runs)
 
-    def _starts(self, total: int) -> range:
-        """First frames of the windows of a run of `total` frames, to evaluate on."""
-        if total <= self.num_frames:
-            return range(1)
-        return range(0, total if self.keep_remainder else total - self.num_frames + 1, self.num_frames)
+    def _cut(self, total: int) -> list[tuple[int, int]]:
+        return cut_windows(total, self.num_frames, self.keep_remainder)
 
     def _windows(self, rows: RunRows, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
         total = len(rows.kept.values)
-        starts = self._starts(total)
+        starts = [start for start, _ in self._cut(total)]
         if self.is_training:
             starts = [int(generator.integers(max(1, total - self.num_frames + 1)))]
         for start in starts:

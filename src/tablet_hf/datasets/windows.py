@@ -33,6 +33,7 @@ from tablet_hf.datasets.splits import subject_ids
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.errors import InputError
 from tablet_hf.sources.records import phenotype_values
+from tablet_hf.tokens import cut_windows
 
 __all__ = ["EpochCallback", "EvaluationWindows", "TrainingWindows", "average_by", "label_classes"]
 
@@ -230,7 +231,7 @@ class EvaluationWindows(_Windows):
         self.windows = [
             (run, first * stride, frames)
             for run in self.runs
-            for first, frames in _cut(self._num_strided(run), num_frames, keep_remainder)
+            for first, frames in cut_windows(self._num_strided(run), num_frames, keep_remainder)
         ]
         self.run_indices = [run for run, _, _ in self.windows]
         subjects = subject_ids(store.runs)
@@ -312,14 +313,6 @@ def average_by(logits: np.ndarray | Tensor, ids: Sequence[Hashable]) -> tuple[li
 
 
 # --- parts
-
-
-def _cut(total: int, num_frames: int | None, keep_remainder: bool) -> list[tuple[int, int]]:
-    """First frame and length of each window of a run of `total` frames."""
-    if num_frames is None or total <= num_frames:
-        return [(0, total)]
-    windows = [(first, min(num_frames, total - first)) for first in range(0, total, num_frames)]
-    return windows if keep_remainder else [window for window in windows if window[1] == num_frames]
 
 
 def _places(store: Any, runs: Sequence[int | str] | None) -> list[int]:
