@@ -27,7 +27,7 @@ from tablet_hf.baselines.linear import (
 from tablet_hf.datasets import TokenDataset
 from tablet_hf.datasets.tasks import find_task
 from tablet_hf.errors import InputError
-from tablet_hf.evaluation.metrics import binary_metrics, regression_metrics
+from tablet_hf.evaluation.metrics import classification_metrics, regression_metrics
 
 COUPLINGS = {"control": 0.1, "patient": 0.7}
 
@@ -222,12 +222,12 @@ class TestMeanToken:
         task = find_task(store, "group", range(20))
         found = mean_token_predictions(store, task, range(20), range(20, 30), "fold-1")
         assert found.method == MEAN_TOKEN
-        assert binary_metrics(found.targets, found.outputs[:, 1])["auroc"] == 1
+        assert classification_metrics(found.targets, found.outputs[:, 1])["auroc"] == 1
 
     def test_it_does_not_see_connectivity(self, store, cache):
         task = find_task(store, "group", TRAINING)
         found = mean_token_predictions(store, task, TRAINING, HELD_OUT, "fold-1", cache)
-        assert 0.2 < binary_metrics(found.targets, found.outputs[:, 1])["auroc"] < 0.8
+        assert 0.2 < classification_metrics(found.targets, found.outputs[:, 1])["auroc"] < 0.8
 
 
 class TestConnectivity:
@@ -247,7 +247,7 @@ class TestConnectivity:
         )
         assert found.method == CONNECTIVITY
         assert found.subjects == tuple(f"{number:02}" for number in HELD_OUT)
-        assert binary_metrics(found.targets, found.outputs[:, 1])["auroc"] > (0.95 if has_atlas else 0.85)
+        assert classification_metrics(found.targets, found.outputs[:, 1])["auroc"] > (0.95 if has_atlas else 0.85)
 
     def test_it_invents_no_groups(self, store, courses, atlas):
         aurocs = []
@@ -256,7 +256,7 @@ class TestConnectivity:
             training = [run for run in range(60) if run not in held_out]
             task = find_task(store, "coin", training)
             found = connectivity_predictions(store, task, training, held_out, "fold", courses, atlas)
-            aurocs.append(binary_metrics(found.targets, found.outputs[:, 1])["auroc"])
+            aurocs.append(classification_metrics(found.targets, found.outputs[:, 1])["auroc"])
         assert 0.3 < np.mean(aurocs) < 0.7
 
     def test_it_finds_a_number(self, store, courses, atlas):

@@ -1,4 +1,4 @@
-"""Thousands of draws at once are what scikit-learn and scipy say of each draw alone."""
+"""Metrics of many draws at once against scikit-learn and scipy on each draw alone."""
 
 import itertools
 import warnings
@@ -8,12 +8,10 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from tablet_hf.evaluation import resampling
 from tablet_hf.evaluation.metrics import classification_metrics, regression_metrics
 from tablet_hf.evaluation.resampling import (
     bootstrap_counts,
-    shuffled_p_value,
-    shuffles,
+    permutation_p_value,
     weighted_classification_metrics,
     weighted_regression_metrics,
 )
@@ -31,12 +29,6 @@ def draws_of(num_entries, num_draws=12, seed=0):
     return weights, [np.repeat(np.arange(num_entries), row.astype(int)) for row in weights]
 
 
-def assert_same(found, expected):
-    """`found`: a name to `(draws,)`; `expected`: of each draw a name to a number."""
-    for name in expected[0]:
-        assert found[name] == pytest.approx([each[name] for each in expected], nan_ok=True, abs=1e-12), name
-
-
 @pytest.mark.parametrize("num_classes", [2, 3, 5])
 def test_weighted_classes_are_repeated_rows(num_classes):
     rng = np.random.default_rng(num_classes)
@@ -45,8 +37,9 @@ def test_weighted_classes_are_repeated_rows(num_classes):
     weights, draws = draws_of(20)
     found = weighted_classification_metrics(labels, probabilities, weights)
     expected = [classification_metrics(labels[rows], probabilities[rows]) for rows in draws]
-    assert_same(found, expected)
     assert found.keys() == {*expected[0], "brier"}
+    for name in expected[0]:
+        assert found[name] == pytest.approx([each[name] for each in expected], nan_ok=True, abs=1e-12), name
 
 
 def test_weighted_brier_score_is_that_of_scikit_learn():
@@ -86,7 +79,7 @@ def test_draws_that_lack_something_are_nan():
     assert found["mae"] == pytest.approx([0.2, 0.1])
 
 
-def test_a_bootstrap_draws_as_many_people_as_there_are_each_alike():
+def test_a_bootstrap_draws_all_subjects_equally_often():
     counts = np.concatenate(list(bootstrap_counts(50, 4000, seed=3)))
     assert counts.shape == (4000, 50)
     assert (counts.sum(1) == 50).all()
@@ -94,44 +87,39 @@ def test_a_bootstrap_draws_as_many_people_as_there_are_each_alike():
     assert (counts == 0).mean() == pytest.approx((1 - 1 / 50) ** 50, abs=0.01)
 
 
-def test_blocks_of_draws_change_nothing_but_memory(monkeypatch):
-    whole = np.concatenate(list(bootstrap_counts(20, 30, seed=1)))
-    monkeypatch.setattr(resampling, "BLOCK_NUMBERS", 100)
-    blocks = list(bootstrap_counts(20, 30, seed=1))
-    assert {len(block) for block in blocks} == {5}
-    assert (np.concatenate(blocks) == whole).all()
+def test_many_subjects_are_drawn_in_several_blocks():
+    blocks = list(bootstrap_counts(100_000, 50, seed=1))
+    assert len(blocks) > 1
+    assert np.concatenate(blocks).shape == (50, 100_000)
+    assert len(np.unique(np.concatenate(blocks)[:, :20], axis=0)) == 50
 
 
-def test_people_are_exchanged_within_their_block_only_and_alike():
-    blocks = ["b", "a", "b", "c", "a", "b"]
-    found = np.concatenate(list(shuffles(6, blocks, 6000, seed=0)))
-    assert (np.sort(found, axis=1) == np.arange(6)).all()
-    names = np.array(blocks)
-    assert (names[found] == names).all()
-    orders, counts = np.unique(found[:, [0, 2, 5]], axis=0, return_counts=True)
-    assert sorted(map(tuple, orders.tolist())) == sorted(itertools.permutations([0, 2, 5]))
-    assert counts / 6000 == pytest.approx(np.full(6, 1 / 6), abs=0.02)
+def test_targets_are_permuted_within_blocks_only():
+    # In each block of two the true order is one of two; over both blocks one of four, over all entries one of six.
+    targets, merits = np.array([0, 1, 0, 1]), np.stack([np.zeros(4), [0.0, 1, 2, 4]], axis=1)
+    found = permutation_p_value(targets, merits, np.arange(4), ["b", "b", "a", "a"], 8000, 0)
+    assert found == pytest.approx(1 / 4, abs=0.02)
+    every = [sum(merits[list(places), 1]) >= 5 for places in itertools.combinations(range(4), 2)]
+    assert permutation_p_value(targets, merits, np.arange(4), None, 8000, 0) == pytest.approx(np.mean(every), abs=0.02)
 
 
-def test_the_p_value_counts_all_exchanges_that_do_as_well():
+def test_the_p_value_counts_permutations_that_fit_as_well():
     rng = np.random.default_rng(0)
     targets, predictions = rng.standard_normal((2, 6))
     predictions += targets
     observed = np.corrcoef(targets, predictions)[0, 1]
     everything = [np.corrcoef(order, predictions)[0, 1] for order in itertools.permutations(targets)]
     exact = np.mean(np.array(everything) >= observed - 1e-12)
-    found = shuffled_p_value(targets, predictions - predictions.mean(), np.arange(6), None, 20_000, 0)
+    found = permutation_p_value(targets, predictions - predictions.mean(), np.arange(6), None, 20_000, 0)
     assert found == pytest.approx(exact, rel=0.15)
 
 
-def test_a_person_of_several_folds_is_exchanged_whole():
-    # Of two people with two entries each there are two ways, the true one and the exchange, so p is about 1/2; entries
-    # that went their own ways would have six.
-    targets, people = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1])
+def test_a_subject_of_several_folds_is_permuted_whole():
+    # Two subjects with two entries each have two orders, so p is about 1/2; four single entries have six.
+    targets, subjects = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1])
     merits = np.stack([np.zeros(4), np.arange(4.0)], axis=1)
-    assert shuffled_p_value(targets, merits, people, None, 4000, 0) == pytest.approx(1 / 2, abs=0.03)
-    assert shuffled_p_value(targets, merits, np.arange(4), None, 4000, 0) == pytest.approx(1 / 6, abs=0.03)
-    # The order of the entries is nothing but the order of the table.
+    assert permutation_p_value(targets, merits, subjects, None, 4000, 0) == pytest.approx(1 / 2, abs=0.03)
+    assert permutation_p_value(targets, merits, np.arange(4), None, 4000, 0) == pytest.approx(1 / 6, abs=0.03)
     mixed = np.array([2, 0, 3, 1])
-    found = shuffled_p_value(targets[mixed], merits[mixed], people[mixed], None, 4000, 0)
+    found = permutation_p_value(targets[mixed], merits[mixed], subjects[mixed], None, 4000, 0)
     assert found == pytest.approx(1 / 2, abs=0.03)

@@ -174,7 +174,7 @@ def test_sites_without_enough_people_are_named_and_not_judged(binary):
     assert names == ["OHSU (n = 10)", "NYU (n = 25)", "KKI (n = 25)", "all (n = 60)"]
     few = methods[0].chosen(np.arange(58))
     panel = pictures.sites_figure([evaluate_predictions(few, 10, 10)]).axes[0]
-    assert [text.get_text() for text in panel.texts] == ["not judged: fewer than 10 people"]
+    assert [text.get_text() for text in panel.texts] == ["not judged: fewer than 10 subjects"]
 
 
 def test_dollars_are_no_formulas_and_long_names_end():

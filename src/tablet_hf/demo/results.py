@@ -9,13 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tablet_hf.evaluation.metrics import (
-    accuracy_interval,
-    accuracy_p_value,
-    binary_metrics,
-    chance_accuracy,
-    permutation_p_value,
-)
+from tablet_hf.evaluation.metrics import accuracy_interval, classification_metrics
+from tablet_hf.evaluation.resampling import permutation_p_value
 from tablet_hf.files import atomic_write
 from tablet_hf.sources.simulated import GROUPS, Person
 
@@ -51,7 +46,7 @@ class MethodResult:
 
     Attributes:
         probabilities: `(held-out people,)`, of the second group.
-        metrics: see `tablet_hf.evaluation.metrics.binary_metrics`.
+        metrics: see `tablet_hf.evaluation.metrics.classification_metrics`.
         interval: 95% confidence interval of the accuracy.
         accuracy_p: one-sided binomial p of the accuracy against chance.
         auroc_p: one-sided permutation p of the AUROC.
@@ -101,14 +96,18 @@ def split_people(labels: Sequence[int], num_held_out: int, seed: int) -> Split:
 
 def judge(labels: np.ndarray, probabilities: np.ndarray) -> MethodResult:
     """Compare predictions `(n,)` with the truth `(n,)` and with chance."""
-    metrics = binary_metrics(labels, probabilities)
+    from scipy.stats import binomtest, rankdata
+
+    metrics = classification_metrics(labels, probabilities)
     num_correct = round(metrics["accuracy"] * len(labels))
     return MethodResult(
         probabilities,
         metrics,
         accuracy_interval(num_correct, len(labels)),
-        accuracy_p_value(num_correct, len(labels), chance_accuracy(labels)),
-        permutation_p_value(labels, probabilities),
+        binomtest(num_correct, len(labels), np.bincount(labels).max() / len(labels), alternative="greater").pvalue,
+        permutation_p_value(
+            labels, rankdata(probabilities)[:, None] * (0, 1), np.arange(len(labels)), None, 10_000, seed=0
+        ),
     )
 
 

@@ -29,7 +29,6 @@ from tablet_hf.demo.pages import draw_demo
 from tablet_hf.demo.results import TABLET, DemoResult, Split, judge, split_people, write_results
 from tablet_hf.demo.terminal import OnProgress, Terminal
 from tablet_hf.errors import InputError
-from tablet_hf.evaluation.metrics import chance_accuracy
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.hub.training_data import TRAINING_DATA_FILE
 from tablet_hf.sources import find_scans
@@ -108,7 +107,7 @@ def run_demo(out: Path, device: str = "cpu", seed: int = 0, settings: DemoSettin
         name: judge(labels, probabilities) for name, probabilities in {TABLET: tuned.probabilities, **baselines}.items()
     }
 
-    chance = chance_accuracy(labels)
+    chance = np.bincount(labels).max() / len(labels)
     with terminal.stage("pictures", "Drawing pictures") as on_progress:
         page = draw_demo(out, design, people, store, extractor, split, tuned, methods, chance, on_progress)
     result = DemoResult(out, page, out / "model", people, split, chance, methods, terminal.seconds)

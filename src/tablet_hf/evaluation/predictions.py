@@ -1,7 +1,7 @@
-"""What a method says of subjects that it did not train on: the form in which all methods are compared."""
+"""Predictions for held-out subjects: the form in which all methods are compared."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,20 @@ __all__ = ["Predictions", "joined"]
 
 @dataclass(frozen=True)
 class Predictions:
-    """One method's word on each held-out subject, an entry a subject (and fold).
+    """The predictions of one method, an entry for each subject (and fold).
 
     Attributes:
-        method: what it is called in tables, such as "TABLeT" or "functional connectivity".
-        label: the phenotype that is predicted.
+        method: its name in tables, such as "TABLeT" or "functional connectivity".
+        label: the predicted phenotype.
         classes: its values in the order of their numbers, of two the second is the positive one; None for a regression.
         subjects: `(n,)`, see `tablet_hf.datasets.subject_ids`.
         targets: `(n,)`, the number of the true class as int64, or the true value as float64.
-        outputs: `(n, classes)` probabilities, or `(n,)` values in the target's own unit; float64.
-        sites: `(n,)`, None where it is not known.
-        folds: `(n,)`, the name of the split whose held-out part the subject stood in.
+        outputs: `(n, classes)` probabilities, or `(n,)` values in the unit of the target; float64.
+        sites: `(n,)`, None where unknown.
+        folds: `(n,)`, name of the split in which the subject was held out.
 
     Raises:
-        ValueError: arrays that do not fit together.
+        ValueError: shapes that do not match.
     """
 
     method: str
@@ -39,13 +39,12 @@ class Predictions:
     def __post_init__(self):
         count = len(self.subjects)
         shape = (count,) if self.classes is None else (count, len(self.classes))
-        if self.outputs.shape != shape or self.targets.shape != (count,) or not count:
+        lengths = {len(self.targets), len(self.sites), len(self.folds)}
+        if not count or lengths != {count} or self.outputs.shape != shape:
             raise ValueError(
-                f"{count} subjects need targets of shape ({count},) and outputs of shape {shape}, not "
-                f"{self.targets.shape} and {self.outputs.shape}."
+                f"{count} subjects need as many targets, sites and folds, and outputs of shape {shape}, not "
+                f"{self.outputs.shape}."
             )
-        if len(self.sites) != count or len(self.folds) != count:
-            raise ValueError(f"{count} subjects need a site and a fold each.")
 
     def __len__(self) -> int:
         return len(self.subjects)
@@ -54,49 +53,41 @@ class Predictions:
     def is_regression(self) -> bool:
         return self.classes is None
 
-    def chosen(self, places: Sequence[int] | np.ndarray) -> "Predictions":
-        """Those at these places, or where a mask is true."""
-        places = np.arange(len(self))[np.asarray(places)]
-        return Predictions(
-            self.method,
-            self.label,
-            self.classes,
-            tuple(self.subjects[place] for place in places),
-            self.targets[places],
-            self.outputs[places],
-            tuple(self.sites[place] for place in places),
-            tuple(self.folds[place] for place in places),
-        )
+    def chosen(self, indices: Sequence[int] | np.ndarray) -> "Predictions":
+        """Return the entries at these indices, or where a mask is true."""
+        indices = np.arange(len(self))[np.asarray(indices)]
+        texts = {
+            name: tuple(getattr(self, name)[index] for index in indices) for name in ("subjects", "sites", "folds")
+        }
+        return replace(self, targets=self.targets[indices], outputs=self.outputs[indices], **texts)
 
     def to_json(self) -> dict[str, Any]:
-        """As numbers, texts and lists; `from_json` takes it."""
+        """Return all fields as numbers, texts and lists, which `from_json` reads."""
         return asdict(self) | {"targets": self.targets.tolist(), "outputs": self.outputs.tolist()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Predictions":
         classes = None if fields["classes"] is None else tuple(fields["classes"])
-        kind = np.float64 if classes is None else np.int64
         texts = {name: tuple(fields[name]) for name in ("subjects", "sites", "folds")}
-        numbers = {"targets": np.array(fields["targets"], kind), "outputs": np.array(fields["outputs"], np.float64)}
-        return cls(fields["method"], fields["label"], classes, **texts, **numbers)
+        targets = np.array(fields["targets"], np.float64 if classes is None else np.int64)
+        return cls(
+            fields["method"],
+            fields["label"],
+            classes,
+            targets=targets,
+            outputs=np.array(fields["outputs"], np.float64),
+            **texts,
+        )
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions of one method in several folds as one table.
+    """Concatenate the predictions of one method in several folds.
 
     Raises:
-        ValueError: none, or those of different methods or tasks.
+        ValueError: no predictions, or those of different methods or tasks.
     """
     if len({(part.method, part.label, part.classes) for part in parts}) != 1:
-        raise ValueError("Predictions of one method for one label can be joined, and there must be some.")
-    first = parts[0]
-    return Predictions(
-        first.method,
-        first.label,
-        first.classes,
-        tuple(subject for part in parts for subject in part.subjects),
-        np.concatenate([part.targets for part in parts]),
-        np.concatenate([part.outputs for part in parts]),
-        tuple(site for part in parts for site in part.sites),
-        tuple(fold for part in parts for fold in part.folds),
-    )
+        raise ValueError("Only predictions of one method for one label can be joined, and there must be some.")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("targets", "outputs")}
+    texts = {name: sum((getattr(part, name) for part in parts), ()) for name in ("subjects", "sites", "folds")}
+    return replace(parts[0], **arrays, **texts)

@@ -18,6 +18,7 @@ import numpy as np
 
 from tablet_hf.errors import InputError
 from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.evaluation.resampling import predicted_classes
 from tablet_hf.evaluation.statistics import (
     Comparison,
     Estimate,
@@ -25,7 +26,6 @@ from tablet_hf.evaluation.statistics import (
     as_json,
     compare,
     evaluate_predictions,
-    predicted_classes,
 )
 from tablet_hf.files import atomic_write
 from tablet_hf.sources.records import typed_value
@@ -136,7 +136,7 @@ def write_predictions(path: str | Path, methods: Sequence[Predictions]) -> Path:
             else:
                 row |= dict(zip(scores, output.tolist(), strict=True))
         if not each.is_regression:
-            numbers = predicted_classes(each)
+            numbers = predicted_classes(each.outputs)
             for number, key in zip(numbers, zip(each.subjects, each.folds, strict=True), strict=True):
                 rows[key][predicted] = each.classes[number]
     with atomic_write(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
@@ -381,8 +381,8 @@ def _write_page(
                 "Can probabilities be taken at their word?",
                 [
                     "Entries are sorted by their predicted probability and cut into bins of equally many. The "
-                    "expected calibration error is the mean distance of a bin from the diagonal. It is never 0 with "
-                    "so few people; beside it stands what is left of it if all probabilities were true."
+                    "expected calibration error is the mean distance of a bin from the diagonal. With few subjects it "
+                    "is never 0, even if all probabilities are right."
                 ],
                 Table(*_calibration_table(evaluations)),
                 [
@@ -488,13 +488,9 @@ def _calibration_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], li
     rows = [
         [each.method, *(_interval(value, name) for name, value in each.calibration.items())] for each in evaluations
     ]
-    if first.calibration_if_perfect is None:
+    if first.classes is None:
         return header, rows
-    for row, each in zip(rows, evaluations, strict=True):
-        mean, highest = each.calibration_if_perfect
-        row.append(f"{mean:.2f} (95% of draws under {highest:.2f})")
-    guess = ["best constant guess", _figure_text(first.chance["brier"], "brier"), "", ""]
-    return [*header, "that error, if all were true"], [*rows, guess]
+    return header, [*rows, ["best constant guess", _figure_text(first.chance["brier"], "brier"), ""]]
 
 
 def _site_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:

@@ -181,8 +181,7 @@ def reliability_figure(methods: Sequence[Predictions], evaluations: Sequence[Eva
         reach = np.abs([[part.observed - part.low, part.high - part.observed] for part in bins]).T
         upper.errorbar(x, y, reach, color=colour, marker=marker, markersize=7, linewidth=1.2, elinewidth=1.8)
         of_what = f"share that is {_text(classes[1])}" if is_binary else "share that is right"
-        error, (usual, _) = evaluation.calibration["ece"].value, evaluation.calibration_if_perfect
-        title = f"{_text(evaluation.method)}\nerror {error:.2f} (by chance alone {usual:.2f})"
+        title = f"{_text(evaluation.method)}\nerror {evaluation.calibration['ece'].value:.2f}"
         _plain(upper, "", of_what, title)
         _square(upper, (-0.03, 1.03), (-0.03, 1.03))
         probabilities = predictions.outputs[:, 1] if is_binary else predictions.outputs.max(axis=1)

@@ -19,13 +19,9 @@ METHOD = "TABLeT"
 
 def outputs_of(logits: np.ndarray, task: Task) -> np.ndarray:
     """What mean logits `(people, labels)` say: probabilities `(people, classes)`, or values `(people,)`."""
-    logits = np.asarray(logits, dtype=np.float64)
-    if task.is_regression:
-        return logits[:, 0]
-    if logits.shape[1] == 1:
-        positive = np.exp(-np.logaddexp(0, -logits[:, 0]))
-        return np.stack([1 - positive, positive], axis=1)
-    return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    from tablet_hf.evaluation.metrics import class_probabilities
+
+    return np.asarray(logits, dtype=np.float64)[:, 0] if task.is_regression else class_probabilities(logits)
 
 
 def predictions_of(logits: np.ndarray, windows: EvaluationWindows, task: Task, fold: str) -> Predictions:

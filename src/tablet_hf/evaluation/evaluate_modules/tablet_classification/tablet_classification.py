@@ -1,4 +1,4 @@
-"""An `evaluate` module of the metrics of classes; `tablet_hf.evaluation.metrics.load_metric` loads it by its path."""
+"""An `evaluate` module of classification metrics; `tablet_hf.evaluation.metrics.load_metric` loads it by its path."""
 
 import datasets
 import evaluate
@@ -6,24 +6,13 @@ import evaluate
 from tablet_hf.evaluation.metrics import classification_metrics
 
 _DESCRIPTION = (
-    "Accuracy, balanced accuracy, AUROC and F1, of two classes also sensitivity and specificity; of more than two "
-    "AUROC (one against the rest) and F1 are averaged over the classes. Computed by scikit-learn."
+    "AUROC, balanced accuracy, accuracy and F1, for two classes also sensitivity and specificity; for more than two "
+    "AUROC (one against the rest) and F1 are means over the classes."
 )
-
-_CITATION = """\
-@article{scikit-learn,
-  title={Scikit-learn: Machine Learning in {P}ython},
-  author={Pedregosa, F. and others},
-  journal={Journal of Machine Learning Research},
-  volume={12},
-  pages={2825--2830},
-  year={2011}
-}
-"""
 
 _INPUTS = """
 Args:
-    predictions: of two classes the probability of the positive one, or a list of the probabilities of all classes.
+    predictions: the probability of the positive class of two, or a list of the probabilities of all classes.
     references: the number of the true class, from 0 on.
 Returns:
     a number for each metric, NaN where it is not defined.
@@ -36,7 +25,7 @@ class TabletClassification(evaluate.Metric):
         one = datasets.Features({"predictions": datasets.Value("float64"), "references": reference})
         several = datasets.Features({"predictions": datasets.List(datasets.Value("float64")), "references": reference})
         return evaluate.MetricInfo(
-            description=_DESCRIPTION, citation=_CITATION, inputs_description=_INPUTS, features=[one, several]
+            description=_DESCRIPTION, citation="", inputs_description=_INPUTS, features=[one, several]
         )
 
     def _compute(self, predictions, references):
