@@ -8,7 +8,7 @@ import torch
 from preprocessing import PREPROCESSING as RECORD
 
 from tablet_hf.datasets import TokenStoreWriter
-from tablet_hf.files import scan_identity
+from tablet_hf.files import file_identity
 from tablet_hf.sources import ScanRecord
 
 SHAPE = (24, 28, 24)
@@ -73,5 +73,5 @@ def write_cohort(folder, people, seed=0, preprocessing=None, mean_tokens=None):
                 site=person.get("site"),
                 phenotypes=person["phenotypes"],
             )
-            writer.write(record, tokens + (mean_tokens or {}).get(subject, 0), 2.0, scan_identity(path))
+            writer.write(record, tokens + (mean_tokens or {}).get(subject, 0), 2.0, file_identity(path))
     return writer.finish()

@@ -1,60 +1,54 @@
-"""The exception that is the user's to mend, and its sentence for what the Hub does not have."""
+"""The exception for unusable input, and what went wrong at the Hub as one sentence."""
 
 __all__ = ["InputError", "not_on_hub"]
 
 
 class InputError(ValueError):
-    """Input that could not be used.
+    """Input that cannot be used: the message names the file, what is wrong with it and what to do.
 
-    The message is one sentence for the user: it names the file, says what was found in it and what
-    to do about it. Whoever works through many inputs catches this class, keeps the good results and lists the
-    messages; anything else that is raised is a failure of this package.
+    A loop over many inputs catches this class and lists the messages; any other exception is a failure of this package.
     """
 
 
-def not_on_hub(
-    error: BaseException, name: str, kind: str, revision: str | None, offline: str = "a folder"
-) -> InputError | None:
-    """The sentence for what the Hub does not have, or for a Hub out of reach; None where something else is wrong.
+def not_on_hub(error: BaseException, name: str, kind: str = "model", revision: str | None = None) -> InputError | None:
+    """Say what went wrong at the Hub, or return None where the cause is not the Hub.
 
     Args:
-        error: of huggingface_hub, or what a library raised from it.
+        error: raised by huggingface_hub, or by a library that called it.
+        name: the Hub id or folder that the user gave.
         kind: "model" or "dataset".
-        offline: what can be given where there is no network.
+        revision: the revision that was asked for.
     """
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors as hub
 
-    causes, cause = [], error
-    while cause is not None and len(causes) < 20:
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    status = {getattr(cause.response, "status_code", None) for cause in causes if isinstance(cause, hub.HfHubHTTPError)}
 
-    def has(cause_class: type[BaseException]) -> bool:
-        return any(isinstance(cause, cause_class) for cause in causes)
+    def has(*classes: type[BaseException]) -> bool:
+        return any(isinstance(cause, classes) for cause in causes)
 
-    def is_refused(cause: BaseException) -> bool:
-        return isinstance(cause, HfHubHTTPError) and cause.response is not None and cause.response.status_code == 401
-
-    if has(RevisionNotFoundError):
-        return InputError(f"{name}: it has no revision {revision}; give a branch, tag or commit that it has.")
-    if has(RepositoryNotFoundError):
-        return InputError(
-            f"{name}: there is no such folder, and the Hub has no {kind} of this name that you may read; check the "
-            "name, and log in with `hf auth login` if it is private or gated."
+    if has(hub.RevisionNotFoundError):
+        message = f"it has no revision {revision}; give an existing branch, tag or commit."
+    elif has(hub.GatedRepoError):
+        message = "its owner grants access on request; ask on its page of the Hub, then log in with `hf auth login`."
+    elif has(hub.RepositoryNotFoundError):
+        message = (
+            f"there is no such folder, and the Hub has no {kind} of this name that you may read; check the name, and "
+            "log in with `hf auth login` if it is private or gated."
         )
-    if any(map(is_refused, causes)):
-        return InputError(
-            f"{name}: the Hub does not know the access token that it was given; log in anew with `hf auth login`, or "
-            "mend or unset the environment variable HF_TOKEN."
+    elif 401 in status:
+        message = "the Hub does not know the access token; log in with `hf auth login`, or unset HF_TOKEN."
+    elif has(hub.HFValidationError):
+        message = f"there is no such folder, and {kind}s on the Hub are called owner/name."
+    elif has(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError):
+        message = (
+            "there is no such folder, it was not downloaded before, and the Hub cannot be reached now; connect to the "
+            "network, unset HF_HUB_OFFLINE, or give a folder."
         )
-    if has(LocalEntryNotFoundError):
-        return InputError(
-            f"{name}: there is no such folder, it was not downloaded before, and the Hub cannot be reached now; "
-            f"connect to the network, unset HF_HUB_OFFLINE where it is set, or give {offline}."
-        )
-    return None
+    else:
+        return None
+    return InputError(f"{name}: {message}")

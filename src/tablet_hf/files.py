@@ -1,7 +1,7 @@
-"""Files and folders: what tells one from a changed one, and names that never stand for half of what is written."""
+"""Identity and checksums of files, and names that never stand for half of what is written."""
 
-import errno
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -13,30 +13,45 @@ from typing import Any
 __all__ = [
     "atomic_folder",
     "atomic_write",
+    "checksum",
+    "file_checksum",
+    "file_identity",
     "saved_weights_checksum",
-    "scan_identity",
     "source_identity",
     "weights_checksum",
 ]
 
 
-def source_identity(scan: Path) -> dict[str, Any]:
-    """Path, size and time of a scan; of one that cannot be looked at, the path: reading it will tell why."""
+def file_identity(path: str | Path) -> dict[str, Any]:
+    """Name, size and modification time of a file: enough to notice that it changed.
+
+    The folder is left out, since its name may identify a subject.
+    """
+    status = Path(path).stat()
+    return {"name": Path(path).name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def source_identity(path: Path) -> dict[str, Any]:
+    """`file_identity` with the absolute path; of a file that cannot be accessed, the path alone."""
     try:
-        status = scan.stat()
+        return {"path": str(path.resolve())} | file_identity(path)
     except OSError:
-        return {"path": str(scan)}
-    return {"path": str(scan.resolve()), "bytes": status.st_size, "modified": status.st_mtime}
+        return {"path": str(path)}
 
 
-def scan_identity(scan: Path) -> dict[str, Any]:
-    """What tells a scan from a changed one; its name alone, since folders may name subjects or places."""
-    state = Path(scan).stat()
-    return {"name": Path(scan).name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
+def checksum(value: Any) -> str:
+    """The SHA-256 of anything that JSON can represent; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_checksum(path: str | Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_checksum(tensors: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that tell weights, by name and number, from others; the same however they are stored."""
+    """16 hexadecimal digits for the names, shapes and values of weights, whatever their dtype and file."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().float().cpu().contiguous()
@@ -46,7 +61,7 @@ def weights_checksum(tensors: Mapping[str, Any]) -> str:
 
 
 def saved_weights_checksum(folder: str | Path) -> str:
-    """`weights_checksum` of a model's safetensors files."""
+    """`weights_checksum` of the safetensors files in a folder."""
     from safetensors.torch import load_file
 
     tensors: dict[str, Any] = {}
@@ -57,16 +72,16 @@ def saved_weights_checksum(folder: str | Path) -> str:
 
 @contextmanager
 def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
-    """Give a temporary name next to `path`; what the block writes there becomes `path` when the block ends well.
+    """Give a temporary name next to `path`, which becomes `path` when the block succeeds.
 
         with atomic_write("results.json") as unfinished:
             unfinished.write_text("{}")
 
-    A block that fails leaves nothing behind, and an older `path` as it was. Temporary names are hidden, and no two are
-    the same, so that processes may write to one folder. They end as `path` does: some libraries tell a format by that.
+    A block that fails leaves nothing behind and an existing `path` as it was. Temporary names are hidden, unique, so
+    that processes may write to one folder, and end as `path` does, since libraries infer the format from that.
 
     Raises:
-        FileExistsError: there is a `path` already, though it was not to be replaced.
+        FileExistsError: `path` exists and `replace` is False.
     """
     path = Path(path)
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
@@ -76,7 +91,7 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
         if replace:
             os.replace(unfinished, path)
         else:
-            _rename_to_what_is_not_there(unfinished, path)
+            os.link(unfinished, path)  # unlike a renaming, fails where another process was faster
     except OSError as error:
         if str(error.filename) == str(unfinished):
             error.filename = str(path)  # the name that the user gave
@@ -85,28 +100,16 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def _rename_to_what_is_not_there(unfinished: Path, path: Path) -> None:
-    try:
-        os.link(unfinished, path)  # unlike a renaming, never takes the place of what came meanwhile
-    except FileExistsError:
-        raise
-    except OSError as error:  # a file system without links
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-        os.replace(unfinished, path)
-
-
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder under a hidden name next to `path`; it becomes `path` when the block ends well.
+    """Give an empty folder next to `path`, which becomes `path` when the block succeeds.
 
         with atomic_folder("my-model") as unfinished:
             model.save_pretrained(unfinished)
 
-    A folder that was there before is replaced with all that it holds: whoever calls makes sure that it may be. A block
-    that fails leaves it as it was, and nothing next to it; what a killed process left is deleted by the next one, hence
-    only one process at a time may write a folder. Files can be read by whom the umask says, also those that a library
-    kept to their owner, as safetensors does.
+    An existing folder is replaced with all its content; a block that fails leaves it as it was. What a killed process
+    left is deleted by the next one, hence only one process at a time may write a folder. Files get the permissions
+    that the umask allows, also those that a library restricted to their owner, as safetensors does.
     """
     path = Path(path)
     scratch = path.parent / f".{path.name}-unfinished"
@@ -115,7 +118,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
-        _open_as_the_umask_says(unfinished)
+        allowed = unfinished.stat().st_mode & 0o666  # reading the umask would mean setting it
+        for file in unfinished.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(file.stat().st_mode | allowed)
         if path.exists():
             os.replace(path, replaced)
         try:
@@ -126,10 +132,3 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _open_as_the_umask_says(folder: Path) -> None:
-    allowed = folder.stat().st_mode & 0o666  # a new folder has what the umask leaves; asking for the umask changes it
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(path.stat().st_mode | allowed)

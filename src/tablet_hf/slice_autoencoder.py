@@ -161,7 +161,7 @@ def load_autoencoder(
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        if told := not_on_hub(error, name, "model", revision, f"a folder or {_shipped_names()}"):
+        if told := not_on_hub(error, name, "model", revision):
             raise told from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         raise InputError(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tablet_hf.cli.__main__ import app
 from tablet_hf.datasets import Split, TokenDataset, TokenStoreWriter, merge_stores, write_splits
 from tablet_hf.errors import InputError
-from tablet_hf.files import scan_identity
+from tablet_hf.files import file_identity
 from tablet_hf.sources import ScanRecord, find_scans
 from tablet_hf.sources.records import store_key
 
@@ -46,7 +46,7 @@ def tokens(value):
 
 def put(writer, record, value):
     """What `tokenize` does with a scan; whether it was there already."""
-    scan = scan_identity(record.scan)
+    scan = file_identity(record.scan)
     if writer.finished(record, scan):
         return True
     writer.write(record, tokens(value), 2.0, scan)

@@ -1,7 +1,5 @@
 """Commands on single scans and models: predict, tokenize, reconstruct, info, convert, and the demo."""
 
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -41,7 +39,7 @@ from tablet_hf.cli.terminal import (
     tell_and_leave,
 )
 from tablet_hf.errors import InputError
-from tablet_hf.files import source_identity
+from tablet_hf.files import checksum, source_identity
 
 
 @one_sentence
@@ -387,7 +385,7 @@ def check_not_replaced(out: Path, read: dict[str, Path | None], overwrite: bool)
 
 
 def fingerprint(request: Any) -> str:
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
+    return checksum(request)[:16]
 
 
 def model_identity(name: str) -> list[Any]:

@@ -1,7 +1,5 @@
 """Writing a store as Parquet, for the Hub; `tablet_hf.datasets.parquet` describes the files, and reads them."""
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +21,7 @@ from tablet_hf.datasets.store_files import (
     write_settings,
 )
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_folder
+from tablet_hf.files import atomic_folder, checksum
 from tablet_hf.sources.records import typed_columns
 
 __all__ = ["export_parquet", "without_paths"]
@@ -178,7 +176,7 @@ def _write_shards(
 
 def _without_source(run: StoredRun) -> StoredRun:
     """The run without name and time of its scan, which may tell a hospital's numbers or a subject's day of visit."""
-    scan = hashlib.sha256(json.dumps(run.scan, sort_keys=True).encode()).hexdigest()
+    scan = checksum(run.scan)
     return replace(run, scan=run.scan if set(run.scan) == {"sha256"} else {"sha256": scan}, beside=None)
 
 

@@ -38,7 +38,6 @@ from tablet_hf.datasets.store_files import (
     SPLITS_FOLDER,
     STORE_FILE,
     StoredRun,
-    file_checksum,
     geometry_of,
     read_index,
     read_settings,
@@ -49,6 +48,7 @@ from tablet_hf.datasets.store_files import (
     write_sidecar,
 )
 from tablet_hf.errors import InputError, not_on_hub
+from tablet_hf.files import file_checksum
 
 __all__ = ["DATA_FOLDER", "RunRows", "cache_folder", "damage_explained", "downloaded", "runs_of", "unpacked"]
 
@@ -176,14 +176,12 @@ def _tables(path: Path) -> Iterator[Any]:
 
 def downloaded(repo: str, revision: str | None, with_data: bool = True) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     patterns = [STORE_FILE, INDEX_FILE, f"{SPLITS_FOLDER}/*"] + [f"{DATA_FOLDER}/*.parquet"] * with_data
     try:
         return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise InputError(f"{repo}: there is no such folder, and datasets on the Hub are called owner/name.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HFValidationError, OSError) as error:
         if told := not_on_hub(error, repo, "dataset", revision):
             raise told from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

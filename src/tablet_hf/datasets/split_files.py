@@ -1,7 +1,6 @@
 """Splits as plain CSV files that subjects can read, edit and bring along."""
 
 import csv
-import hashlib
 import io
 import json
 import warnings
@@ -11,7 +10,7 @@ from typing import Any
 
 from tablet_hf.datasets.splits import PARTS, Split, check, families_of, subject_ids, without_prefix
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_write
+from tablet_hf.files import atomic_write, checksum
 
 __all__ = ["read_splits", "write_splits"]
 
@@ -211,4 +210,4 @@ def _read_record(path: Path) -> Mapping[str, Any]:
 
 
 def _fingerprint(assignment: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(sorted(assignment.items())).encode()).hexdigest()
+    return checksum(sorted(assignment.items()))

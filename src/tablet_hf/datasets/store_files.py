@@ -14,7 +14,6 @@ layouts compare is measured in `benchmarks/token_layouts.py`. The rows themselve
 `tablet_hf.datasets.run_files`.
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -24,13 +23,12 @@ from typing import Any
 
 from tablet_hf.datasets.run_files import DTYPES, Geometry, kept_in
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_write
+from tablet_hf.files import atomic_write, file_checksum
 from tablet_hf.sources.records import Phenotype, Problem, typed_columns, typed_rows
 
 __all__ = [
     "StoredRun",
     "faults_in",
-    "file_checksum",
     "file_fault",
     "file_of_key",
     "forget_people",
@@ -365,8 +363,3 @@ def _fault_of_kind(folder: Path, settings: Mapping[str, Any], run: StoredRun) ->
                 "delete the run and tokenize it again."
             )
     return None
-
-
-def file_checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

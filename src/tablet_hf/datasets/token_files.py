@@ -145,7 +145,7 @@ def _is_of_scan(recorded: dict[str, Any] | None, source: dict[str, Any]) -> bool
     """Whether a recorded source is a scan, which may have been moved since."""
     if recorded is None or recorded["path"] == source["path"]:
         return recorded is not None
-    is_alike = all(name in source and recorded.get(name) == source[name] for name in ("bytes", "modified"))
+    is_alike = all(name in source and recorded.get(name) == source[name] for name in ("bytes", "modified_ns"))
     return is_alike and not Path(recorded["path"]).exists()
 
 

@@ -32,7 +32,7 @@ from tablet_hf.datasets.store_files import LOGS_FOLDER
 from tablet_hf.datasets.writer import TokenStoreWriter
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import BACKGROUND, FRAMES_PER_BLOCK, TabletFeatureExtractor
-from tablet_hf.files import scan_identity
+from tablet_hf.files import file_identity
 from tablet_hf.scans import (
     declared_space,
     find_brain_mask_file,
@@ -219,7 +219,7 @@ class _Tokenization:
 
     def _keep_or_queue(self, record: ScanRecord) -> None:
         try:
-            scan = scan_identity(record.scan)
+            scan = file_identity(record.scan)
             is_there = self.writer.finished(
                 record,
                 scan,
@@ -287,7 +287,7 @@ class _Tokenization:
     def _read_run(self, record: ScanRecord) -> None:
         extractor = self.extractor
         # Before anything is read: what changes meanwhile is found to be another file the next time.
-        identities = scan_identity(record.scan), beside(record)
+        identities = file_identity(record.scan), beside(record)
         bold = open_run(
             record.scan,
             record.mask,
@@ -450,9 +450,9 @@ def beside(record: ScanRecord) -> dict[str, Any]:
     is_given = record.repetition_time is not None
     sidecars = [] if is_given else find_companion_files(record.scan, with_mask=False)
     return {
-        "mask": None if mask is None else scan_identity(mask),
+        "mask": None if mask is None else file_identity(mask),
         "repetition_time": record.repetition_time,
-        "sidecars": [scan_identity(path) for path in sidecars],
+        "sidecars": [file_identity(path) for path in sidecars],
     }
 
 

@@ -1,7 +1,7 @@
 """Writing stores: runs from tokens, and one store of several.
 
 writer = TokenStoreWriter("STORE", extractor.to_dict())
-writer.write(record, run.tokens, run.repetition_time, scan_identity(record.scan))
+writer.write(record, run.tokens, run.repetition_time, file_identity(record.scan))
 tokens = writer.finish()
 """
 
@@ -166,7 +166,7 @@ class TokenStoreWriter:
             record: who and when.
             tokens: (frames, cells, features), any float dtype.
             repetition_time: seconds between frames.
-            scan: what tells the file it was made from: see `tablet_hf.files.scan_identity`.
+            scan: what tells the file it was made from: see `tablet_hf.files.file_identity`.
             intensity_scale, clipped_share, mean_tokens: as in `TokenizedRun`.
             made: how they were made; what is the same for the whole store is added.
             beside: what stood next to the scan, see `StoredRun`; its "mask" is that file's identity, or None.

@@ -32,12 +32,7 @@ def fetch(name: str | Path, filename: str, revision: str | None = None) -> Path:
         InputError: there is no such folder or Hub id, no such file in it, or no way to the Hub.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     check_model_name(name)
     absent = f"{name}: there is no {filename} in it; give the folder or Hub id of a whole model or autoencoder."
@@ -48,20 +43,10 @@ def fetch(name: str | Path, filename: str, revision: str | None = None) -> Path:
         return path
     try:
         return Path(hf_hub_download(str(name), filename, revision=revision))
-    except GatedRepoError as error:
-        raise InputError(
-            f"{name}: its owner wants to be asked; request access on its page of the Hub, then log in (hf auth login)."
-        ) from error
-    except EntryNotFoundError as error:
-        if not isinstance(error, LocalEntryNotFoundError):
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise InputError(absent) from error
-        told = not_on_hub(error, str(name), "model", revision)
-        is_refused = told is not None and "access token" in str(told)
-        raise (told if is_refused else _unreachable(name, filename)) from error
-    except HFValidationError as error:
-        raise InputError(f"{name}: there is no such folder, and nothing on the Hub can be called that.") from error
-    except OSError as error:
-        raise (not_on_hub(error, str(name), "model", revision) or _unreachable(name, filename)) from error
+        raise (not_on_hub(error, str(name), "model", revision) or InputError(f"{name}: {error}")) from error
 
 
 def commit_of(name: str, filename: str = "config.json") -> str:
@@ -102,10 +87,3 @@ def count_parameters(weights: Path) -> int:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{weights}: it is not a whole safetensors file ({error}); fetch it again.") from error
     return sum(map(math.prod, shapes))
-
-
-def _unreachable(name: str | Path, filename: str) -> InputError:
-    return InputError(
-        f"{name}: there is no such folder here, no {filename} of it was downloaded before, and the Hub cannot be "
-        "reached now; connect to the network, unset HF_HUB_OFFLINE where it is set, or give a folder."
-    )

@@ -18,9 +18,9 @@ from typing import Any
 from tablet_hf.datasets.export import export_parquet, without_paths
 from tablet_hf.datasets.parquet import DATA_FOLDER
 from tablet_hf.datasets.store import TokenDataset
-from tablet_hf.datasets.store_files import INDEX_FILE, RUNS_FOLDER, STORE_FILE, file_checksum
+from tablet_hf.datasets.store_files import INDEX_FILE, RUNS_FOLDER, STORE_FILE
 from tablet_hf.errors import InputError
-from tablet_hf.files import saved_weights_checksum
+from tablet_hf.files import file_checksum, saved_weights_checksum
 from tablet_hf.hub.cards import (
     EvaluationFacts,
     TrainingFacts,

@@ -1,6 +1,5 @@
 """Where training starts from, its own last checkpoint, a model's weights, or nothing, and where it ends: a model."""
 
-import hashlib
 import json
 import shutil
 import zipfile
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError, not_on_hub
-from tablet_hf.files import atomic_folder, atomic_write
+from tablet_hf.files import atomic_folder, atomic_write, checksum
 from tablet_hf.hub.files import check_model_name
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.training.arguments import process_state
@@ -135,7 +134,7 @@ def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:
     facts = {"tokens": [(run.key, run.sha256) for run in runs]}
     if label is not None:
         facts["labels"] = [(run.key, str(run.phenotypes.get(label))) for run in runs]
-    return {name: hashlib.sha256(json.dumps(values).encode()).hexdigest() for name, values in facts.items()}
+    return {name: checksum(values) for name, values in facts.items()}
 
 
 def training_subjects(model: str | Path) -> set[str]:
@@ -231,7 +230,7 @@ def initial_model(
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if told := not_on_hub(error, str(init), "model", None, "the folder of a model"):
+        if told := not_on_hub(error, str(init), "model"):
             raise told from error
         raise InputError(f"{init}: no training can start from it; {' '.join(str(error).split())}") from error
     missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
