@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ __all__ = [
     "checksum",
     "file_checksum",
     "file_identity",
+    "safe_name",
     "saved_weights_checksum",
     "source_identity",
     "weights_checksum",
@@ -68,6 +70,21 @@ def saved_weights_checksum(folder: str | Path) -> str:
     for path in sorted(Path(folder).glob("*.safetensors")):
         tensors |= load_file(path)
     return weights_checksum(tensors)
+
+
+def safe_name(text: str) -> str:
+    """Turn any text into the name of a file or folder; text that already is a safe name is returned as it is.
+
+    Separators, control characters and what Windows forbids become `_`; leading and trailing dots and spaces go, device
+    names of Windows get a `_` in front, and long names are cut. A checksum then keeps different texts apart.
+    """
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f\x7f\ud800-\udfff]', "_", text).strip(". ")
+    if not name or re.match(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\.|$)", name, re.IGNORECASE):
+        name = f"_{name}"
+    if name == text and len(name.encode()) <= 100:
+        return name
+    name = name.encode()[:91].decode(errors="ignore").rstrip(". ")
+    return f"{name}+{checksum(text)[:8]}"
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from tablet_hf.errors import InputError
+from tablet_hf.files import safe_name
 from tablet_hf.version import __version__
 
 __all__ = [
@@ -81,6 +82,8 @@ class Split:
     left_out: tuple[str, ...] = ()
 
     def __post_init__(self):
+        if safe_name(self.name) != self.name:  # results are written to a folder of this name
+            raise InputError(f"{self.name!r}: the name of a split cannot be that of a folder; rename its column.")
         for subject, part in self.assignment.items():
             if part not in PARTS:
                 raise InputError(f"{self.name}: {subject!r} stands in {part!r}; parts are {', '.join(PARTS)}.")
@@ -277,7 +280,7 @@ def leave_one_site_out(
             settings["notes"].insert(
                 0, f"{len(left_out)} subjects stand in no part: without label, of no or several sites, or kin."
             )
-        name = f"site-{site}"
+        name = safe_name(f"site-{site}")
         _warn(f"{name}: {note}" for note in settings["notes"])
         settings = {"method": "leave_one_site_out", "site": str(site)} | settings
         splits.append(Split(name, dict(sorted(assignment.items())), seed, settings, tuple(left_out)))
