@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src/tablet_hf"
 
 ROOT = "root files"
-ROOMS = [ROOT, "evaluation", "sources", "datasets", "report", "hub", "baselines", "training", "demo", "cli"]
+ROOMS = [ROOT, "evaluation", "sources", "datasets", "report", "hub", "baselines", "training", "cli"]
 """From the bottom to the top. A module may import those of its own room and of the rooms before it."""
 
 

@@ -119,7 +119,7 @@ def test_scans_are_read_as_runs_in_mni_space(cohort):
     assert (run.num_frames, run.repetition_time) == (3, 2.0)
     assert not run.is_resampled
     assert run.mask_source == "bids"
-    assert run.mask.sum() == load_anatomy().brain.sum()
+    assert run.mask.sum() == load_anatomy(2, DESIGN.field_of_view).brain.sum()
     assert 1000 < run.maximum < 32767
 
 

@@ -1,4 +1,4 @@
-"""Commands on single scans and models: predict, tokenize, reconstruct, info, convert, and the demo."""
+"""Commands on single scans and models: predict, tokenize, reconstruct, info and convert."""
 
 import os
 import tempfile
@@ -348,20 +348,6 @@ def convert(
         output.print(escape(str(report)))
         if push is not None:
             cli_hub.send(folder, push, {})
-
-
-@one_sentence
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Output folder for the cohort, the model and the page.")] = Path(
-        "tablet-demo"
-    ),
-    seed: Annotated[int, typer.Option(help="Random seed of the cohort and the weights.")] = 0,
-    device: DeviceOption = "auto",
-) -> None:
-    """Simulate a small cohort, tokenize it, fine-tune a small TABLeT and show the results. Needs no network."""
-    from tablet_hf.demo import run_demo
-
-    run_demo(out, device=choose_device(device), seed=seed)
 
 
 def check_not_replaced(out: Path, read: dict[str, Path | None], overwrite: bool) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tablet_hf.evaluation.predictions import Predictions
 from tablet_hf.evaluation.statistics import Estimate, Evaluation
-from tablet_hf.report.pictures import BLUE, GREEN, GREY, ORANGE, _figure, _plain
+from tablet_hf.report.pictures import BLUE, GREEN, GREY, ORANGE, label_panel, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ def methods_figure(evaluations: Sequence[Evaluation]) -> "Figure":
     names = list(first.metrics)
     columns = 2 if len(names) == 4 else PANELS_IN_A_ROW
     rows = math.ceil(len(names) / columns)
-    figure = _figure(10.0, 0.9 + rows * (1.1 + 0.42 * len(evaluations)))
+    figure = new_figure(10.0, 0.9 + rows * (1.1 + 0.42 * len(evaluations)))
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for panel, name in zip(panels.flat, names, strict=True):
         low, high = _metric_range(name, [each.metrics[name] for each in evaluations], first.chance.get(name))
@@ -83,7 +83,7 @@ def methods_figure(evaluations: Sequence[Evaluation]) -> "Figure":
         panel.set_xlim(low, high)
         panel.set_ylim(-0.6, len(evaluations) - 0.25)
         title = METRIC_NAMES[name] + (" (less is better)" if name in ("mae", "mse") else "")
-        _plain(panel, "", "", title)
+        label_panel(panel, "", "", title)
     for row in panels:
         row[0].set_yticks(range(len(evaluations)), [_text(each.method) for each in reversed(evaluations)])
     handles = [
@@ -103,7 +103,9 @@ def confusion_figure(evaluations: Sequence[Evaluation]) -> "Figure":
     edge = 0.9 * size if size <= 3 else 0.62 * size
     is_slanted = size > 4 or max(map(len, classes)) >= 10
     names = 0.09 * max(map(len, classes))  # inches
-    figure = _figure(columns * (edge + 0.3) + names + 2.2, rows * (edge + 0.9 + (0.7 * names if is_slanted else 0.1)))
+    figure = new_figure(
+        columns * (edge + 0.3) + names + 2.2, rows * (edge + 0.9 + (0.7 * names if is_slanted else 0.1))
+    )
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     image = None
     for panel, each in _filled(panels, evaluations):
@@ -115,7 +117,7 @@ def confusion_figure(evaluations: Sequence[Evaluation]) -> "Figure":
             share = f"\n{shares[row, column]:.0f}%" if totals[row, 0] else ""
             text = f"{each.confusion[row, column]}{share}"
             panel.text(column, row, text, ha="center", va="center", color=colour, fontsize=11 if size <= 4 else 8)
-        _plain(panel, "predicted", "", _text(each.method, 12 + 6 * size))
+        label_panel(panel, "predicted", "", _text(each.method, 12 + 6 * size))
         turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_slanted else {}
         panel.set_xticks(range(size), classes, **turned)
         panel.set_yticks(range(size), classes)
@@ -133,7 +135,7 @@ def roc_figure(methods: Sequence[Predictions], evaluations: Sequence[Evaluation]
     classes = methods[0].classes
     is_binary = len(classes) == 2
     columns, rows = (1, 1) if is_binary else _grid(len(methods))
-    figure = _figure(6.4, 5.6) if is_binary else _figure(max(5.0, 4.2 * columns), 4.6 * rows)
+    figure = new_figure(6.4, 5.6) if is_binary else new_figure(max(5.0, 4.2 * columns), 4.6 * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
     pairs = list(zip(methods, evaluations, strict=True))
     for panel, shown in _filled(panels, [pairs] if is_binary else [[pair] for pair in pairs]):
@@ -158,7 +160,7 @@ def roc_figure(methods: Sequence[Predictions], evaluations: Sequence[Evaluation]
                 )  # fmt: skip
                 number += 1
         title = f"ROC: {_text(classes[1])} against {_text(classes[0])}" if is_binary else _text(shown[0][0].method)
-        _plain(panel, "false positive rate (1 − specificity)", "true positive rate (sensitivity)", title)
+        label_panel(panel, "false positive rate (1 − specificity)", "true positive rate (sensitivity)", title)
         _square(panel, (-0.02, 1.02), (-0.02, 1.02))
         panel.legend(edgecolor="none", loc="lower right", title="area under the curve", fontsize=9)
     return figure
@@ -169,7 +171,7 @@ def reliability_figure(methods: Sequence[Predictions], evaluations: Sequence[Eva
     classes = methods[0].classes
     is_binary = len(classes) == 2
     columns, rows = _grid(len(methods))
-    figure = _figure(max(5.0, 3.7 * columns), 5.2 * rows + 0.3)
+    figure = new_figure(max(5.0, 3.7 * columns), 5.2 * rows + 0.3)
     ratios = [ratio for _ in range(rows) for ratio in (3.2, 1)]
     panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=ratios)
     for number, (predictions, evaluation) in enumerate(zip(methods, evaluations, strict=True)):
@@ -182,14 +184,14 @@ def reliability_figure(methods: Sequence[Predictions], evaluations: Sequence[Eva
         upper.errorbar(x, y, reach, color=colour, marker=marker, markersize=7, linewidth=1.2, elinewidth=1.8)
         of_what = f"share that is {_text(classes[1])}" if is_binary else "share that is right"
         title = f"{_text(evaluation.method)}\nerror {evaluation.calibration['ece'].value:.2f}"
-        _plain(upper, "", of_what, title)
+        label_panel(upper, "", of_what, title)
         _square(upper, (-0.03, 1.03), (-0.03, 1.03))
         probabilities = predictions.outputs[:, 1] if is_binary else predictions.outputs.max(axis=1)
         lower.hist(probabilities, bins=np.linspace(0, 1, 21), color=colour, edgecolor="white")
         lower.set_xlim(-0.03, 1.03)
         lower.yaxis.get_major_locator().set_params(integer=True, nbins=4)
         of_whom = f"probability of {_text(classes[1])}" if is_binary else "probability of the predicted class"
-        _plain(lower, f"predicted {of_whom}", "people" if not _has_several_folds(predictions) else "entries", "")
+        label_panel(lower, f"predicted {of_whom}", "people" if not _has_several_folds(predictions) else "entries", "")
     for number in range(len(methods), rows * columns):
         for row in (0, 1):
             panels[2 * (number // columns) + row, number % columns].remove()
@@ -199,7 +201,7 @@ def reliability_figure(methods: Sequence[Predictions], evaluations: Sequence[Eva
 def scatter_figure(methods: Sequence[Predictions], evaluations: Sequence[Evaluation]) -> "Figure":
     """True against predicted values of each method, equally scaled, with the line of both being the same."""
     columns, rows = _grid(len(methods))
-    figure = _figure(max(5.0, 3.9 * columns), 4.5 * rows + 0.4)
+    figure = new_figure(max(5.0, 3.9 * columns), 4.5 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False)
     numbers = np.concatenate([np.concatenate([each.targets, each.outputs]) for each in methods])
     margin = 0.04 * (np.ptp(numbers) or 1.0)
@@ -223,7 +225,7 @@ def scatter_figure(methods: Sequence[Predictions], evaluations: Sequence[Evaluat
             )
         r, r2 = evaluation.metrics["pearson_r"], evaluation.metrics["r2"]
         title = f"{_text(evaluation.method)}\nr = {_estimate_text(r, 2)}, R² = {_number(r2.value, 2)}"
-        _plain(panel, f"predicted {label}", f"true {label}", title)
+        label_panel(panel, f"predicted {label}", f"true {label}", title)
         _square(panel, span, span)
         panel.legend(edgecolor="none", loc="upper left", fontsize=9)
     return figure
@@ -245,7 +247,7 @@ def sites_figure(evaluations: Sequence[Evaluation]) -> "Figure":
     ]  # fmt: skip
     low, high = _metric_range(name, [estimate for row in rows for estimate in row[3]], first.chance.get(name))
     step = 0.7 / max(len(evaluations), 2)
-    figure = _figure(8.0, 1.7 + len(rows) * (0.26 + 0.17 * len(evaluations)))
+    figure = new_figure(8.0, 1.7 + len(rows) * (0.26 + 0.17 * len(evaluations)))
     panel = figure.subplots()
     panel.axvline(first.chance[name], color=GREY, linestyle=":", linewidth=1.8)
     panel.axhline(len(rows) - 1.5, color="#bbbbbb", linewidth=0.8)
@@ -260,7 +262,7 @@ def sites_figure(evaluations: Sequence[Evaluation]) -> "Figure":
     panel.set_yticks(range(len(rows)), [f"{_text(row[0])} (n = {row[1]})" for row in reversed(rows)])
     panel.set_xlim(low, high)
     panel.set_ylim(-0.6, len(rows) - 0.4)
-    _plain(panel, f"{METRIC_NAMES[name]}, 95% interval", "", f"{_text(first.label)} by site")
+    label_panel(panel, f"{METRIC_NAMES[name]}, 95% interval", "", f"{_text(first.label)} by site")
     handles = [
         Line2D([], [], color=_style(number)[0], marker=_style(number)[1], label=_text(each.method))
         for number, each in enumerate(evaluations)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tablet_hf.report.pictures import BLUE, COORDINATES, GREY, ORANGE, PLANES, _figure, _plain, _show, _voxel
+from tablet_hf.report.pictures import (
+    BLUE,
+    COORDINATES,
+    GREY,
+    ORANGE,
+    PLANES,
+    label_panel,
+    nearest_voxel,
+    new_figure,
+    show_slice,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +38,7 @@ def pretraining_curve_figure(
         loss, validation_loss: pairs of step and loss.
         mean_loss: what naming the mean of each cell reaches on the latter.
     """
-    figure = _figure(7.0, 3.8)
+    figure = new_figure(7.0, 3.8)
     panel = figure.subplots()
     if mean_loss is not None:
         panel.axhline(mean_loss, color=GREY, linestyle=":", label="naming each cell's mean")
@@ -40,7 +50,7 @@ def pretraining_curve_figure(
             steps, values = np.asarray(pairs, dtype=float).T
             panel.plot(steps, values, color=colour, marker=marker, markersize=4, label=name)
     panel.set_yscale("log")
-    _plain(panel, "step", "mean squared error of hidden tokens", "Masked token modeling")
+    label_panel(panel, "step", "mean squared error of hidden tokens", "Masked token modeling")
     panel.legend(frameon=False)
     return figure
 
@@ -68,12 +78,12 @@ def hidden_tokens_figure(
         ("hidden ones at their mean", visible),
         ("hidden ones predicted", predicted),
     )
-    figure = _figure(9.0, 9.2)
+    figure = new_figure(9.0, 9.2)
     panels = figure.subplots(3, 3)
-    place = _voxel(centre_mm, original.shape[0])
+    place = nearest_voxel(centre_mm, original.shape[0])
     for axis, row in enumerate(panels):
         for panel, (name, volume) in zip(row, columns, strict=True):
-            image = _show(panel, volume, axis, place[axis], **style)
+            image = show_slice(panel, volume, axis, place[axis], **style)
             if axis == 0:
                 panel.set_title(name, fontsize=11)
         row[0].set_ylabel(f"{PLANES[axis]}, {COORDINATES[axis]} = {centre_mm[axis]:.0f} mm")

@@ -75,20 +75,23 @@ class CohortDesign:
         node_jitter: standard deviation in mm by which a subject's nodes are next to those of others.
         smooth_noise: standard deviation of smooth fluctuations (`smoothness` mm), as a fraction of the mean intensity.
         white_noise: standard deviation of noise of single voxels, as a fraction of the mean intensity.
+        field_of_view: range in mm along x, y and z that is scanned; None is the whole brain. Of a part of the brain
+            fewer slices have anything to encode.
         seed: of all that is drawn.
     """
 
-    num_subjects: int = 54
-    num_frames: int = 4
+    num_subjects: int = 32
+    num_frames: int = 16
     repetition_time: float = 2.0
-    coupling: float = 0.9
+    coupling: float = 0.8
     frequencies: tuple[float, float] = (0.06, 0.12)
-    network_amplitude: float = 0.03
+    network_amplitude: float = 0.02
     node_width: float = 9.0
     node_jitter: float = 2.0
-    smooth_noise: float = 0.005
+    smooth_noise: float = 0.01
     smoothness: float = 6.0
-    white_noise: float = 0.01
+    white_noise: float = 0.02
+    field_of_view: tuple[tuple[float, float], ...] | None = ((-34, 34), (-64, -42), (18, 64))
     seed: int = 0
 
 
@@ -111,14 +114,25 @@ class Person:
 
 
 @lru_cache(maxsize=2)
-def load_anatomy(resolution: int = 2) -> Anatomy:
-    """The ICBM152 2009 template and its brain mask as nilearn ships them, at `resolution` mm; no network is used."""
+def load_anatomy(resolution: int = 2, field_of_view: tuple[tuple[float, float], ...] | None = None) -> Anatomy:
+    """The ICBM152 2009 template and its brain mask as nilearn ships them, at `resolution` mm; no network is used.
+
+    Args:
+        field_of_view: range in mm along x, y and z to which both are cropped.
+    """
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 
     template = load_mni152_template(resolution=resolution)
     brain = np.asarray(load_mni152_brain_mask(resolution=resolution).dataobj) > 0
     intensity = np.asarray(template.dataobj, dtype=np.float32) * brain
-    return Anatomy(intensity / intensity.max(), brain & (intensity > 0), template.affine)
+    intensity, brain, affine = intensity / intensity.max(), brain & (intensity > 0), template.affine.copy()
+    if field_of_view is not None:
+        # Axes of the template run along those of MNI152 space.
+        ends = np.rint((np.array(field_of_view).T - affine[:3, 3]) / np.diag(affine)[:3]).astype(int)
+        box = tuple(slice(*sorted(axis)) for axis in ends.T)
+        affine[:3, 3] += np.diag(affine)[:3] * [part.start for part in box]
+        intensity, brain = intensity[box], brain[box]
+    return Anatomy(intensity, brain, affine)
 
 
 # --- the dynamics
@@ -228,7 +242,7 @@ def write_cohort(
     """
     if folder.exists() and not is_cohort(folder):
         raise InputError(f"{folder}: this folder is in the way and holds no cohort of the demo; choose another --out.")
-    anatomy = load_anatomy(resolution)
+    anatomy = load_anatomy(resolution, design.field_of_view)
 
     with atomic_folder(folder) as unfinished:
 
