@@ -591,12 +591,8 @@ class TestCommands:
         result = tablet_hf(*command)
         assert result.exit_code == 0, result.output
         assert "1 was there already" in result.output
-        problems = (tmp_path / "store" / "problems.tsv").read_text()
         for subject in ("02", "03", "04"):
-            folder = tmp_path / "store" / "runs" / f"sub-{subject}"
-            for text in (result.output, problems):
-                assert f"{folder}" in text
-        assert "its scan is found no more; if it shall go, delete this folder" in result.output
+            assert f"runs/sub-{subject}" in result.output
         assert len(TokenDataset.load(tmp_path / "store")) == 4
 
     def test_people_who_withdrew_are_deleted(self, autoencoder, tmp_path, make_scan, monkeypatch):

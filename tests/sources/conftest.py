@@ -1,4 +1,4 @@
-"""Trees of real file names, whose files hold nothing: sources look at names and tables only."""
+"""Trees of empty files with real names: sources read names and tables only."""
 
 import os
 
@@ -7,19 +7,16 @@ import pytest
 
 @pytest.fixture
 def plant(tmp_path):
-    """A function that makes empty files below a temporary folder and gives that folder.
-
-    A path that ends in `@` becomes a link to content that is not there, as DataLad leaves it.
-    """
+    """Make empty files below a temporary folder and return it; `x@` is a link to missing content, as of DataLad."""
 
     def make(*paths):
         for path in paths:
-            place = tmp_path / path.removesuffix("@")
-            place.parent.mkdir(parents=True, exist_ok=True)
+            file = tmp_path / path.removesuffix("@")
+            file.parent.mkdir(parents=True, exist_ok=True)
             if path.endswith("@"):
-                os.symlink(".git/annex/objects/Xx/Yy/MD5E-s1--0/MD5E-s1--0", place)
+                os.symlink(".git/annex/objects/Xx/Yy/MD5E-s1--0/MD5E-s1--0", file)
             else:
-                place.touch()
+                file.touch()
         return tmp_path
 
     return make
@@ -27,7 +24,7 @@ def plant(tmp_path):
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes a table: its name, then its lines."""
+    """Write a table: its name, then its lines."""
 
     def make(name, *lines, ending="\n", encoding="utf-8"):
         path = tmp_path / name
@@ -40,13 +37,11 @@ def write(tmp_path):
 
 @pytest.fixture
 def reasons():
-    """A function that gives the problems of a cohort whose text holds a word, as texts, each one a sentence."""
+    """Return the problems of a cohort, or of tables, with all of some words; each is one line that ends in a point."""
 
-    def find(cohort, word):
-        texts = [str(problem) for problem in cohort.problems]
-        for text in texts:
-            assert text.endswith(".")
-            assert "\n" not in text
-        return [text for text in texts if word in text]
+    def find(found, *words):
+        texts = [str(problem) for problem in found.problems]
+        assert all(text.endswith(".") and "\n" not in text for text in texts)
+        return [text for text in texts if all(str(word) in text for word in words)]
 
     return find

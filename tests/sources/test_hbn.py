@@ -5,7 +5,7 @@ from tablet_hf.sources import find_scans
 NAME = "sub-{0}/ses-{1}/func/sub-{0}_ses-{1}_task-{2}_space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz"
 
 
-def test_films_are_labels_and_scanners_are_sites(plant, write):
+def test_movies_are_phenotypes_and_scanners_are_sites(plant, write):
     root = plant(
         NAME.format("NDARAA306NT2", "HBNsiteRU", "movieDM"),
         NAME.format("NDARAA306NT2", "HBNsiteRU", "movieTP"),

@@ -1,4 +1,4 @@
-"""What a record is called, and what a cell of a table means."""
+"""Keys of records, and values of cells."""
 
 import json
 import math
@@ -32,24 +32,25 @@ from tablet_hf.sources.records import (
         (ScanRecord("../../etc", Path("x"), run="a/b"), "sub-etc+CHECKSUM_run-ab+CHECKSUM"),
         (ScanRecord("--", Path("x")), "sub-x+CHECKSUM"),
         (ScanRecord("Jörg Schön", Path("x")), "sub-JorgSchon+CHECKSUM"),
-        (ScanRecord("张伟", Path("x"), dataset="HCP-YA"), "sub-x+CHECKSUM"),
+        (ScanRecord("张伟", Path("x"), dataset="HCP-YA"), "HCP-YA/sub-x+CHECKSUM"),
     ],
 )
 def test_the_key_is_fit_for_a_file_name(record, key):
     assert re.fullmatch(re.escape(key).replace("CHECKSUM", "[0-9a-f]{8}"), record.key)
+    assert store_key(record) == record.key
 
 
 @given(st.lists(st.text(max_size=6), min_size=2, max_size=5, unique_by=lambda text: unicodedata.normalize("NFC", text)))
 def test_different_labels_have_different_keys(labels):
     for field in ("subject", "session", "task", "run", "dataset"):
-        keys = [store_key(ScanRecord(**({"subject": "1", "scan": Path("x")} | {field: label}))) for label in labels]
+        keys = [ScanRecord(**({"subject": "1", "scan": Path("x")} | {field: label})).key for label in labels]
         assert len(set(keys)) == len(labels)
         assert all(re.fullmatch(r"([0-9A-Za-z+-]+/)?[0-9A-Za-z+_-]+", key) for key in keys)
 
 
 @given(st.text("0123456789abcXYZ+", min_size=1))
 def test_plain_labels_stay_as_they_are(label):
-    assert store_key(ScanRecord(label, Path("x"), dataset=f"{label}-1")) == f"{label}-1/sub-{label}"
+    assert ScanRecord(label, Path("x"), dataset=f"{label}-1").key == f"{label}-1/sub-{label}"
 
 
 def test_a_letter_is_the_same_however_a_computer_composes_it():
@@ -84,14 +85,14 @@ def test_a_letter_is_the_same_however_a_computer_composes_it():
         (math.nan, None),
     ],
 )
-def test_what_a_cell_means(cell, value):
+def test_typed_values(cell, value):
     found = typed_value(cell)
     assert found == value
     assert type(found) is type(value)
 
 
 @given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none()))
-def test_any_cell_has_a_meaning_and_it_is_its_own(cell):
+def test_any_cell_has_a_typed_value_that_is_its_own(cell):
     value = typed_value(cell)
     assert value is None or isinstance(value, bool | int | float | str)
     assert typed_value(value) == value
@@ -109,20 +110,12 @@ def test_fractions_come_back(number):
 
 
 def test_numbers_of_numpy_and_pandas_can_be_written():
-    said = {
-        "a": np.float32(1.5),
-        "b": np.int64(3),
-        "c": np.nan,
-        "d": pd.NA,
-        "e": pd.NaT,
-        "f": math.inf,
-        "g": np.bool_(1),
-    }
-    record = ScanRecord("1", Path("x"), phenotypes=said | {"sex": "F"})
-    assert record.phenotypes == {"a": 1.5, "b": 3, "c": None, "d": None, "e": None, "f": None, "g": True, "sex": "F"}
+    values = {"a": np.float32(1.5), "b": np.int64(3), "c": np.bool_(1), "d": np.nan, "e": pd.NA, "f": pd.NaT}
+    record = ScanRecord("1", Path("x"), phenotypes=values | {"g": math.inf, "sex": "F"})
+    assert record.phenotypes == {"a": 1.5, "b": 3, "c": True, "d": None, "e": None, "f": None, "g": None, "sex": "F"}
     assert json.loads(json.dumps(record.phenotypes, allow_nan=False)) == record.phenotypes
     for value in (pd.Timestamp("2020-01-01"), [1], np.zeros(2)):
-        with pytest.raises(InputError, match=r"the phenotype 'age' is a \w+; give a text, a number"):
+        with pytest.raises(InputError, match="'age'"):
             ScanRecord("1", Path("x"), phenotypes={"age": value})
 
 
@@ -143,8 +136,7 @@ def test_a_phenotype_of_all_runs_or_what_there_is_instead():
     assert phenotype_values(records, "age") == [30.5, None, None]
     assert phenotype_values(records, "sex") == ["F", "M", None]
     for name in ("IQ", "iq"):  # a column without a value is no better than none
-        with pytest.raises(InputError) as told:
+        with pytest.raises(InputError, match=rf"STORE: .*{name}; choose from age, sex\."):
             phenotype_values(records, name, Path("STORE"))
-        assert str(told.value) == f"{name}: no run of STORE has this phenotype; there are age, sex."
-    with pytest.raises(InputError, match="there are none"):
+    with pytest.raises(InputError, match="none"):
         phenotype_values(records[2:], "age")

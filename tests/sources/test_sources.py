@@ -1,4 +1,4 @@
-"""The registry: sources by name, options that a source does not know, nothing imported before it is asked for."""
+"""Sources by name, their options, and what importing them costs."""
 
 import re
 import subprocess
@@ -26,46 +26,39 @@ ALL_OPTIONS = {
 
 def test_the_sources_by_name():
     assert set(SOURCES) == {"adhd200", "bids", "hbn", "hcp", "table", "ukb"}
-    with pytest.raises(InputError, match="no source 'fmriprep'; choose one of adhd200, bids"):
+    with pytest.raises(InputError, match=r"'fmriprep'.* adhd200, bids"):
         find_scans("fmriprep", ".")
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_missing_root_is_one_sentence_whatever_options_were_not_set(source, tmp_path):
-    for find in (lambda root: find_scans(source, root, **ALL_OPTIONS), SOURCES[source]):
-        with pytest.raises(InputError) as caught:
-            find(str(tmp_path / "none"))
-        assert str(caught.value).startswith(str(tmp_path / "none"))
-        assert str(caught.value).endswith(".")
+def test_the_error_for_a_missing_root_is_a_sentence(source, tmp_path):
+    with pytest.raises(InputError) as caught:
+        find_scans(source, str(tmp_path / "none"), **ALL_OPTIONS)
+    assert str(caught.value).startswith(str(tmp_path / "none"))
+    assert str(caught.value).endswith(".")
 
 
 @pytest.mark.parametrize("source", sorted(set(SOURCES) - {"table"}))
-def test_an_empty_root_is_one_sentence_with_the_layout_expected(source, tmp_path):
-    with pytest.raises(InputError, match=r"no scan of .* was found; expected is, for one, \S*\.nii\.gz"):
+def test_the_error_for_an_empty_root_shows_the_layout(source, tmp_path):
+    with pytest.raises(InputError, match=r"such as \S*\.nii\.gz"):
         find_scans(source, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "said"),
+    ("source", "options", "message"),
     [
-        (
-            "bids",
-            {"withdrawn": "w.csv"},
-            "bids does not know --withdrawn, it takes --phenotypes, --task, --session, --space, --dataset;",
-        ),
-        ("adhd200", {"pattern": "x"}, "adhd200 does not know --pattern"),
-        ("hcp", {"keep_failed_quality": True}, "hcp does not know --keep-failed-quality"),
-        ("ukb", {"tasks": ["rest"]}, "ukb does not know --task,"),
-        ("hbn", {"pattern": "x"}, "hbn does not know --pattern"),
-        ("table", {"space": "MNI"}, "table does not know --space, it takes --dataset"),
+        ("bids", {"withdrawn": "w"}, "bids .* --withdrawn; .* --phenotypes, --task, --session, --space, --dataset"),
+        ("hcp", {"keep_failed_quality": True}, "hcp .* --keep-failed-quality"),
+        ("ukb", {"tasks": ["rest"]}, "ukb .* --task;"),
+        ("table", {"space": "MNI"}, "table .* --space; .* --dataset"),
     ],
 )
-def test_an_option_that_a_source_does_not_know_is_named(source, options, said, tmp_path):
-    with pytest.raises(InputError, match=said):
+def test_an_option_of_another_source_is_an_error(source, options, message, tmp_path):
+    with pytest.raises(InputError, match=message):
         find_scans(source, tmp_path, **options)
 
 
-def test_nothing_heavy_is_imported_before_a_source_is_asked():
+def test_nothing_heavy_is_imported_before_a_source_is_used():
     code = (
         "import sys, tablet_hf.sources as sources;"
         "own = tuple(f'{sources.__name__}.{source}' for source in sources.SOURCES);"

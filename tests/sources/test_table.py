@@ -1,4 +1,4 @@
-"""A table of scans: for every dataset that no other source knows."""
+"""A table of scans: for every dataset that has no source of its own."""
 
 import pytest
 
@@ -12,18 +12,18 @@ def test_every_column(plant, write):
         "scans.csv",
         "path,subject,session,run,task,mask,repetition_time,site,family,dataset,age,code",
         "a/scan.nii.gz,sub-0010042,ses-1,run-2,task-rest,a/mask.nii.gz,0.72,1,7,Mine,31,007",
-        f"{root}/b.nii.gz,b,,,,,,,,,n/a,x",
+        f"{root}/b.nii.gz,b,,,,n/a,,n/a,n/a,NA,n/a,x",
     )
     cohort = find_scans("table", table)
     one, two = cohort.records
-    assert one.key == "sub-0010042_ses-1_task-rest_run-2"
+    assert one.key == "Mine/sub-0010042_ses-1_task-rest_run-2"
     assert (one.scan, one.mask) == (root / "a/scan.nii.gz", root / "a/mask.nii.gz")
-    assert (one.repetition_time, one.site, one.family, one.dataset) == (0.72, "1", "7", "Mine")
+    assert (one.repetition_time, one.site, one.family) == (0.72, "1", "7")
     assert one.phenotypes == {"age": 31, "code": "007"}
-    assert (two.subject, two.scan, two.mask, two.repetition_time) == ("b", root / "b.nii.gz", None, None)
-    assert (two.session, two.run, two.task, two.site) == (None, None, None, None)
+    assert (two.key, two.scan, two.mask, two.repetition_time) == ("sub-b", root / "b.nii.gz", None, None)
+    assert (two.site, two.family, two.dataset) == (None, None, None)
     assert two.phenotypes == {"age": None, "code": "x"}
-    assert cohort.is_all_used
+    assert not cohort.problems
     assert not cohort.is_restricted
 
 
@@ -35,7 +35,7 @@ def test_names_of_the_column_of_paths(plant, write, heading, name, mark):
     assert (record.subject, record.scan.name, record.phenotypes) == ("1", "x.nii", {})
 
 
-def test_what_the_table_does_not_say_is_read_from_bids_names(plant, write):
+def test_missing_labels_are_read_from_bids_names(plant, write):
     paths = [
         "sub-01_ses-a_task-rest_run-1_bold.nii.gz",
         "sub-01_ses-a_task-rest_run-2_bold.nii.gz",
@@ -50,65 +50,56 @@ def test_what_the_table_does_not_say_is_read_from_bids_names(plant, write):
     ]
 
 
-def test_rows_that_cannot_be_used_are_told_by_line(plant, write, reasons):
-    plant(*(f"{name}.nii" for name in "abcdefg"), "link.nii@")
-    table = write(
-        "t.csv",
-        "path,subject,repetition_time",
-        "a.nii,1,2",
-        "b.nii,,2",
-        ",3,2",
-        "c.nii,4,two",
-        "d.nii,5,0",
-        "e.nii,6,-999",
-        "none.nii,7,2",
-        "link.nii,8,2",
-        "f.nii,9,2,more",
-        "g.nii,10,7_20",
-    )
-    cohort = find_scans("table", table)
+def test_rows_that_cannot_be_used_are_problems(plant, write, reasons):
+    plant(*(f"{name}.nii" for name in "abcdeg"), "link.nii@")
+    rows = ["a.nii,1,2", "b.nii,,2", ",3,2", "c.nii,4,two", "d.nii,5,0", "e.nii,6,-999", "none.nii,7,2"]
+    table = write("t.csv", "path,subject,repetition_time", *rows, "link.nii,8,2", "g.nii,10,7_20")
+    with pytest.warns(UserWarning, match=r"repetition_time \(-999\)"):
+        cohort = find_scans("table", table)
     assert [(record.subject, record.repetition_time) for record in cohort.records] == [("1", 2.0), ("6", None)]
-    assert reasons(cohort, f"{table}, line 3: neither it nor the name b.nii tells the subject")
-    assert reasons(cohort, f"{table}, line 4: it gives no path")
-    assert reasons(cohort, f"{table}, line 5: its repetition_time 'two' is not a number of seconds")
-    assert reasons(cohort, f"{table}, line 6: its repetition_time '0'")
-    assert reasons(cohort, "there is no such file")
+    for row, word in ((3, "subject"), (4, "path"), (5, "'two'"), (6, "'0'"), (10, "'7_20'")):
+        assert reasons(cohort, f"{table}, row {row}:", word)
+    assert reasons(cohort, "none.nii")
     assert reasons(cohort, "datalad get")
-    assert reasons(cohort, f"{table}, line 10: 4 cells")
-    assert reasons(cohort, f"{table}, line 11: its repetition_time '7_20'")
-    assert reasons(cohort, "taken for missing values, by column: repetition_time 1 (-999)")
-    assert len(cohort.problems) == 9
+    assert len(cohort.problems) == 7
 
 
-def test_one_scan_twice_and_two_scans_of_one_name(plant, write, reasons):
+def test_a_german_spreadsheet(plant, write):
+    plant("a.nii", "b.nii")
+    table = write("t.csv", "path;subject;repetition_time;Alter", "a.nii;1;0,72;31,5", "b.nii;2;2;28", ending="\r\n")
+    with pytest.warns(UserWarning, match="decimal .*repetition_time"):
+        cohort = find_scans("table", table)
+    found = [(record.repetition_time, record.phenotypes["Alter"]) for record in cohort.records]
+    assert found == [(0.72, 31.5), (2, 28)]
+    assert not cohort.problems
+
+
+def test_a_row_twice_and_two_scans_with_one_key(plant, write, reasons):
     plant("a.nii", "b.nii", "c.nii")
-    table = write("t.csv", "path,subject,sex", "a.nii,1,F", "a.nii,1,F", "b.nii,2,F", "c.nii,2,M")
+    table = write("t.csv", "path,subject,Gender", "a.nii,1,female", "a.nii,1,female", "b.nii,2,female", "c.nii,2,male")
     cohort = find_scans("table", table)
-    assert [record.subject for record in cohort.records] == ["1"]
-    assert len(reasons(cohort, "would all be called sub-2")) == 2
+    assert [record.phenotypes for record in cohort.records] == [{"sex": "F", "Gender": "female"}]
+    assert len(reasons(cohort, "key sub-2")) == 2
 
 
 def test_one_table_of_several_datasets(plant, write):
     plant("a.nii", "b.nii", "c.nii")
     table = write("t.csv", "path,subject,dataset", "a.nii,01,A", "b.nii,01,B", "c.nii,01,")
     cohort = find_scans("table", table, dataset="Mine")
-    assert {record.dataset: record.scan.name for record in cohort.records} == {
-        "A": "a.nii",
-        "B": "b.nii",
-        "Mine": "c.nii",
-    }
+    names = {record.dataset: record.scan.name for record in cohort.records}
+    assert names == {"A": "a.nii", "B": "b.nii", "Mine": "c.nii"}
     assert not cohort.problems
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
-    [(("subject,sex", "1,F"), "no column is called path"), (("path,sex",), "lists no scan"), ((), "is empty")],
+    ("lines", "word"),
+    [(("subject,sex", "1,F"), "path"), (("path,sex",), "no scan"), ((), "empty"), (("path", "a.nii,1"), "row 2")],
 )
-def test_tables_that_list_no_scans_are_refused(write, lines, said):
-    with pytest.raises(InputError, match=said):
+def test_tables_that_list_no_scans_are_errors(write, lines, word):
+    with pytest.raises(InputError, match=rf"t\.csv: .*{word}"):
         find_scans("table", write("t.csv", *lines))
 
 
-def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="this is a folder; give a CSV or TSV file"):
+def test_a_folder_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="folder"):
         find_scans("table", tmp_path)

@@ -1,6 +1,7 @@
 """The commands about token datasets: `tablet-hf tokenize --source ...` and `tablet-hf dataset ...`."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -68,7 +69,7 @@ def tokenize_source(
     if dry_run:
         _tell_cohort(cohort)
         _show_labels(cohort)
-        raise typer.Exit(0 if cohort.is_all_used else 2)
+        raise typer.Exit(2 if cohort.problems else 0)
     if not cohort.records:
         _tell_cohort(cohort)
         _forget_withdrawn(out, options)
@@ -120,11 +121,11 @@ def _counted(number: int, one: str, several: str | None = None) -> str:
 def _forget_withdrawn(store: Path, options: dict[str, Any]) -> None:
     """Delete from a store what it has of subjects who withdrew, and say so."""
     from tablet_hf.datasets.store_files import STORE_FILE, forget_people
-    from tablet_hf.sources.ukb import withdrawn_people
+    from tablet_hf.sources.ukb import withdrawn_subjects
 
     if options.get("withdrawn") is None or not (store / STORE_FILE).is_file():
         return
-    gone = forget_people(store, withdrawn_people(Path(options["withdrawn"])))
+    gone = forget_people(store, withdrawn_subjects(Path(options["withdrawn"])))
     if gone:
         messages.print(
             f"{_said(store)}: {_counted(len(gone), 'run')} of people who withdrew "
@@ -133,9 +134,9 @@ def _forget_withdrawn(store: Path, options: dict[str, Any]) -> None:
         )
 
 
-def _no_longer_found(store: Path, runs: list[Any], cohort: Any, options: dict[str, Any]) -> list[Any]:
-    """Notes on runs of a store whose scans the same source finds no more: nothing is deleted unasked."""
-    from tablet_hf.sources.records import Problem, same_labels
+def _warn_of_lost_scans(store: Path, runs: list[Any], cohort: Any, options: dict[str, Any]) -> None:
+    """Warn about runs of a store that the source no longer finds; they are not deleted."""
+    from tablet_hf.sources.records import same_labels
 
     found: dict[str, list[Any]] = {}
     for record in cohort.records:
@@ -149,15 +150,12 @@ def _no_longer_found(store: Path, runs: list[Any], cohort: Any, options: dict[st
         and all(getattr(run, name) in values for name, values in asked.items())
         and not any(same_labels(run, record) for record in found.get(run.subject, ()))
     ]
-    notes, lost_files = [], {run.file for run in lost}
-    for folder in sorted({(store / run.file).parent for run in lost}):
-        here = [run for run in runs if (store / run.file).parent == folder]
-        is_all = all(run.file in lost_files for run in here)
-        for what in [folder] if is_all else [store / run.file for run in here if run.file in lost_files]:
-            which = "this folder" if is_all else "this file and the .json beside it"
-            why = f"the store has it, but its scan is found no more; if it shall go, delete {which} and run this again."
-            notes.append(Problem(str(what), why, is_note=True))
-    return notes
+    if lost:
+        files = ", ".join(run.file for run in lost[:5]) + (", ..." if len(lost) > 5 else "")
+        message = (
+            f"{store}: {_counted(len(lost), 'run')} with a scan that is no longer found, delete to remove: {files}."
+        )
+        warnings.warn(message, stacklevel=2)
 
 
 def _tell_cohort(cohort: Any) -> None:
@@ -206,8 +204,7 @@ def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[s
             messages.print(f"  {_said(problem)}")
         if len(failed) > 50:
             messages.print(f"  and {len(failed) - 50} more.")
-    is_whole = not failed and cohort.is_all_used
-    notes = []
+    is_whole = not failed and not cohort.problems
     if writer.has_runs():
         try:
             store = writer.finish()
@@ -218,18 +215,14 @@ def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[s
                 "and run this again, which keeps the runs that are whole."
             )
         else:
-            notes = _no_longer_found(writer.folder, store.runs, cohort, options)
-            for note in notes[:20]:
-                messages.print(f"  {_said(note)}")
-            if len(notes) > 20:
-                messages.print(f"  and {len(notes) - 20} more like these.")
+            _warn_of_lost_scans(writer.folder, store.runs, cohort, options)
             held = _counted(sum(run.num_frames for run in store.runs), "frame")
             output.print(f"{_said(store.folder)}  {_counted(len(store), 'run')}, {held}")
     for problem in writer.unreadable:
         is_whole = False
         messages.print(f"  {_said(problem)}")
     try:
-        writer.write_problems([*cohort.problems, *failed, *notes, *writer.unreadable])
+        writer.write_problems([*cohort.problems, *failed, *writer.unreadable])
     except OSError as error:
         messages.print(f"{_said(writer.problems_file)}: it could not be written ({error.strerror}).")
         raise typer.Exit(2) from error

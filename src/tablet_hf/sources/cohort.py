@@ -1,133 +1,125 @@
-"""From what a source found to a cohort: files that are there, keys that are unique."""
+"""What all sources share: checking the folder, selecting labels, and leaving out what cannot be used."""
 
 import glob
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tablet_hf.errors import InputError
-from tablet_hf.sources.records import Cohort, Problem, ScanRecord, store_key
+from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 
-__all__ = ["Layout", "beside", "check_labels", "files_like", "gather", "mixture", "why_absent"]
-
-ANNEX_POINTER = b"/annex/objects/"
-"""How git-annex writes an unlocked file whose content is elsewhere (git-annex documentation, "pointer file")."""
+__all__ = ["Layout", "find_files", "make_cohort", "select_labels", "sibling", "warn_if_mixed"]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a source expects: `what` in words, `example` as a path below the root. Both stand in its messages."""
+    """The dataset that a source expects, and the path of one of its scans for error messages."""
 
-    what: str
+    name: str
     example: str
 
-    def folder(self, root: Path) -> Path:
-        """Check that the root is a folder.
-
-        Raises:
-            InputError: it is not.
-        """
+    def check_folder(self, root: Path) -> Path:
+        """Return the root; raise InputError if it is not a folder."""
         if not root.is_dir():
-            found = "this is a file" if root.exists() else "there is no such folder"
-            raise InputError(f"{root}: {found}; give the folder of {self.what}, with {self.example} in it.")
+            found = "is a file" if root.exists() else "does not exist"
+            raise InputError(f"{root}: it {found}; give the folder of {self.name}, with {self.example} in it.")
         return root
 
-    def nothing(self, root: Path, hint: str = "") -> InputError:
-        """The error for a root that holds nothing of this layout."""
-        hint = f" {hint}" if hint else ""
-        return InputError(f"{root}: no scan of {self.what} was found; expected is, for one, {self.example}.{hint}")
+    def not_found(self, root: Path, hint: str = "") -> InputError:
+        """Return the error for a root without any scan of this layout."""
+        return InputError(f"{root}: no scan of {self.name} was found, such as {self.example}. {hint}".rstrip())
 
 
-def files_like(root: Path, pattern: str) -> list[Path]:
-    """Paths below `root` that match a glob pattern, sorted; links without a target are among them.
-
-    `Path.glob` leaves those out or not, depending on where in the pattern the wildcards are.
-    """
+def find_files(root: Path, pattern: str) -> list[Path]:
+    """Return the paths below a folder that match a glob pattern, sorted; links without a target are included."""
     return [root / name for name in sorted(glob.glob(pattern, root_dir=root))]
 
 
-def beside(scan: Path, name: str) -> Path | None:
-    """A file in the folder of a scan, None where there is none; a link without a target counts as one."""
+def sibling(scan: Path, name: str) -> Path | None:
+    """Return a file in the folder of a scan, None where there is none; a link without a target counts as one."""
     path = scan.with_name(name)
     return path if os.path.lexists(path) else None
 
 
-def check_labels(
-    root: Path, entity: str, wanted: Iterable[str], there: Iterable[str | None]
-) -> tuple[set[str], list[Problem]]:
-    """The labels of an entity ("task", "ses") that are wanted, without its prefix, and a problem for those not there.
+def select_labels(
+    root: Path, records: Iterable[ScanRecord], name: str, wanted: Iterable[str] | None
+) -> tuple[list[ScanRecord], list[Problem]]:
+    """Keep the records of the wanted sessions or tasks, and list wanted labels that no record has.
+
+    Args:
+        root: Folder of the dataset, for messages.
+        records: Scans to choose from.
+        name: "session" or "task".
+        wanted: Labels with or without their BIDS prefix; None or empty keeps all.
 
     Raises:
-        InputError: none of them is there.
+        InputError: If no record has any of them.
     """
-    labels = {str(label).removeprefix(f"{entity}-") for label in wanted}
-    known = {label for label in there if label is not None}
-    absent = labels - known
-    if not absent:
-        return labels, []
-    missing, others = (", ".join(f"{entity}-{label}" for label in sorted(these)) for these in (absent, known))
-    why = f"no scan has {missing}; there are: {others or 'none'}."
-    if absent == labels:
+    records = list(records)
+    if not wanted:
+        return records, []
+    prefix = {"session": "ses-", "task": "task-"}[name]
+    labels = {str(label).removeprefix(prefix) for label in wanted}
+    existing = {getattr(record, name) for record in records} - {None}
+    absent, others = (", ".join(prefix + label for label in sorted(these)) for these in (labels - existing, existing))
+    why = f"no scan has {absent}; choose from {others or 'none'}."
+    if not labels & existing:
         raise InputError(f"{root}: {why}")
-    return labels, [Problem(str(root), why)]
+    problems = [Problem(str(root), why)] if absent else []
+    return [record for record in records if getattr(record, name) in labels], problems
 
 
-def why_absent(path: Path) -> str | None:
-    """Why a file cannot be opened, without reading it; None where it seems all right."""
-    if path.is_file():
-        if path.stat().st_size < 1024 and path.read_bytes().startswith(ANNEX_POINTER):
-            return f"its content is not here, only a pointer of git-annex; fetch it with `datalad get {path}`."
-        return None
-    if path.is_symlink():
-        return f"it links to content that is not here; fetch it with `datalad get {path}`."
-    return "this is a folder, not a scan." if path.is_dir() else "there is no such file; check the path."
+def warn_if_mixed(root: Path, kinds: Iterable[str], option: str) -> None:
+    """Warn where scans were preprocessed in different ways, which distinguishes subjects for the wrong reason."""
+    counts = Counter(kinds)
+    if len(counts) > 1:
+        listed = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common())
+        message = f"{root}: the scans are mixed, which can bias a model: {listed}; choose one kind with {option}."
+        warnings.warn(message, stacklevel=3)
 
 
-def gather(records: Iterable[ScanRecord], problems: Iterable[Problem] = (), is_restricted: bool = False) -> Cohort:
-    """Make a cohort of what can be used.
+def make_cohort(records: Iterable[ScanRecord], problems: Iterable[Problem] = (), is_restricted: bool = False) -> Cohort:
+    """Make a cohort of the usable records.
 
-    Left out, each with a problem: scans whose file or mask is not there; all scans of a key that is not unique in their
-    dataset; a file that is listed as different scans. The same record twice counts once.
+    Left out, each with a problem: scans without a file or with a missing mask, scans with the same key, and a file
+    that is listed as several scans. An identical record counts once.
     """
     problems = list(problems)
-    usable: list[ScanRecord] = []
-    for key, alike in _groups(records, store_key).items():
-        if any(record != alike[0] for record in alike):
-            why = (
-                f"{len(alike)} scans would all be called {key}, so none is taken; say what tells them apart (subject, "
-                "session, task, run), or name the file of a run once."
-            )
-            problems += [Problem(str(record.scan), why) for record in alike]
+    unique: list[ScanRecord] = []
+    for key, group in _grouped(records, lambda record: record.key).items():
+        if any(record != group[0] for record in group):
+            why = f"{len(group)} scans have the key {key}; give them different subjects, sessions, tasks or runs."
+            problems += [Problem(str(record.scan), why) for record in group]
         else:
-            usable.append(alike[0])
-    present: list[ScanRecord] = []
-    for scan, listed in _groups(usable, lambda record: os.path.abspath(record.scan)).items():
-        if len(listed) > 1:
-            keys = " and ".join(map(store_key, listed))
-            problems.append(Problem(scan, f"this one file is listed as {keys}, so it is not taken; list it once."))
+            unique.append(group[0])
+    usable: list[ScanRecord] = []
+    for scan, group in _grouped(unique, lambda record: os.path.abspath(record.scan)).items():
+        if len(group) > 1:
+            keys = " and ".join(record.key for record in group)
+            problems.append(Problem(scan, f"this one file is listed as {keys}; list it once."))
             continue
-        (record,) = listed
-        reasons = {path: why_absent(path) for path in (record.scan, record.mask) if path is not None}
+        reasons = {path: _why_absent(path) for path in (group[0].scan, group[0].mask) if path is not None}
         absent = [Problem(str(path), why) for path, why in reasons.items() if why]
         problems += absent
-        present += [] if absent else [record]
-    return Cohort(tuple(sorted(present, key=store_key)), tuple(problems), is_restricted)
+        usable += [] if absent else group
+    return Cohort(tuple(sorted(usable, key=lambda record: record.key)), tuple(problems), is_restricted)
 
 
-def _groups(records: Iterable[ScanRecord], label: Callable[[ScanRecord], str]) -> dict[str, list[ScanRecord]]:
+def _grouped(records: Iterable[ScanRecord], label: Callable[[ScanRecord], str]) -> dict[str, list[ScanRecord]]:
     groups: dict[str, list[ScanRecord]] = {}
     for record in records:
         groups.setdefault(label(record), []).append(record)
     return groups
 
 
-def mixture(root: Path, kinds: Iterable[str], option: str) -> list[Problem]:
-    """A note where the scans of a cohort were not all made alike, which tells subjects apart for the wrong reason."""
-    counts = Counter(kinds)
-    if len(counts) < 2:
-        return []
-    said = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common())
-    why = f"the scans were not all made alike: {said}; choose one kind with {option}."
-    return [Problem(str(root), why, is_note=True)]
+def _why_absent(path: Path) -> str | None:
+    """Return why a file cannot be opened, None where it can. A small file may be a pointer of git-annex."""
+    if path.is_file():
+        is_pointer = path.stat().st_size < 1024 and path.read_bytes().startswith(b"/annex/objects/")
+        return f"its content was not downloaded; run `datalad get {path}`." if is_pointer else None
+    if path.is_symlink():
+        return f"its content was not downloaded; run `datalad get {path}`."
+    return "this is a folder, not a scan." if path.is_dir() else "the file does not exist; check the path."

@@ -1,4 +1,4 @@
-"""Healthy Brain Network as fMRIPrep derivatives: BIDS with the films distinguished.
+"""Healthy Brain Network as fMRIPrep derivatives: BIDS with movies as a label.
 
 Tasks are movieDM ("Despicable Me"), movieTP ("The Present"), rest and peer; sessions are the scanners, such as
 `ses-HBNsiteRU` (Alexander et al. 2017, Scientific Data 4:170181).
@@ -14,9 +14,6 @@ from tablet_hf.sources.records import Cohort
 __all__ = ["find"]
 
 MOVIES = {"movieDM": "DM", "movieTP": "TP"}
-"""Task -> the label `movie`."""
-
-SITE_SESSION = "HBNsite"
 
 
 def find(
@@ -27,25 +24,23 @@ def find(
     sessions: Sequence[str] | None = None,
     space: str | None = None,
 ) -> Cohort:
-    """Find the runs of HBN; options and errors as for `bids.find`.
+    """Find the runs of HBN; arguments and errors as for `bids.find`.
 
     Returns:
-        Besides what `bids.find` gives: the label `movie`, "DM" or "TP", None for other tasks; the site out of the
-        session's name where no table gives one. Images and `participants.tsv` are open, assessments come under an
-        agreement not to pass them on: where `phenotypes` names tables, the cohort is restricted.
+        Cohort as of `bids.find`, with the phenotype `movie` ("DM", "TP" or None), and the site from the session where
+        no table has one. Assessments may not be shared, so a cohort with `phenotypes` is restricted.
     """
-    cohort = bids.find(root, phenotypes=phenotypes, tasks=tasks, sessions=sessions, space=space)
-    records = [
-        replace(
-            record,
-            dataset="HBN",
-            site=record.site or _site(record.session),
-            phenotypes={**record.phenotypes, "movie": MOVIES.get(record.task)},
+    cohort = bids.find(root, phenotypes=phenotypes, tasks=tasks, sessions=sessions, space=space, dataset="HBN")
+    records = []
+    for record in cohort.records:
+        site = (record.session or "").removeprefix("HBNsite")
+        is_scanner = site not in ("", record.session)
+        movie = {"movie": MOVIES.get(record.task)}
+        records.append(
+            replace(
+                record,
+                site=record.site or (site if is_scanner else None),
+                phenotypes={**record.phenotypes, **movie},
+            )
         )
-        for record in cohort.records
-    ]
     return replace(cohort, records=tuple(records), is_restricted=bool(phenotypes))
-
-
-def _site(session: str | None) -> str | None:
-    return session.removeprefix(SITE_SESSION) if session and session.startswith(SITE_SESSION) else None

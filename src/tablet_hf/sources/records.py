@@ -1,7 +1,4 @@
-"""What is known of one scan before it is tokenized: who, when, where it is, and what was measured of the subject.
-
-Every source (`tablet_hf.sources`) yields these, and nothing after the sources knows which one it was.
-"""
+"""Scans and phenotypes as every source yields them, whatever the layout of the dataset."""
 
 import hashlib
 import math
@@ -28,33 +25,35 @@ __all__ = [
 ]
 
 Phenotype = bool | int | float | str | None
-"""What a cell of a phenotype table can hold; None where it is missing."""
+"""A cell of a phenotype table; None where the value is missing."""
 
 MISSING_WORDS = frozenset({"", "n/a", "na", "<na>", "nan", "none", "null", "pending", "missing", "unknown", "-", "."})
-"""Cells that mean "not known", lower case: BIDS writes n/a, ADHD-200 pending, tabular exports leave them empty."""
+"""Missing values in lower case: BIDS writes n/a, ADHD-200 pending; tabular exports leave the cell empty."""
 
 MISSING_NUMBERS = frozenset({-999.0, -9999.0, -888.0, -777.0})
-"""Numbers that ADHD-200 and ABIDE write where nothing was measured (their phenotypic keys)."""
+"""Codes of missing values in the phenotypic keys of ADHD-200 and ABIDE."""
+
+ENTITIES = {"sub": "subject", "ses": "session", "task": "task", "run": "run"}
+"""BIDS entity -> attribute of a record."""
 
 
 @dataclass(frozen=True)
 class ScanRecord:
     """One run of one subject.
 
-    Attributes:
-        subject: label without the `sub-` of BIDS; unique in its dataset.
-        scan: 4D NIfTI in MNI152 space.
-        mask: brain mask on the scan's own grid; None leaves finding it to `tablet_hf.volumes.open_run`.
-        repetition_time: seconds; None leaves it to sidecar and header.
-        session, run, task: BIDS entities without their prefix, None where the layout has none.
-        dataset: name of the dataset, e.g. "HCP-YA".
-        site: where it was scanned.
-        family: subjects of one family share it; splits keep them on one side.
-        phenotypes: typed, see `typed_value`; the same names for all records of a cohort. Numbers of numpy become those
-            of Python, and what is no number (NaN, infinity, the NA of pandas) None.
+    Args:
+        subject: Label without the prefix `sub-`, unique in its dataset.
+        scan: 4D NIfTI file in MNI152 space.
+        mask: Brain mask on the grid of the scan (default: found when the scan is opened).
+        repetition_time: In seconds (default: from the sidecar or the header).
+        session, task, run: BIDS labels without their prefix.
+        dataset: Name of the study, such as "HCP-YA".
+        site: Scanning site.
+        family: Subjects of one family stay in one part of a split.
+        phenotypes: Values by name. numpy scalars become Python scalars; NaN, infinity and pandas' NA become None.
 
     Raises:
-        InputError: a phenotype that is no text, number, bool or None.
+        InputError: If a phenotype is not a text, a number, a bool or None.
     """
 
     subject: str
@@ -70,30 +69,21 @@ class ScanRecord:
     phenotypes: Mapping[str, Phenotype] = field(default_factory=dict)
 
     def __post_init__(self):
-        # Tables of pandas give numbers of numpy and NaN, and neither can be written as JSON.
-        own = {name: _plain(name, value) for name, value in self.phenotypes.items()}
-        object.__setattr__(self, "phenotypes", own)
+        phenotypes = {name: _plain(name, value) for name, value in self.phenotypes.items()}
+        object.__setattr__(self, "phenotypes", phenotypes)
 
     @property
     def key(self) -> str:
-        """What tells this run from all others of its dataset, as BIDS would write it; fit for a file name.
-
-        A label of other signs than letters, digits and `+` gets eight signs of its checksum behind it, so that `a-1`
-        and `a1`, or `Jörg` and `Jorg`, are called differently.
-        """
-        return _key(self)
+        """Name of the run in a token store, see `store_key`."""
+        return store_key(self)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something of a source that could not be used: `what` names the file or the subject, `why` is one sentence.
-
-    A note tells of something that may be missed, such as a table of labels, where all that was given is used.
-    """
+    """Something that could not be used: `what` is a file or a subject, `why` one sentence."""
 
     what: str
     why: str
-    is_note: bool = False
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}"
@@ -101,51 +91,44 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cohort:
-    """What a source found.
+    """The scans that a source found.
 
-    Attributes:
-        records: usable scans, sorted by `store_key`, which is unique.
-        problems: what was left out or is missing, and why. Nothing is dropped without one.
-        is_restricted: whether the terms of the data forbid passing on what concerns single subjects (HCP, UK Biobank).
+    Args:
+        records: Usable scans, sorted by key; keys are unique.
+        problems: What was left out, and why. Nothing is dropped without one.
+        is_restricted: Whether the terms of the data forbid sharing data of single subjects (HCP, UK Biobank).
     """
 
     records: Sequence[ScanRecord]
     problems: Sequence[Problem] = ()
     is_restricted: bool = False
 
-    @property
-    def is_all_used(self) -> bool:
-        """Whether nothing was left out; there may be notes."""
-        return all(problem.is_note for problem in self.problems)
-
 
 def phenotype_values(runs: Sequence[Any], name: str, where: Any = "the store") -> list[Any]:
-    """A phenotype of each run of a store, None where it is not known.
+    """Return a phenotype of every run, None where it is missing.
 
     Args:
-        runs: all of them, or records.
-        name: of the phenotype.
-        where: what the error calls their store, its folder say.
+        runs: Runs of a store, or records.
+        name: Name of the phenotype.
+        where: Name of the store in the error.
 
     Raises:
-        InputError: it is known of none of them.
+        InputError: If it is missing for all runs.
     """
     values = [run.phenotypes.get(name) for run in runs]
     if runs and all(value is None for value in values):
-        known = {other for run in runs for other, value in run.phenotypes.items() if value is not None}
+        others = {other for run in runs for other, value in run.phenotypes.items() if value is not None}
         raise InputError(
-            f"{name}: no run of {where} has this phenotype; there are {', '.join(sorted(known)) or 'none'}."
+            f"{where}: no run has the phenotype {name}; choose from {', '.join(sorted(others)) or 'none'}."
         )
     return values
 
 
 def typed_value(cell: Any) -> Phenotype:
-    """What a cell of a table means: None, a number or a text; never a guess.
+    """Convert a cell of a table to None, a number or a stripped text.
 
-    Whole numbers become int ("1", "1.0"), others float; "n/a", "pending", empty cells, NaN and the -999 of ADHD-200 and
-    ABIDE become None. Texts such as "M" or "yes" stay as they are, stripped; so do labels that only look like numbers:
-    with a leading zero ("007"), with an underscore ("52259_82122", which Python reads as one number), or with more
-    digits than the 15 that a float keeps.
+    Whole numbers become int ("1", "1.0"), others float. `MISSING_WORDS`, `MISSING_NUMBERS`, NaN and infinity become
+    None. Labels that only look like numbers stay text: "007", "52259_82122", more than 15 digits.
     """
     if cell is None or isinstance(cell, int):  # bool among them
         return None if cell in MISSING_NUMBERS else cell
@@ -169,17 +152,17 @@ def _plain(name: str, value: Any) -> Phenotype:
         return None
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise InputError(f"the phenotype {name!r} is a {type(value).__name__}; give a text, a number, True, False or None.")
+    raise InputError(f"The phenotype {name!r} is a {type(value).__name__}; give a text, a number, True, False or None.")
 
 
 def typed_rows(rows: Sequence[Mapping[str, Phenotype]]) -> list[dict[str, Phenotype]]:
-    """The rows with all columns, each of the one type that `typed_columns` says."""
+    """Return the rows with all columns, each of the one type that `typed_columns` gives."""
     kinds = typed_columns(rows)
     return [{name: None if row.get(name) is None else kind(row[name]) for name, kind in kinds.items()} for row in rows]
 
 
 def typed_columns(rows: Sequence[Mapping[str, Phenotype]]) -> dict[str, type]:
-    """The one type of each column over all rows: bool, int, float, or str where kinds are mixed; all None is str."""
+    """Return the type of each column over all rows: bool, int, float, or str where types are mixed or all is None."""
     kinds: dict[str, set[type]] = {}
     for row in rows:
         for name, value in row.items():
@@ -190,43 +173,31 @@ def typed_columns(rows: Sequence[Mapping[str, Phenotype]]) -> dict[str, type]:
     }
 
 
-# --- what runs are called
-
-
 def store_key(record: Any) -> str:
-    """`sub-01_task-rest`, behind its dataset's name where there is one: `HCP-YA/sub-100307_task-rest_run-REST1LR`.
+    """Return the name of a run in a store: `sub-01_task-rest`, or `HCP-YA/sub-100307_task-rest` with a dataset.
 
-    `record` is a `ScanRecord`, or a `StoredRun`.
+    Args:
+        record: A `ScanRecord`, or a run of a store.
     """
-    key = _key(record)
+    labels = {entity: getattr(record, name) for entity, name in ENTITIES.items()}
+    key = "_".join(f"{entity}-{_label(label)}" for entity, label in labels.items() if label is not None)
     return key if record.dataset is None else f"{_label(record.dataset, allowed='+-')}/{key}"
 
 
 def same_labels(one: Any, other: Any) -> bool:
-    """Whether two records, or runs of a store, say the same of subject, session, task and run."""
-    return all(_text(getattr(one, name)) == _text(getattr(other, name)) for name in _ENTITIES.values())
-
-
-_ENTITIES = {"sub": "subject", "ses": "session", "task": "task", "run": "run"}
-
-
-def _key(record: Any) -> str:
-    labels = {entity: getattr(record, name) for entity, name in _ENTITIES.items()}
-    return "_".join(f"{entity}-{_label(label)}" for entity, label in labels.items() if label is not None)
+    """Return whether two records, or runs of a store, have the same subject, session, task and run."""
+    return all(_normal(getattr(one, name)) == _normal(getattr(other, name)) for name in ENTITIES.values())
 
 
 def _label(value: str, allowed: str = "+") -> str:
-    """A label of ASCII letters, digits and the signs `allowed`; anything else would break file names apart.
-
-    Letters with marks lose them (`ö` becomes `o`); whatever is lost, the checksum behind the label tells it apart.
-    """
-    value = _text(value)
+    """Return a label fit for a file name; a checksum keeps labels apart that differ only in what was removed."""
+    value = _normal(value)
     plain = re.sub(rf"[^0-9A-Za-z{re.escape(allowed)}]", "", unicodedata.normalize("NFKD", value)) or "x"
     if plain == value:
         return plain
     return f"{plain}+{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
-def _text(value: str | None) -> str | None:
-    """Composed and decomposed letters are the same: which of them a folder's name has depends on the computer."""
+def _normal(value: str | None) -> str | None:
+    # Whether a folder's name has composed or decomposed letters depends on the file system.
     return None if value is None else unicodedata.normalize("NFC", str(value))

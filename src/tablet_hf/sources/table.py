@@ -1,8 +1,4 @@
-"""A table of scans, CSV or TSV: for every dataset that none of the other sources knows.
-
-One row a scan. The column `path` (or `scan`, or `file`) is required; `subject`, `session`, `run`, `task`, `mask`,
-`repetition_time`, `site`, `family` and `dataset` are what they are called; every other column is a phenotype.
-"""
+"""A table of scans, CSV or TSV: for every dataset that has no source of its own."""
 
 import math
 from collections.abc import Mapping
@@ -10,60 +6,53 @@ from pathlib import Path
 
 from tablet_hf.errors import InputError
 from tablet_hf.sources.bids import read_entities
-from tablet_hf.sources.cohort import gather
-from tablet_hf.sources.columns import typed_cells
-from tablet_hf.sources.delimited import column_among, read_table
-from tablet_hf.sources.records import Cohort, Phenotype, Problem, ScanRecord, typed_value
-from tablet_hf.sources.tables import bids_label, with_common_names
+from tablet_hf.sources.cohort import make_cohort
+from tablet_hf.sources.records import ENTITIES, Cohort, Phenotype, Problem, ScanRecord, typed_value
+from tablet_hf.sources.tables import add_sex_and_age, bids_label, find_column, read_table, typed_cells
 
 __all__ = ["find"]
 
 PATH_COLUMNS = ("path", "scan", "file")
-LABELS = {"subject": "sub", "session": "ses", "run": "run", "task": "task"}
-"""Column -> the entity of a BIDS name that says the same."""
-
-FIELDS = (*LABELS, "mask", "repetition_time", "site", "family", "dataset")
+FIELDS = (*ENTITIES.values(), "mask", "repetition_time", "site", "family", "dataset")
 
 
 def find(root: Path, *, dataset: str | None = None) -> Cohort:
     """Find the scans that a table lists.
 
     Args:
-        root: the table. Paths in it are absolute or start from its folder.
-        dataset: what the study is called, where the table does not say so in a column `dataset`.
+        root: Table with a row per scan and a column `path` (or `scan`, `file`). `subject`, `session`, `run`, `task`,
+            `mask`, `repetition_time` in seconds, `site`, `family` and `dataset` are optional columns; all others are
+            phenotypes. Paths are absolute or relative to the folder of the table.
+        dataset: Name of the study where the table has none.
 
     Returns:
-        Records in which what the table does not say of subject, session, run and task is read from the BIDS name of
-        the scan, or from its folder `sub-*` for the subject. Rows without a path, without a subject or with a
-        repetition time that is no number of seconds are left out, each with a problem.
+        Cohort in which missing labels are read from the BIDS name of a scan, and the subject also from its folder
+        `sub-*`. Rows without a path, subject or valid repetition time are left out, each with a problem.
 
     Raises:
-        InputError: the table cannot be read, has no column of paths or no rows.
+        InputError: If the table cannot be read, has no column of paths or no rows.
     """
     if root.is_dir():
         raise InputError(f"{root}: this is a folder; give a CSV or TSV file with the columns path, subject, LABEL ...")
     table = read_table(root)
-    path_column = column_among(table.columns, PATH_COLUMNS)
+    path_column = find_column(table.cells, PATH_COLUMNS)
     if path_column is None:
         raise InputError(f"{root}: no column is called path; the table needs one, such as path,subject,sex.")
-    if not table.rows and not table.problems:
-        raise InputError(f"{root}: the table lists no scan; expected are rows such as sub-01_bold.nii.gz,01,F.")
-    columns = {field: column_among(table.columns, (field,)) for field in FIELDS}
-    labels = [column for column in table.columns if column not in (path_column, *columns.values())]
-    time_column = columns["repetition_time"]
-    typed, notes = typed_cells(table, labels if time_column is None else [*labels, time_column])
-    records, problems = [], [*table.problems, *notes]
-    for row, phenotypes in zip(table.rows, typed, strict=True):
-        cells = {field: row.cells.get(column, "") or None for field, column in columns.items()}
-        for field in ("mask", "site", "family", "dataset"):
-            cells[field] = None if typed_value(cells[field]) is None else cells[field]
-        cells["dataset"] = cells["dataset"] or dataset
-        seconds = phenotypes.pop(time_column, None)
+    if table.cells.empty:
+        raise InputError(f"{root}: the table lists no scan; add rows such as sub-01_bold.nii.gz,01,F.")
+    columns = {"path": path_column} | {field: find_column(table.cells, (field,)) for field in FIELDS}
+    seconds_column = columns["repetition_time"]
+    labels = [name for name in table.cells if name not in {*columns.values()} - {seconds_column}]
+    records, problems = [], []
+    texts = {field: table.column(column) for field, column in columns.items() if column}
+    for number, phenotypes in enumerate(typed_cells(table, labels)):
+        seconds = phenotypes.pop(seconds_column, None)
+        fields = {field: texts[field][number] or None if field in texts else None for field in columns}
         try:
-            records.append(_record(root.parent, row.cells[path_column], cells, seconds, phenotypes))
+            records.append(_record(root.parent, fields, seconds, phenotypes, dataset))
         except _UnusableRow as error:
-            problems.append(Problem(f"{root}, line {row.line}", str(error)))
-    return gather(with_common_names(records), problems)
+            problems.append(Problem(f"{root}, row {table.cells.index[number]}", str(error)))
+    return make_cohort(add_sex_and_age(records), problems)
 
 
 class _UnusableRow(Exception):
@@ -71,37 +60,33 @@ class _UnusableRow(Exception):
 
 
 def _record(
-    folder: Path, path: str, cells: Mapping[str, str | None], seconds: Phenotype, phenotypes: Mapping[str, Phenotype]
+    folder: Path,
+    fields: Mapping[str, str | None],
+    seconds: Phenotype,
+    phenotypes: Mapping[str, Phenotype],
+    dataset: str | None,
 ) -> ScanRecord:
-    if not path:
-        raise _UnusableRow("it gives no path; fill it in or remove the row.")
-    scan = folder / path
-    entities = _entities(scan)
-    said = {field: bids_label(entity)(cells[field] or "") or entities.get(entity) for field, entity in LABELS.items()}
-    if said["subject"] is None:
-        raise _UnusableRow(f"neither it nor the name {scan.name} tells the subject; add a column called subject.")
+    if not fields["path"]:
+        raise _UnusableRow("it has no path; add it or remove the row.")
+    scan = folder / fields["path"]
+    named = read_entities(scan) if scan.name.startswith("sub-") else {}
+    if folders := [parent.name for parent in scan.parents if parent.name.startswith("sub-")]:
+        named = {"sub": folders[0].removeprefix("sub-")} | named
+    labels = {name: bids_label(entity)(fields[name] or "") or named.get(entity) for entity, name in ENTITIES.items()}
+    if labels["subject"] is None:
+        raise _UnusableRow(f"it has no subject, nor has the name {scan.name}; add a column called subject.")
+    if seconds is not None and (isinstance(seconds, str) or not 0 < seconds < math.inf):
+        raise _UnusableRow(f"its repetition_time {str(seconds)!r} is not a number of seconds, such as 0.72.")
+    mask, site, family, study = (
+        None if typed_value(fields[name]) is None else fields[name] for name in ("mask", "site", "family", "dataset")
+    )
     return ScanRecord(
         scan=scan,
-        mask=folder / cells["mask"] if cells["mask"] else None,
-        repetition_time=_seconds(seconds),
-        dataset=cells["dataset"],
-        site=cells["site"],
-        family=cells["family"],
+        mask=folder / mask if mask else None,
+        repetition_time=None if seconds is None else float(seconds),
+        dataset=study or dataset,
+        site=site,
+        family=family,
         phenotypes=phenotypes,
-        **said,
+        **labels,
     )
-
-
-def _entities(scan: Path) -> dict[str, str]:
-    """What the name of a scan says; the subject also from the nearest folder `sub-*`."""
-    folders = [folder.name.removeprefix("sub-") for folder in scan.parents if folder.name.startswith("sub-")]
-    named = read_entities(scan) if scan.name.startswith("sub-") else {}
-    return ({"sub": folders[0]} if folders else {}) | named
-
-
-def _seconds(value: Phenotype) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, str) or not 0 < value < math.inf:
-        raise _UnusableRow(f"its repetition_time {str(value)!r} is not a number of seconds; write one such as 0.72.")
-    return float(value)

@@ -1,36 +1,186 @@
-"""What tables say of subjects, brought together and laid next to their scans."""
+"""Phenotype tables: read as text by pandas, converted column by column, and joined with the scans of their subjects."""
 
+import codecs
+import csv
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import TextIO
+
+import pandas as pd
 
 from tablet_hf.errors import InputError
-from tablet_hf.sources.columns import typed_cells
-from tablet_hf.sources.delimited import column_among, read_table
-from tablet_hf.sources.records import Phenotype, Problem, ScanRecord
+from tablet_hf.sources.records import Phenotype, Problem, ScanRecord, typed_value
 
-__all__ = ["People", "bids_label", "join", "number_label", "with_common_names"]
+__all__ = [
+    "PhenotypeTables",
+    "Table",
+    "add_sex_and_age",
+    "bids_label",
+    "find_column",
+    "number_label",
+    "read_table",
+    "typed_cells",
+]
 
 SITE_COLUMNS = ("site", "site_id")
 FAMILY_COLUMNS = ("family", "family_id")
-"""Columns that become the fields `site` and `family` of a record, not phenotypes, whatever their case."""
-
 
 SEX_COLUMNS = ("sex", "gender")
 SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
-"""Words that say nothing else, lower case. Codes are not among them: which sex is 1 differs between studies."""
+"""Words in lower case. Codes are not among them: which sex is 1 differs between studies."""
+
+USUAL_MISSING = ("", "n/a", "na", "nan")
+"""Missing values that are not worth a warning."""
+
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+NUMBER_WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text, indexed by the row of the file; "" where a cell is empty. Blank rows are left out."""
+
+    path: Path
+    cells: pd.DataFrame
+    delimiter: str
+
+    def column(self, name: str) -> list[str]:
+        """Return the stripped cells of a column."""
+        return [cell.strip() for cell in self.cells[name]]
+
+
+class _WithFirstLine:
+    """A text file with one more line in front, for pandas."""
+
+    def __init__(self, line: str, file: TextIO):
+        self.line, self.file = line, file
+
+    def read(self, size: int = -1) -> str:
+        line, self.line = self.line, ""
+        return line or self.file.read(size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file)
+
+
+def read_table(path: Path, rename: Callable[[str], str | None] = str) -> Table:
+    """Read a CSV or TSV file: comma, semicolon or tab; UTF-8, UTF-16 with a byte order mark, or Windows-1252.
+
+    Args:
+        path: The table. Only the wanted columns are kept in memory, so that it may have many gigabytes.
+        rename: Returns the name of a column for its heading, None for a column that is not wanted. Columns without a
+            heading, as pandas and R write them, are never wanted.
+
+    Raises:
+        InputError: If the file cannot be read, is empty or not text, repeats a column, or has a row that is too long.
+    """
+    try:
+        with path.open("rb") as stream:
+            beginning = stream.read(4)
+        if beginning == b"PK\x03\x04":  # .xlsx and .ods are zip archives
+            raise InputError(f"{path}: this is a spreadsheet or an archive, not text; save the table as CSV.")
+        is_utf_16 = beginning[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        try:
+            return _read(path, rename, "utf-16" if is_utf_16 else "utf-8-sig")
+        except UnicodeError:
+            return _read(path, rename, "cp1252")
+    except OSError as error:
+        raise InputError(f"{path}: the table cannot be read ({error.strerror}); check its path.") from error
+    except pd.errors.ParserError as error:
+        raise InputError(f"{path}: this is not a table ({str(error).strip()}); check its quotation marks.") from error
+
+
+def _read(path: Path, rename: Callable[[str], str | None], encoding: str) -> Table:
+    errors = "replace" if encoding == "cp1252" else "strict"
+    with path.open(encoding=encoding, errors=errors, newline="") as file:
+        num_blank, header = next(((row, line) for row, line in enumerate(file) if line.strip()), (0, ""))
+        if not header:
+            raise InputError(f"{path}: the table is empty; its first line must name the columns.")
+        delimiter = _delimiter(header, path.suffix.lower())
+        headings = next(csv.reader(chain([header], file), delimiter=delimiter, skipinitialspace=True))
+        names = {index: rename(heading.strip()) for index, heading in enumerate(headings) if heading.strip()}
+        names = {index: name for index, name in names.items() if name}
+        if repeated := [name for name, count in Counter(names.values()).items() if count > 1]:
+            raise InputError(f"{path}: the column {repeated[0]!r} appears more than once; rename or remove one.")
+        # With `usecols`, pandas ignores what a row has too much. A first line of one cell more gives that a column.
+        file.seek(0)
+        cells = pd.read_csv(
+            _WithFirstLine(delimiter * len(headings) + "\n", file),
+            sep=delimiter,
+            header=None,
+            usecols=[*names, len(headings)],
+            dtype=object,
+            na_filter=False,
+            skipinitialspace=True,
+            skip_blank_lines=False,
+        ).iloc[num_blank + 2 :]
+    too_long = cells.index[cells.pop(len(headings)) != ""]
+    if len(too_long):
+        raise InputError(
+            f"{path}: row {too_long[0]} has more cells than the header; quote cells that contain {delimiter!r}."
+        )
+    return Table(path, cells[(cells != "").any(axis=1)].rename(columns=names), delimiter)
+
+
+def _delimiter(header: str, suffix: str) -> str:
+    """Return the mark that occurs most often outside quotes; among equals, that of the file name."""
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    usual = "\t" if suffix in (".tsv", ".tab", ".txt") else ","
+    return max((usual, ",", ";", "\t"), key=unquoted.count)
+
+
+def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
+    """Return the column with the first of these names that exists, in the table's own spelling; case is ignored."""
+    written = {column.casefold(): column for column in reversed(list(columns))}
+    return next((written[name.casefold()] for name in names if name.casefold() in written), None)
+
+
+def typed_cells(table: Table, columns: Sequence[str]) -> list[dict[str, Phenotype]]:
+    """Return the rows of a table as typed values, see `typed_value`, and warn about what is ambiguous.
+
+    In a table with semicolons, a column of numbers may have decimal commas. "none" is a category where a column of
+    texts has it in at least two cells and in 5% of those that are not missing; elsewhere it is a missing value.
+    """
+    values: dict[str, list[Phenotype]] = {}
+    remarks: dict[str, list[str]] = {}
+    for name in columns:
+        cells = table.column(name)
+        typed = [typed_value(cell) for cell in cells]
+        present = [cell for cell, value in zip(cells, typed, strict=True) if value is not None]
+        with_comma = [cell for cell in present if DECIMAL_COMMA.fullmatch(cell)]
+        if with_comma and table.delimiter == ";" and all(map(NUMBER_WITH_COMMA.fullmatch, present)):
+            typed = [typed_value(cell.replace(",", ".")) for cell in cells]
+            remarks.setdefault("commas read as decimal points", []).append(name)
+        elif with_comma:
+            remarks.setdefault("cells with a comma kept as text", []).append(f"{name} ({with_comma[0]})")
+        is_none = [cell.lower() == "none" for cell in cells]
+        is_text = any(isinstance(value, str) for value in typed)
+        if is_text and sum(is_none) >= max(2, 0.05 * (len(present) + sum(is_none))):
+            typed = [cell if none else value for cell, value, none in zip(cells, typed, is_none, strict=True)]
+            remarks.setdefault("'none' read as a category, not as missing", []).append(name)
+        missing = [cell for cell, value in zip(cells, typed, strict=True) if value is None]
+        if unusual := sorted({cell for cell in missing if cell.lower() not in USUAL_MISSING}):
+            remarks.setdefault("cells read as missing values", []).append(f"{name} ({', '.join(unusual[:4])})")
+        values[name] = typed
+    for remark, names in remarks.items():
+        warnings.warn(f"{table.path}: {remark}: {_listed(names)}.", stacklevel=2)
+    return [{name: values[name][row] for name in columns} for row in range(len(table.cells))]
 
 
 def bids_label(entity: str) -> Callable[[str], str | None]:
-    """From a cell to a label without the prefix of its entity ("sub-01" -> "01"); None where the cell is empty."""
+    """Return a function from a cell to a label without the prefix of its entity; None for an empty cell."""
     return lambda cell: cell.removeprefix(f"{entity}-") or None
 
 
 def number_label(width: int = 0) -> Callable[[str], str | None]:
-    """From a cell to a number as a label, zeros in front up to `width` digits; None for what is no whole number.
+    """Return a function from a cell to a number as a label, padded with zeros; None for anything else.
 
-    Spreadsheets drop the zeros in front ("10042" for 0010042), and tables that went through floats write "10042.0".
+    Spreadsheets drop leading zeros ("10042" for 0010042), and tables that were read as floats have "10042.0".
     """
 
     def label(cell: str) -> str | None:
@@ -40,36 +190,22 @@ def number_label(width: int = 0) -> Callable[[str], str | None]:
     return label
 
 
-class People:
-    """Rows of one or more tables by subject, and by session where a table tells sessions apart.
+class PhenotypeTables:
+    """Phenotypes from one or more tables, by subject, and by session where a table has a column of sessions.
 
-    Within one table equal rows of a subject count once, and rows that differ give nothing. Between tables a value fills
-    what is missing in another, and values that differ give nothing. Each such case is a problem.
+    Equal rows of a subject count once, rows that differ give no values. A value fills what is missing in another
+    table; values that differ give None. Each such case is in `problems`.
     """
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[str, str | None], dict[str, Phenotype]] = {}
-        self._columns: dict[str, None] = {}
-        self._contradicted: set[tuple[str, str | None, str]] = set()
+        self.columns: dict[str, None] = {}
         self.problems: list[Problem] = []
+        self._values: dict[tuple[str, str | None], dict[str, list[Phenotype]]] = {}  # different values of all tables
 
     @property
     def subjects(self) -> set[str]:
-        return {subject for subject, _ in self._rows}
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of all phenotypes, in the order of the tables."""
-        return tuple(self._columns)
-
-    def has(self, subject: str, session: str | None = None) -> bool:
-        return (subject, None) in self._rows or (subject, session) in self._rows
-
-    def phenotypes(self, subject: str, session: str | None = None) -> dict[str, Phenotype]:
-        """All columns; None where nothing is known. What a table says of the session goes before what it says of the
-        subject, also where it says "n/a": the age at a first visit is not that at a second."""
-        own = self._rows.get((subject, None), {}) | self._rows.get((subject, session), {})
-        return {column: own.get(column) for column in self._columns}
+        """Subjects with a row in any table."""
+        return {subject for subject, _ in self._values}
 
     def add(
         self,
@@ -84,119 +220,109 @@ class People:
         """Add a table.
 
         Args:
-            path: a CSV or TSV file, see `read_table`.
-            subject_columns: names that the column of subjects may have, the first one found is taken.
-            subject_label: from a cell of it to the label that records carry, None for what cannot be one.
-            session_columns: likewise for sessions; () where rows are never distinguished by session.
-            rename: as for `read_table`.
-            wanted: labels of the subjects whose rows are kept; None for all.
-            subject: the one subject whom the table is about, for tables without a column of subjects.
+            path: CSV or TSV file.
+            subject_columns: Possible names of the column of subjects, in order of preference.
+            subject_label: Returns the label of a subject for a cell, None for a cell that is none.
+            session_columns: Possible names of the column of sessions.
+            rename: As for `read_table`.
+            wanted: Subjects to keep (default: all).
+            subject: The one subject of a table without a column of subjects.
 
         Raises:
-            InputError: the table cannot be read, or has no column of subjects.
+            InputError: If the table cannot be read or has no column of subjects.
         """
-
-        def person(cells: Mapping[str, str]) -> str | None:
-            return subject or subject_label(cells.get(column_among(cells, subject_columns), ""))
-
-        table = read_table(path, rename, lambda cells: wanted is None or person(cells) in wanted)
-        subject_column = column_among(table.columns, subject_columns)
-        session_column = column_among(table.columns, session_columns)
+        table = read_table(path, rename)
+        subject_column = find_column(table.cells, subject_columns)
+        session_column = find_column(table.cells, session_columns)
         if subject is None and subject_column is None:
-            raise InputError(f"{path}: no column names the people; one must be called {' or '.join(subject_columns)}.")
-        names = [name for name in table.columns if name not in (subject_column, session_column)]
-        self._columns.update(dict.fromkeys(names))
-        typed, notes = typed_cells(table, names)
-        self.problems += [*table.problems, *notes]
-
-        lines: dict[tuple[str, str | None], list[int]] = {}
-        rows: dict[tuple[str, str | None], list[dict[str, Phenotype]]] = {}
-        for row, values in zip(table.rows, typed, strict=True):
-            label = person(row.cells)
+            names = " or ".join(subject_columns)
+            raise InputError(f"{path}: no column has the subjects; name one {names}.")
+        if subject:
+            labels = [subject] * len(table.cells)
+        else:
+            labels = [subject_label(cell) for cell in table.column(subject_column)]
+        if wanted is not None:
+            is_wanted = [label in wanted for label in labels]
+            table = replace(table, cells=table.cells[is_wanted])
+            labels = [label for label in labels if label in wanted]
+        names = [name for name in table.cells if name not in (subject_column, session_column)]
+        self.columns |= dict.fromkeys(names)
+        sessions = map(bids_label("ses"), table.column(session_column)) if session_column else [None] * len(labels)
+        groups: dict[tuple[str, str | None], list[tuple[int, dict[str, Phenotype]]]] = {}
+        for row, label, session, values in zip(
+            table.cells.index, labels, sessions, typed_cells(table, names), strict=True
+        ):
             if label is None:
-                cell = row.cells[subject_column]
-                why = f"{cell!r} in the column {subject_column!r} names nobody; the row is passed over."
-                self.problems.append(Problem(f"{path}, line {row.line}", why))
-                continue
-            session = bids_label("ses")(row.cells[session_column]) if session_column else None
-            lines.setdefault((label, session), []).append(row.line)
-            rows.setdefault((label, session), []).append(values)
-        for who, said in rows.items():
-            self._add_row(path, who, lines[who], said)
-
-    def _add_row(self, path: Path, who: tuple[str, str | None], lines: list[int], said: list[dict]) -> None:
-        what = f"{path}, {_said(*who)}"
-        differ = [name for name in said[0] if any(row[name] != said[0][name] for row in said)]
-        if differ:
-            why = f"the rows on lines {_listed(lines)} differ in {_listed(differ)}, so none is taken; keep one."
-            self.problems.append(Problem(what, why))
-            said = [dict.fromkeys(said[0])]
-        known = self._rows.setdefault(who, {})
-        for name, value in said[0].items():
-            if value is None or (*who, name) in self._contradicted:
-                known.setdefault(name, None)
-            elif known.get(name) in (None, value):
-                known[name] = value
+                self.problems.append(Problem(f"{path}, row {row}", f"the column {subject_column!r} names no subject."))
             else:
-                why = f"it gives {name} as {value!r} where another table gives {known[name]!r}, so neither is taken."
-                self.problems.append(Problem(what, why))
-                self._contradicted.add((*who, name))
-                known[name] = None
+                groups.setdefault((label, session), []).append((row, values))
+        for key, rows in groups.items():
+            self._merge(path, key, rows)
+
+    def _merge(self, path: Path, key: tuple[str, str | None], rows: list[tuple[int, dict[str, Phenotype]]]) -> None:
+        what = f"{path}, subject {key[0]}" + (f", session {key[1]}" if key[1] else "")
+        first = rows[0][1]
+        existing = self._values.setdefault(key, {})
+        if differ := [name for name in first if any(values[name] != first[name] for _, values in rows)]:
+            why = f"rows {_listed([row for row, _ in rows])} differ in {_listed(differ)}, so none is used; keep one."
+            self.problems.append(Problem(what, why))
+            first = dict.fromkeys(first)
+        for name, value in first.items():
+            values = existing.setdefault(name, [])
+            if value is not None and value not in values:
+                values.append(value)
+                if len(values) == 2:
+                    why = f"{name} is {value!r} here and {values[0]!r} in another table, so neither is used."
+                    self.problems.append(Problem(what, why))
+
+    def phenotypes(self, subject: str, session: str | None = None) -> dict[str, Phenotype]:
+        """Return all columns, None where missing; rows about the session go before rows about the subject."""
+        own = self._values.get((subject, None), {}) | self._values.get((subject, session), {})
+        return {name: own[name][0] if len(own.get(name, ())) == 1 else None for name in self.columns}
+
+    def join(self, records: Iterable[ScanRecord]) -> list[ScanRecord]:
+        """Return the records with their phenotypes; columns of sites and families become `site` and `family`.
+
+        Scans without a row stay, with phenotypes that are None; one warning lists their subjects.
+        """
+        site_column, family_column = (find_column(self.columns, names) for names in (SITE_COLUMNS, FAMILY_COLUMNS))
+        joined, without_row = [], {}
+        for record in records:
+            values = self.phenotypes(record.subject, record.session)
+            site, family = values.pop(site_column, None), values.pop(family_column, None)
+            if self.columns and not self._values.keys() & {(record.subject, None), (record.subject, record.session)}:
+                session = f" (session {record.session})" if record.subject in self.subjects else ""
+                without_row[record.subject + session] = None
+            site = record.site if site is None else str(site)
+            family = record.family if family is None else str(family)
+            joined.append(replace(record, site=site, family=family, phenotypes=values))
+        if without_row:
+            listed = _listed(list(without_row))
+            warnings.warn(f"No row of the phenotype tables and so no phenotypes: subject {listed}.", stacklevel=2)
+        return joined
 
 
-def join(records: Iterable[ScanRecord], people: People) -> tuple[list[ScanRecord], list[Problem]]:
-    """Lay what is known of subjects next to their scans.
+def add_sex_and_age(records: Sequence[ScanRecord]) -> list[ScanRecord]:
+    """Add `sex` ("F", "M") and `age` from columns with other names, such as Gender and AGE.
 
-    Columns that name sites and families become those fields of a record, and go before what stands there; all others
-    become its phenotypes. A scan without a row stays usable, with phenotypes that are None, and a note.
+    Only where no column has that very name, and all values of the column are words for a sex, or numbers.
     """
-    site_column = column_among(people.columns, SITE_COLUMNS)
-    family_column = column_among(people.columns, FAMILY_COLUMNS)
-    subjects = people.subjects
-    joined: list[ScanRecord] = []
-    unlabelled: dict[str, Problem] = {}
-    for record in records:
-        phenotypes = people.phenotypes(record.subject, record.session)
-        site, family = phenotypes.pop(site_column, None), phenotypes.pop(family_column, None)
-        if people.columns and not people.has(record.subject, record.session):
-            what = _said(record.subject, record.session if record.subject in subjects else None)
-            why = "no row of the phenotype tables is about it, so its scans have no labels."
-            unlabelled[what] = Problem(what, why, is_note=True)
-        record = replace(
-            record,
-            site=record.site if site is None else str(site),
-            family=record.family if family is None else str(family),
-            phenotypes=phenotypes,
-        )
-        joined.append(record)
-    return joined, list(unlabelled.values())
-
-
-def with_common_names(records: Sequence[ScanRecord]) -> list[ScanRecord]:
-    """`sex` ("F", "M") and `age` besides the columns that plainly say so by other names, such as Gender and AGE.
-
-    Only where no column has that very name, and where all of a column's known cells are words for a sex, or numbers.
-    """
-
-    def known(column: str | None) -> list[Phenotype]:
-        return [value for record in records if (value := record.phenotypes.get(column)) is not None]
-
     columns = list(dict.fromkeys(name for record in records for name in record.phenotypes))
-    found: dict[str, tuple[str, Callable[[Phenotype], Phenotype]]] = {}
-    sex, age = column_among(columns, SEX_COLUMNS), column_among(columns, ("age",))
-    if "sex" not in columns and (said := known(sex)) and all(str(value).casefold() in SEX for value in said):
-        found["sex"] = sex, lambda value: None if value is None else SEX[str(value).casefold()]
-    if "age" not in columns and (said := known(age)) and all(type(value) in (int, float) for value in said):
-        found["age"] = age, lambda value: value
+    added: dict[str, dict[Phenotype, Phenotype]] = {}
+    for name, names in (("sex", SEX_COLUMNS), ("age", ("age",))):
+        column = find_column(columns, names)
+        values = {record.phenotypes.get(column) for record in records} - {None}
+        if name in columns or not values:
+            continue
+        if name == "sex" and all(str(value).casefold() in SEX for value in values):
+            added[name] = column, {value: SEX[value.casefold()] for value in values}
+        elif name == "age" and all(type(value) in (int, float) for value in values):
+            added[name] = column, {value: value for value in values}
 
-    def common(record: ScanRecord) -> dict[str, Phenotype]:
-        return {name: convert(record.phenotypes.get(column)) for name, (column, convert) in found.items()}
+    def of(record: ScanRecord) -> dict[str, Phenotype]:
+        return {name: values.get(record.phenotypes.get(column)) for name, (column, values) in added.items()}
 
-    return [replace(record, phenotypes={**common(record), **record.phenotypes}) for record in records]
-
-
-def _said(subject: str, session: str | None) -> str:
-    return f"subject {subject}" + (f", session {session}" if session else "")
+    return [replace(record, phenotypes=of(record) | record.phenotypes) for record in records]
 
 
 def _listed(items: Sequence) -> str:
