@@ -25,7 +25,7 @@ def demo(
     device: DeviceOption = "auto",
 ) -> None:
     """Simulate a cohort, tokenize it, fine-tune a small model and write a page of results, without a network."""
-    from tablet_hf.sources.simulated import CohortDesign, is_cohort, read_cohort, write_cohort
+    from tablet_hf.sources.simulated import CohortDesign, is_cohort, write_cohort
 
     cohort, design = out / "cohort", CohortDesign(num_subjects=subjects, seed=seed)
     if cohort.exists() and not is_cohort(cohort, design):
@@ -38,7 +38,7 @@ def demo(
         messages.print(f"\n$ tablet-hf {escape(shlex.join(words))}")
         if code := context.find_root().command.main(words, prog_name="tablet-hf", standalone_mode=False):
             raise typer.Exit(code)
-    scan = read_cohort(cohort)[0].scan
+    scan = min(cohort.glob("sub-*/func/*_bold.nii.gz"))
     messages.print("\nThe subjects are simulated: the figures show that the steps work together, and nothing else.")
     output.print(f"Results: {escape(str(out / 'model' / 'index.html'))}")
     predict = ["tablet-hf", "predict", str(out / "model" / "fold-1" / "model"), str(scan)]
