@@ -50,7 +50,7 @@ setup(
         "nilearn>=0.11",
         "numpy>=1.26",
         "scipy>=1.12",
-        "scikit-learn>=1.5",
+        "scikit-learn>=1.7",
         "pandas>=2.2",
         "datasets>=5.0",
         "evaluate>=0.4.3",

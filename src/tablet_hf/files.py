@@ -17,9 +17,11 @@ __all__ = [
     "checksum",
     "file_checksum",
     "file_identity",
+    "protect_cell",
     "safe_name",
     "saved_weights_checksum",
     "source_identity",
+    "unprotect_cell",
     "weights_checksum",
 ]
 
@@ -85,6 +87,16 @@ def safe_name(text: str) -> str:
         return name
     name = name.encode()[:91].decode(errors="ignore").rstrip(". ")
     return f"{name}+{checksum(text)[:8]}"
+
+
+def protect_cell(value: Any) -> Any:
+    """Put an apostrophe before text that a spreadsheet would run as a formula (OWASP, CSV injection)."""
+    return f"'{value}" if isinstance(value, str) and re.match(r"'*[=+\-@\t\r\n]", value) else value
+
+
+def unprotect_cell(value: Any) -> Any:
+    """Remove the apostrophe of `protect_cell`."""
+    return value[1:] if isinstance(value, str) and re.match(r"'+[=+\-@\t\r\n]", value) else value
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""What an evaluation writes is read back as it was, tells what is missing, and runs nothing in a spreadsheet."""
+"""An evaluation is read back as it was written, warns of what is missing, and runs nothing in a spreadsheet."""
 
 import csv
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_results_are_the_evaluations_and_comparisons(tmp_path):
     ],
     ids=["two classes", "three classes", "a number"],
 )
-def test_the_page_holds_figures_and_pictures(tmp_path, methods, pictures):
+def test_the_page_holds_tables_and_pictures(tmp_path, methods, pictures):
     results = write_results(tmp_path, methods, num_bootstraps=50, num_permutations=50)
     assert sorted(path.stem for path in (tmp_path / "pictures").iterdir()) == pictures
     page = Page(tmp_path / "index.html")
@@ -105,14 +106,11 @@ def test_the_page_holds_figures_and_pictures(tmp_path, methods, pictures):
     assert all(each["src"].startswith("data:image/png;base64,") and each["alt"] for each in page.pictures)
     for name, evaluation in results["methods"].items():
         main = evaluation["metrics"][evaluation["main_metric"]]
-        interval = f"{main['value']:.2f} ({main['low']:.2f} to {main['high']:.2f})".replace("-", "−")
-        assert f"{name}: " in page.text
-        assert interval in page.text
-    assert "Against other" in page.text or len(methods) == 1
+        assert name in page.text
+        assert f"{main['value']:.2f} ({main['low']:.2f} to {main['high']:.2f})".replace("-", "−") in page.text
     for each in results["comparisons"]:
-        assert f"p = {each['p_value']:.2g}: so" in page.text
-    assert "By site" in page.text
-    assert ("By fold" in page.text) == (len(set(methods[0].folds)) > 1)
+        assert f"p = {each['p_value']:.2g}" in page.text
+    assert ("Folds" in page.text) == (len(set(methods[0].folds)) > 1)
     assert not {"script", "link"} & set(page.tags)
 
 
@@ -122,70 +120,64 @@ def test_pictures_of_an_older_evaluation_go(tmp_path):
     assert {path.stem for path in (tmp_path / "pictures").iterdir()} == {"methods", "scatter", "sites"}
 
 
-def test_few_people_and_a_missing_baseline_are_said(tmp_path):
-    results = write_results(tmp_path, [classifier(count=12)], num_bootstraps=20, num_permutations=20)
-    page = Page(tmp_path / "index.html")
+def test_warnings_are_in_the_results_and_on_the_page(tmp_path):
+    results = write_results(
+        tmp_path, [classifier(count=12)], num_bootstraps=20, num_permutations=20, warnings=["Mine."]
+    )
     assert results["baselines"] == []
-    for sentence in (NO_BASELINE, "There are 12 subjects"):
-        assert any(warning.startswith(sentence) for warning in results["warnings"])
-        assert f"Note: {sentence}" in page.text
-    # A second method that is no baseline is none.
+    assert {"Mine.", NO_BASELINE} < set(results["warnings"])
+    page = Page(tmp_path / "index.html")
+    assert all(f"Warning: {warning}" in page.text for warning in results["warnings"])
     pair = [classifier(), classifier("TABLeT, pre-trained", seed=1)]
     assert NO_BASELINE in write_results(tmp_path, pair, (), None, 10, 10)["warnings"]
-    named = write_results(tmp_path, pair, ["TABLeT, pre-trained"], None, 10, 10)
-    assert NO_BASELINE not in named["warnings"]
+    assert NO_BASELINE not in write_results(tmp_path, pair, ["TABLeT, pre-trained"], None, 10, 10)["warnings"]
 
 
-def test_all_methods_are_judged_on_the_people_that_all_predicted(tmp_path):
-    everybody, some = classifier(), classifier("other", seed=1).chosen(np.arange(39, 5, -1))
-    results = write_results(tmp_path, [everybody, some], num_bootstraps=50, num_permutations=50)
+def test_all_methods_are_evaluated_on_the_subjects_that_all_predicted(tmp_path):
+    every, some = classifier(), classifier("other", seed=1).chosen(np.arange(39, 5, -1))
+    results = write_results(tmp_path, [every, some], num_bootstraps=50, num_permutations=50)
     assert results["num_subjects"] == 34
     assert any("6 of 40 predictions of TABLeT are left out" in warning for warning in results["warnings"])
-    expected = as_json(evaluate_predictions(everybody.chosen(np.arange(6, 40)), 50, 50))
+    expected = as_json(evaluate_predictions(every.chosen(np.arange(6, 40)), 50, 50))
     assert results["methods"]["TABLeT"] == expected
-    for found, written in zip(read_predictions(tmp_path / "predictions.csv"), [everybody, some], strict=True):
+    for found, written in zip(read_predictions(tmp_path / "predictions.csv"), [every, some], strict=True):
         assert sorted(found.subjects) == sorted(written.subjects)
 
 
-def test_what_is_true_of_one_method_is_said_of_it(tmp_path):
-    perfect = classifier()
-    perfect = Predictions(
-        "oracle", perfect.label, perfect.classes, perfect.subjects, perfect.targets, np.eye(2)[perfect.targets],
-        perfect.sites, perfect.folds,
-    )  # fmt: skip
+def test_a_note_on_one_method_has_its_name(tmp_path):
+    perfect = replace(classifier("oracle"), outputs=np.eye(2)[classifier().targets])
     warnings = write_results(tmp_path, [classifier(), perfect], num_bootstraps=20, num_permutations=20)["warnings"]
-    assert any(
-        warning.startswith("oracle: All draws have the same auroc, balanced_accuracy, accuracy") for warning in warnings
-    )
+    assert any(warning.startswith("oracle: ") for warning in warnings)
 
 
 def test_names_from_outside_break_neither_page_nor_pictures(tmp_path):
     made = classifier(classes=("$x^{", "<script>alert(1)</script>"), count=24)
-    made = Predictions(
-        "<b>$\\alpha", made.label, made.classes, made.subjects, made.targets, made.outputs,
-        tuple("<i>$_{" for _ in range(24)), made.folds,
-    )  # fmt: skip
+    made = replace(made, method="<b>$\\alpha", sites=("<i>$_{",) * 24)
     write_results(tmp_path, [made], about={"<u>": "</td>"}, num_bootstraps=10, num_permutations=10)
     page = Page(tmp_path / "index.html")
     assert not {"script", "b", "i", "u"} & set(page.tags)
     assert "<b>$\\alpha" in page.text
 
 
-def test_methods_that_do_not_belong_together_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no predictions to judge"):
-        write_results(tmp_path, [])
-    with pytest.raises(InputError, match="two methods have this name"):
-        write_results(tmp_path, [classifier(), classifier()])
-    with pytest.raises(InputError, match="other: it predicts other things than TABLeT"):
-        write_results(tmp_path, [classifier(), regressor("other")])
-    with pytest.raises(InputError, match="nobody was predicted by all methods"):
-        write_results(tmp_path, [classifier().chosen([0, 1]), classifier("other").chosen([2, 3])])
-    twice = classifier("other").chosen([*range(40), 3])
-    with pytest.raises(InputError, match="other: 0003"):
-        write_results(tmp_path, [classifier(), twice], num_bootstraps=5, num_permutations=5)
+@pytest.mark.parametrize(
+    ("methods", "word"),
+    [
+        ([], "no predictions"),
+        ([classifier(), classifier()], "two methods"),
+        ([classifier(), regressor("other")], "other: "),
+        ([classifier().chosen([0, 1]), classifier("other").chosen([2, 3])], "all methods"),
+        ([classifier(), classifier("other").chosen([*range(40), 3])], "0003"),
+    ],
+)
+def test_methods_that_do_not_match_are_refused(tmp_path, methods, word):
+    with pytest.raises(InputError, match=word):
+        write_results(tmp_path, methods, num_bootstraps=5, num_permutations=5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="this is a file"):
+    with pytest.raises(InputError, match="file"):
         write_results(tmp_path / "file", [classifier()], num_bootstraps=5, num_permutations=5)
 
 
@@ -251,31 +243,22 @@ def test_no_cell_from_outside_is_a_formula_and_all_come_back(tmp_path, texts):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        ("", "no table of predictions"),
-        ("scan,model\na,b\n", "no table of predictions"),
-        ("subject,site,fold,true sex,TABLeT: predicted sex\n", "no rows"),
-        ("subject,site,fold,true sex,TABLeT: predicted sex\n1,2\n", "another length"),
-        ("subject,site,fold,true sex,x\n1,a,b,M,2\n", "no column of a method's predicted sex"),
-        ("subject,site,fold,true sex,TABLeT: predicted sex\n1,a,b,M,M\n", "not all numbers"),
-        (
-            "subject,site,fold,true sex,T: predicted sex,T: probability of M\n1,a,b,F,M,0.5\n",
-            "a true sex is none of its classes",
-        ),
+        b"",
+        b"scan,model\na,b\n",
+        b"subject,site,fold,true sex,TABLeT: predicted sex\n",
+        b"subject,site,fold,true sex,TABLeT: predicted sex\n1,2\n",
+        b"subject,site,fold,true sex,x\n1,a,b,M,2\n",
+        b"subject,site,fold,true sex,TABLeT: predicted sex\n1,a,b,M,M\n",
+        b"subject,site,fold,true sex,T: predicted sex,T: probability of M\n1,a,b,F,M,0.5\n",
+        b"\xff\xfe\x00\x01",
+        None,
     ],
 )
-def test_what_is_no_table_of_predictions_is_refused(tmp_path, content, message):
+def test_other_files_are_refused(tmp_path, content):
     path = tmp_path / "predictions.csv"
-    path.write_text(content)
-    with pytest.raises(InputError, match=message) as caught:
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"predictions\.csv"):
         read_predictions(path)
-    assert str(path) in str(caught.value)
-
-
-def test_a_table_that_is_not_there_or_not_text_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
-        read_predictions(tmp_path / "predictions.csv")
-    (tmp_path / "predictions.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(InputError, match="no CSV file"):
-        read_predictions(tmp_path / "predictions.csv")

@@ -93,7 +93,7 @@ def finetune(
         "chosen by": f"{folds[0].metric} of the validation part",
         "weights": ", ".join(saved_weights_checksum(fold.folder) for fold in folds),
     }
-    return _write(out, methods, about, remarks=[*remarks, *_absent(methods)], are_held_out=not remarks)
+    return _write(out, methods, about, warnings=[*remarks, *_absent(methods)], are_held_out=not remarks)
 
 
 def evaluate(
@@ -158,7 +158,7 @@ def evaluate(
         methods += baselines(store, [(split, task)], scans, atlas, device, Path(out) / CACHE, on_note, part)
     about = {"store": store.folder.name, "part": "everybody" if split is None else part} | dict(about or {})
     about["weights"] = weights_checksum(model.state_dict())
-    return _write(Path(out), methods, about, remarks=[*remarks, *_absent(methods)], are_held_out=are_held_out)
+    return _write(Path(out), methods, about, warnings=[*remarks, *_absent(methods)], are_held_out=are_held_out)
 
 
 def baselines(
