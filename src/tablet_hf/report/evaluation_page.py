@@ -399,9 +399,9 @@ def _method_section(first: Evaluation, about: Mapping[str, Any]) -> Section:
         f"Intervals are percentile bootstraps over subjects ({settings['num_bootstraps']:,} draws, seed "
         f"{settings['seed']}), with models and splits held fixed: they do not cover another training, split or cohort, "
         "and treat relatives as independent.",
-        f"The p value of a method is one-sided: {settings['num_permutations']:,} permutations of the true values "
-        "within folds (Phipson & Smyth 2010). It tests whether predictions go with the label, for whatever reason: head "
-        "motion, age or the scanner included.",
+        f"The p value of a method is one-sided, from {settings['num_permutations']:,} permutations of the true values "
+        "within folds (Phipson & Smyth 2010). It tests whether predictions go with the label, for whatever reason: "
+        "head motion, age or the scanner included.",
         "predictions.csv has a row for each subject: check the terms of the data before you share it.",
     ]
     software = ", ".join(f"{name} {number}" for name, number in _software().items())

@@ -61,14 +61,14 @@ class CohortDesign:
     num_subjects: int = 32
     num_frames: int = 16
     repetition_time: float = 2.0
-    coupling: float = 0.8
+    coupling: float = 0.9
     frequencies: tuple[float, float] = (0.06, 0.12)
-    network_amplitude: float = 0.02
+    network_amplitude: float = 0.03
     node_width: float = 9.0
     node_jitter: float = 2.0
-    smooth_noise: float = 0.01
+    smooth_noise: float = 0.005
     smoothness: float = 6.0
-    white_noise: float = 0.02
+    white_noise: float = 0.01
     field_of_view: tuple[tuple[float, float], ...] | None = ((-34, 34), (-64, -42), (18, 64))
     seed: int = 0
 
