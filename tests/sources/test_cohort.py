@@ -49,7 +49,7 @@ def test_an_identical_record_counts_once_and_a_file_is_one_scan(plant, reasons):
     listed = [("1", root / "a.nii"), ("2", root / "x" / ".." / "a.nii"), ("3", root / "b.nii"), ("3", root / "b.nii")]
     cohort = make_cohort(ScanRecord(*each) for each in listed)
     assert subjects(cohort) == ["3"]
-    assert len(cohort.problems) == len(reasons(cohort, "a.nii", "sub-1 and sub-2")) == 1
+    assert len(cohort.problems) == len(reasons(cohort, "a.nii", "sub-1 and sub-2")) == 2
 
 
 def test_scans_and_masks_without_content_are_problems(plant, reasons):

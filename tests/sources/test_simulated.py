@@ -98,7 +98,7 @@ def test_the_folder_is_a_bids_derivatives_dataset(tmp_path):
 def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="--out"):
-        write_cohort(tmp_path, DESIGN, resolution=8)
+        write_cohort(tmp_path, DESIGN)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["years of work"]
     assert not is_cohort(tmp_path, DESIGN)
 
@@ -106,5 +106,5 @@ def test_an_existing_folder_is_left_alone(tmp_path):
 def test_an_interrupted_cohort_leaves_nothing(tmp_path):
     impossible = CohortDesign(num_subjects=2, num_frames=2, white_noise="none")
     with pytest.raises(TypeError):
-        write_cohort(tmp_path / "cohort", impossible, resolution=8)
+        write_cohort(tmp_path / "cohort", impossible)
     assert not list(tmp_path.iterdir())

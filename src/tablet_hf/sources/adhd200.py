@@ -149,7 +149,7 @@ def _phenotypic_tables(root: Path, pipeline: str) -> list[Path]:
 
 
 def _subject_label(cell: str) -> str | None:
-    return number_label(7)(cell.removeprefix("sub-"))
+    return number_label(cell.removeprefix("sub-"), 7)
 
 
 def _official_heading(heading: str) -> str:

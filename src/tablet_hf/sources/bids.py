@@ -15,7 +15,7 @@ from typing import Any
 
 from tablet_hf.errors import InputError
 from tablet_hf.scans import is_native_space
-from tablet_hf.sources.cohort import Layout, find_files, make_cohort, select_labels, sibling, warn_if_mixed
+from tablet_hf.sources.cohort import Layout, find_files, grouped, make_cohort, select_labels, sibling, warn_if_mixed
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 from tablet_hf.sources.tables import PhenotypeTables, add_sex_and_age, bids_label
 
@@ -37,8 +37,8 @@ SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
 VERSION_ENTITIES = ("sub", "ses", "task", "run", "space", "cohort", "res", "den", "desc")
 """Entities with an attribute of their own, or that distinguish versions of a run; all others distinguish runs."""
 
-GENERIC_NAMES = ("fMRIPrep", "TODO", "REQUIRED")
-"""How dataset names begin that name no study: fMRIPrep's own, and those of heudiconv's and BIDScoin's templates."""
+GENERIC_NAMES = ("fmriprep", "xcp", "nibabies", "todo", "required")
+"""How dataset names begin that name no study: those of pipelines, and of heudiconv's and BIDScoin's templates."""
 
 
 def find(
@@ -74,7 +74,7 @@ def find(
     tables = PhenotypeTables()
     paths = [Path(path) for path in phenotypes or ()] or participants_table(root)
     for path in paths:
-        tables.add(path, SUBJECT_COLUMNS, bids_label("sub"), SESSION_COLUMNS)
+        tables.add(path, SUBJECT_COLUMNS, bids_label, SESSION_COLUMNS)
     if not paths:
         warnings.warn(
             f"{root}: no participants.tsv was found, so scans have no phenotypes; name a table.", stacklevel=2
@@ -86,7 +86,7 @@ def find(
         for subject in sorted(subjects):
             path = folder / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
             if path.is_file():
-                tables.add(path, (), bids_label("sub"), SESSION_COLUMNS, subject=subject)
+                tables.add(path, (), bids_label, SESSION_COLUMNS, subject=subject)
     dataset = dataset or next(filter(None, map(_study_name, (root, *_raw_folders(root)))), None)
     records = add_sex_and_age(tables.join(replace(record, dataset=dataset) for record in records))
     return make_cohort(records, [*problems, *tables.problems])
@@ -115,11 +115,8 @@ def find_runs(
     for name, labels in (("task", tasks), ("session", sessions)):
         versions, absent = select_labels(root, versions, name, labels)
         problems += absent
-    runs: dict[str, list[ScanRecord]] = {}
-    for version in versions:
-        runs.setdefault(version.key, []).append(version)
     records: list[ScanRecord] = []
-    for candidates in runs.values():
+    for candidates in grouped(versions).values():
         fitting = [version for version in candidates if _fits(_space_of(version), wanted)]
         if not fitting:
             spaces = ", ".join(sorted({_space_name(version) for version in candidates}))
@@ -212,14 +209,10 @@ def _rank(version: ScanRecord) -> tuple[int, int, str]:
 
 
 def _study_name(folder: Path) -> str | None:
-    """Return the `Name` of a dataset, unless it is that of a template or of the pipeline that wrote the files."""
-    description = _description(folder)
-    name, tools = description.get("Name"), description.get("GeneratedBy")
-    if not isinstance(name, str) or not name.strip():
-        return None
-    tools = [tool for tool in tools if isinstance(tool, Mapping)] if isinstance(tools, list) else []
-    generic = [*GENERIC_NAMES, *(str(tool["Name"]) for tool in tools if tool.get("Name"))]
-    return None if name.strip().casefold().startswith(tuple(map(str.casefold, generic))) else name.strip()
+    """Return the `Name` of a dataset, None where it is that of a pipeline or of a template."""
+    name = _description(folder).get("Name")
+    name = name.strip() if isinstance(name, str) else ""
+    return None if not name or name.casefold().startswith(GENERIC_NAMES) else name
 
 
 def _description(folder: Path) -> dict[str, Any]:

@@ -4,14 +4,15 @@ import glob
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tablet_hf.errors import InputError
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 
-__all__ = ["Layout", "find_files", "make_cohort", "select_labels", "sibling", "warn_if_mixed"]
+__all__ = ["Layout", "find_files", "grouped", "make_cohort", "select_labels", "sibling", "warn_if_mixed"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,7 @@ class Layout:
     def check_folder(self, root: Path) -> Path:
         """Return the root; raise InputError if it is not a folder."""
         if not root.is_dir():
-            found = "is a file" if root.exists() else "does not exist"
-            raise InputError(f"{root}: it {found}; give the folder of {self.name}, with {self.example} in it.")
+            raise InputError(f"{root}: this is not a folder; give that of {self.name}, with {self.example} in it.")
         return root
 
     def not_found(self, root: Path, hint: str = "") -> InputError:
@@ -44,36 +44,45 @@ def sibling(scan: Path, name: str) -> Path | None:
     return path if os.path.lexists(path) else None
 
 
+def grouped(records: Iterable[ScanRecord], attribute: str = "key") -> dict[Any, list[ScanRecord]]:
+    """Return the records by one of their attributes."""
+    groups: dict[Any, list[ScanRecord]] = {}
+    for record in records:
+        groups.setdefault(getattr(record, attribute), []).append(record)
+    return groups
+
+
 def select_labels(
-    root: Path, records: Iterable[ScanRecord], name: str, wanted: Iterable[str] | None
+    root: Path, records: Sequence[ScanRecord], attribute: str, wanted: Iterable[str] | None
 ) -> tuple[list[ScanRecord], list[Problem]]:
-    """Keep the records of the wanted sessions or tasks, and list wanted labels that no record has.
+    """Keep the records of wanted sessions or tasks, and list the labels that no record has.
 
     Args:
         root: Folder of the dataset, for messages.
         records: Scans to choose from.
-        name: "session" or "task".
+        attribute: "session" or "task".
         wanted: Labels with or without their BIDS prefix; None or empty keeps all.
 
     Raises:
         InputError: If no record has any of them.
     """
-    records = list(records)
     if not wanted:
-        return records, []
-    prefix = {"session": "ses-", "task": "task-"}[name]
-    labels = {str(label).removeprefix(prefix) for label in wanted}
-    existing = {getattr(record, name) for record in records} - {None}
-    absent, others = (", ".join(prefix + label for label in sorted(these)) for these in (labels - existing, existing))
-    why = f"no scan has {absent}; choose from {others or 'none'}."
-    if not labels & existing:
+        return list(records), []
+    prefix = {"session": "ses-", "task": "task-"}[attribute]
+    labels, groups = {str(label).removeprefix(prefix) for label in wanted}, grouped(records, attribute)
+    absent, existing = (
+        ", ".join(sorted(prefix + label for label in each)) for each in (labels - groups.keys(), groups.keys() - {None})
+    )
+    why = f"no scan has {absent}; choose from {existing or 'none'}."
+    if not labels & groups.keys():
         raise InputError(f"{root}: {why}")
-    problems = [Problem(str(root), why)] if absent else []
-    return [record for record in records if getattr(record, name) in labels], problems
+    return [record for record in records if getattr(record, attribute) in labels], [
+        Problem(str(root), why)
+    ] if absent else []
 
 
 def warn_if_mixed(root: Path, kinds: Iterable[str], option: str) -> None:
-    """Warn where scans were preprocessed in different ways, which distinguishes subjects for the wrong reason."""
+    """Warn where scans were preprocessed in different ways, by which a model could distinguish subjects."""
     counts = Counter(kinds)
     if len(counts) > 1:
         listed = ", ".join(f"{kind} ({count})" for kind, count in counts.most_common())
@@ -87,39 +96,31 @@ def make_cohort(records: Iterable[ScanRecord], problems: Iterable[Problem] = (),
     Left out, each with a problem: scans without a file or with a missing mask, scans with the same key, and a file
     that is listed as several scans. An identical record counts once.
     """
-    problems = list(problems)
-    unique: list[ScanRecord] = []
-    for key, group in _grouped(records, lambda record: record.key).items():
-        if any(record != group[0] for record in group):
+    problems, usable = list(problems), []
+    keys_of_file: dict[str, set[str]] = {}
+    groups = grouped(records)
+    for key, group in groups.items():
+        keys_of_file.setdefault(os.path.abspath(group[0].scan), set()).add(key)
+    for key, group in groups.items():
+        record, keys = group[0], keys_of_file[os.path.abspath(group[0].scan)]
+        if any(other != record for other in group):
             why = f"{len(group)} scans have the key {key}; give them different subjects, sessions, tasks or runs."
-            problems += [Problem(str(record.scan), why) for record in group]
+            reasons = {other.scan: why for other in group}
+        elif len(keys) > 1:
+            reasons = {record.scan: f"this one file is listed as {' and '.join(sorted(keys))}; list it once."}
         else:
-            unique.append(group[0])
-    usable: list[ScanRecord] = []
-    for scan, group in _grouped(unique, lambda record: os.path.abspath(record.scan)).items():
-        if len(group) > 1:
-            keys = " and ".join(record.key for record in group)
-            problems.append(Problem(scan, f"this one file is listed as {keys}; list it once."))
-            continue
-        reasons = {path: _why_absent(path) for path in (group[0].scan, group[0].mask) if path is not None}
-        absent = [Problem(str(path), why) for path, why in reasons.items() if why]
-        problems += absent
-        usable += [] if absent else group
+            reasons = {path: _why_absent(path) for path in (record.scan, record.mask) if path is not None}
+        found = [Problem(str(path), why) for path, why in reasons.items() if why]
+        problems += found
+        usable += [] if found else [record]
     return Cohort(tuple(sorted(usable, key=lambda record: record.key)), tuple(problems), is_restricted)
-
-
-def _grouped(records: Iterable[ScanRecord], label: Callable[[ScanRecord], str]) -> dict[str, list[ScanRecord]]:
-    groups: dict[str, list[ScanRecord]] = {}
-    for record in records:
-        groups.setdefault(label(record), []).append(record)
-    return groups
 
 
 def _why_absent(path: Path) -> str | None:
     """Return why a file cannot be opened, None where it can. A small file may be a pointer of git-annex."""
-    if path.is_file():
-        is_pointer = path.stat().st_size < 1024 and path.read_bytes().startswith(b"/annex/objects/")
-        return f"its content was not downloaded; run `datalad get {path}`." if is_pointer else None
-    if path.is_symlink():
+    is_pointer = path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"/annex/objects/")
+    if is_pointer or (path.is_symlink() and not path.exists()):
         return f"its content was not downloaded; run `datalad get {path}`."
+    if path.is_file():
+        return None
     return "this is a folder, not a scan." if path.is_dir() else "the file does not exist; check the path."

@@ -76,7 +76,7 @@ def find(
     records, absent = select_labels(root, records, "session", sessions)
     tables = PhenotypeTables()
     for path in phenotypes or ():
-        tables.add(Path(path), ("Subject",), number_label())
+        tables.add(Path(path), ("Subject",), number_label)
     if find_column(tables.columns, FAMILY_COLUMNS) is None:
         message = f"{root}: no table has Family_ID, so splits can separate families; add the restricted CSV."
         warnings.warn(message, stacklevel=2)

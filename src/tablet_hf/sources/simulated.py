@@ -178,20 +178,19 @@ def simulate_run(design: CohortDesign, subject: int, label: int, anatomy: Anatom
     return run
 
 
-def write_cohort(folder: Path, design: CohortDesign, resolution: int = 2) -> None:
+def write_cohort(folder: Path, design: CohortDesign) -> None:
     """Write a cohort as BIDS derivatives: a scan and a mask per subject, and `group` in participants.tsv.
 
     Args:
         folder: Does not exist yet.
         design: Parameters of the cohort.
-        resolution: Voxel size in mm.
 
     Raises:
         InputError: If the folder exists.
     """
     if folder.exists():
         raise InputError(f"{folder}: this folder exists already; choose another --out.")
-    anatomy = load_anatomy(resolution, design.field_of_view)
+    anatomy = load_anatomy(2, design.field_of_view)
     # Subjects have the seeds (seed, number), the groups one of their own.
     labels = np.random.default_rng([design.seed, 2**32 - 1]).permutation(np.arange(design.num_subjects) % 2).tolist()
     names = [f"sub-{number + 1:02d}" for number in range(design.num_subjects)]
@@ -216,16 +215,16 @@ def write_cohort(folder: Path, design: CohortDesign, resolution: int = 2) -> Non
         description |= {"DatasetType": "derivative", "GeneratedBy": [{"Name": "tablet-hf demo"}]}
         _write_json(unfinished / "dataset_description.json", description)
         (unfinished / DESIGN_FILE).parent.mkdir()
-        _write_json(unfinished / DESIGN_FILE, {"resolution": resolution, **asdict(design)})
+        _write_json(unfinished / DESIGN_FILE, asdict(design))
 
 
-def is_cohort(folder: Path, design: CohortDesign, resolution: int = 2) -> bool:
+def is_cohort(folder: Path, design: CohortDesign) -> bool:
     """Return whether a folder holds the complete cohort of a design."""
     try:
         recorded = json.loads((folder / DESIGN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return recorded == json.loads(json.dumps({"resolution": resolution, **asdict(design)}))
+    return recorded == json.loads(json.dumps(asdict(design)))
 
 
 def _save_image(path: Path, data: np.ndarray, affine: np.ndarray, repetition_time: float = 0.0) -> None:

@@ -48,15 +48,12 @@ def find(root: Path, *, dataset: str | None = None) -> Cohort:
     for number, phenotypes in enumerate(typed_cells(table, labels)):
         seconds = phenotypes.pop(seconds_column, None)
         fields = {field: texts[field][number] or None if field in texts else None for field in columns}
-        try:
-            records.append(_record(root.parent, fields, seconds, phenotypes, dataset))
-        except _UnusableRow as error:
-            problems.append(Problem(f"{root}, row {table.cells.index[number]}", str(error)))
+        record = _record(root.parent, fields, seconds, phenotypes, dataset)
+        if isinstance(record, str):
+            problems.append(Problem(f"{root}, row {table.cells.index[number]}", record))
+        else:
+            records.append(record)
     return make_cohort(add_sex_and_age(records), problems)
-
-
-class _UnusableRow(Exception):
-    """Why a row is left out."""
 
 
 def _record(
@@ -65,18 +62,19 @@ def _record(
     seconds: Phenotype,
     phenotypes: Mapping[str, Phenotype],
     dataset: str | None,
-) -> ScanRecord:
+) -> ScanRecord | str:
+    """Return the record of a row, or why the row is left out."""
     if not fields["path"]:
-        raise _UnusableRow("it has no path; add it or remove the row.")
+        return "it has no path; add it or remove the row."
     scan = folder / fields["path"]
     named = read_entities(scan) if scan.name.startswith("sub-") else {}
     if folders := [parent.name for parent in scan.parents if parent.name.startswith("sub-")]:
         named = {"sub": folders[0].removeprefix("sub-")} | named
-    labels = {name: bids_label(entity)(fields[name] or "") or named.get(entity) for entity, name in ENTITIES.items()}
+    labels = {name: bids_label(fields[name] or "") or named.get(entity) for entity, name in ENTITIES.items()}
     if labels["subject"] is None:
-        raise _UnusableRow(f"it has no subject, nor has the name {scan.name}; add a column called subject.")
+        return f"it has no subject, nor has the name {scan.name}; add a column called subject."
     if seconds is not None and (isinstance(seconds, str) or not 0 < seconds < math.inf):
-        raise _UnusableRow(f"its repetition_time {str(seconds)!r} is not a number of seconds, such as 0.72.")
+        return f"its repetition_time {str(seconds)!r} is not a number of seconds, such as 0.72."
     mask, site, family, study = (
         None if typed_value(fields[name]) is None else fields[name] for name in ("mask", "site", "family", "dataset")
     )

@@ -172,22 +172,18 @@ def typed_cells(table: Table, columns: Sequence[str]) -> list[dict[str, Phenotyp
     return [{name: values[name][row] for name in columns} for row in range(len(table.cells))]
 
 
-def bids_label(entity: str) -> Callable[[str], str | None]:
-    """Return a function from a cell to a label without the prefix of its entity; None for an empty cell."""
-    return lambda cell: cell.removeprefix(f"{entity}-") or None
+def bids_label(cell: str) -> str | None:
+    """Return a label without the prefix of its entity ("sub-01" -> "01"), None for an empty cell."""
+    return re.sub(r"^(sub|ses|task|run)-", "", cell) or None
 
 
-def number_label(width: int = 0) -> Callable[[str], str | None]:
-    """Return a function from a cell to a number as a label, padded with zeros; None for anything else.
+def number_label(cell: str, width: int = 0) -> str | None:
+    """Return a number as a label, padded with zeros to `width` digits; None for anything else.
 
     Spreadsheets drop leading zeros ("10042" for 0010042), and tables that were read as floats have "10042.0".
     """
-
-    def label(cell: str) -> str | None:
-        found = re.fullmatch(r"0*([0-9]+?)(?:\.0*)?", cell)
-        return found[1].zfill(width) if found else None
-
-    return label
+    found = re.fullmatch(r"0*([0-9]+?)(?:\.0*)?", cell)
+    return found[1].zfill(width) if found else None
 
 
 class PhenotypeTables:
@@ -247,7 +243,7 @@ class PhenotypeTables:
             labels = [label for label in labels if label in wanted]
         names = [name for name in table.cells if name not in (subject_column, session_column)]
         self.columns |= dict.fromkeys(names)
-        sessions = map(bids_label("ses"), table.column(session_column)) if session_column else [None] * len(labels)
+        sessions = map(bids_label, table.column(session_column)) if session_column else [None] * len(labels)
         groups: dict[tuple[str, str | None], list[tuple[int, dict[str, Phenotype]]]] = {}
         for row, label, session, values in zip(
             table.cells.index, labels, sessions, typed_cells(table, names), strict=True
@@ -307,22 +303,19 @@ def add_sex_and_age(records: Sequence[ScanRecord]) -> list[ScanRecord]:
 
     Only where no column has that very name, and all values of the column are words for a sex, or numbers.
     """
-    columns = list(dict.fromkeys(name for record in records for name in record.phenotypes))
-    added: dict[str, dict[Phenotype, Phenotype]] = {}
-    for name, names in (("sex", SEX_COLUMNS), ("age", ("age",))):
+    columns = {name: None for record in records for name in record.phenotypes}
+    for name, names in (("age", ("age",)), ("sex", SEX_COLUMNS)):
         column = find_column(columns, names)
-        values = {record.phenotypes.get(column) for record in records} - {None}
-        if name in columns or not values:
+        values = [record.phenotypes.get(column) for record in records]
+        present = {value for value in values if value is not None}
+        if name == "sex" and all(str(value).casefold() in SEX for value in present):
+            values = [None if value is None else SEX[value.casefold()] for value in values]
+        elif name == "sex" or not all(type(value) in (int, float) for value in present):
             continue
-        if name == "sex" and all(str(value).casefold() in SEX for value in values):
-            added[name] = column, {value: SEX[value.casefold()] for value in values}
-        elif name == "age" and all(type(value) in (int, float) for value in values):
-            added[name] = column, {value: value for value in values}
-
-    def of(record: ScanRecord) -> dict[str, Phenotype]:
-        return {name: values.get(record.phenotypes.get(column)) for name, (column, values) in added.items()}
-
-    return [replace(record, phenotypes=of(record) | record.phenotypes) for record in records]
+        if present and name not in columns:
+            pairs = zip(records, values, strict=True)
+            records = [replace(each, phenotypes={name: value, **each.phenotypes}) for each, value in pairs]
+    return list(records)
 
 
 def _listed(items: Sequence) -> str:

@@ -37,7 +37,10 @@ APPLYWARP = (
 REPETITION_TIME = 0.735
 """Seconds (UK Biobank brain imaging documentation)."""
 
-SEX, AGE, FLUID_INTELLIGENCE, CENTRE = 31, 21003, 20016, 54
+SEX, CENTRE = 31, 54
+VISIT_FIELDS = {21003: "age", 20016: "fluid_intelligence", CENTRE: "site"}
+"""Fields with a value per visit, and what they are called here."""
+
 SEX_CODES = {0: "F", 1: "M", "Female": "F", "Male": "M"}
 """Data-coding 9, and its meanings, which some exports have instead."""
 
@@ -91,19 +94,15 @@ def find(
     records = [record for record in records if record.subject not in gone]
     tables = PhenotypeTables()
     for path in phenotypes or ():
-        tables.add(Path(path), ("eid",), number_label(), rename=_column, wanted={each.subject for each in records})
-    if tables.columns:
-        fields = [
-            f"p{field}_i{visit}" for visit in sorted({each.session for each in records}) for field in VISIT_FIELDS
-        ]
-        if missing := [column for column in (f"p{SEX}_i0", *fields) if column not in tables.columns]:
-            warnings.warn(f"Missing in the phenotype tables: {', '.join(missing)} (field, instance).", stacklevel=2)
-    records = tables.join(records)
-    records = [_with_phenotypes(record) for record in records] if tables.columns else records
+        tables.add(Path(path), ("eid",), number_label, rename=_column, wanted={each.subject for each in records})
+    if not tables.columns:
+        return make_cohort(records, [*problems, *absent], is_restricted=True)
+    visits = sorted({record.session for record in records})
+    columns = [f"p{SEX}_i0", *(f"p{field}_i{visit}" for visit in visits for field in VISIT_FIELDS)]
+    if missing := [column for column in columns if column not in tables.columns]:
+        warnings.warn(f"Missing in the phenotype tables: {', '.join(missing)} (field, instance).", stacklevel=2)
+    records = map(_with_phenotypes, tables.join(records))
     return make_cohort(records, [*problems, *absent, *tables.problems], is_restricted=True)
-
-
-VISIT_FIELDS = (AGE, FLUID_INTELLIGENCE, CENTRE)
 
 
 def _find_scans(root: Path, patterns: Sequence[str]) -> list[ScanRecord]:
@@ -142,20 +141,16 @@ def _column(heading: str) -> str | None:
 
 def _with_phenotypes(record: ScanRecord) -> ScanRecord:
     """Replace the fields by what they mean at the visit of the scan."""
-    coded, others = {}, {}
-    for column, value in record.phenotypes.items():
-        if re.fullmatch(HEADINGS[2], column):
-            coded[column] = None if isinstance(value, int | float) and value < 0 else value
-        else:
-            others[column] = value
-    sex, centre = coded.get(f"p{SEX}_i0"), coded.get(f"p{CENTRE}_i{record.session}")
-    phenotypes = {
-        "sex": SEX_CODES.get(sex),
-        f"p{SEX}": sex,
-        "age": coded.get(f"p{AGE}_i{record.session}"),
-        "fluid_intelligence": coded.get(f"p{FLUID_INTELLIGENCE}_i{record.session}"),
+    values = {
+        column: None if isinstance(value, int | float) and value < 0 and re.fullmatch(HEADINGS[2], column) else value
+        for column, value in record.phenotypes.items()
     }
-    return replace(record, site=record.site if centre is None else str(centre), phenotypes=phenotypes | others)
+    sex = values.get(f"p{SEX}_i0")
+    named = {"sex": SEX_CODES.get(sex), f"p{SEX}": sex}
+    named |= {name: values.get(f"p{field}_i{record.session}") for field, name in VISIT_FIELDS.items()}
+    site = named.pop("site")
+    others = {column: value for column, value in values.items() if not re.fullmatch(HEADINGS[2], column)}
+    return replace(record, site=record.site if site is None else str(site), phenotypes=named | others)
 
 
 def withdrawn_subjects(path: Path) -> frozenset[str]:
@@ -169,9 +164,7 @@ def withdrawn_subjects(path: Path) -> frozenset[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the list of withdrawn subjects cannot be read; check its path.") from error
     cells = [cell for line in lines if (cell := line.split(",")[0].strip().strip('"'))]
-    if cells and cells[0].lower() in ("eid", "f.eid"):
-        del cells[0]
-    for cell in cells:
-        if number_label()(cell) is None:
-            raise InputError(f"{path}: {cell!r} is not an eid; give one number a line.")
-    return frozenset(map(number_label(), cells))
+    cells = cells[1:] if cells[:1] in (["eid"], ["f.eid"]) else cells
+    if wrong := [cell for cell in cells if number_label(cell) is None]:
+        raise InputError(f"{path}: {wrong[0]!r} is not an eid; give one number a line.")
+    return frozenset(map(number_label, cells))
