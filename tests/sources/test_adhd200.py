@@ -90,25 +90,6 @@ def test_layouts(plant, write, path, key):
     assert (record.key, record.scan, record.phenotypes["adhd"]) == (f"ADHD-200/{key}", root / path, 1)
 
 
-def test_bids_derivatives_and_their_words(plant, write):
-    name = "sub-{0}/ses-1/func/sub-{0}_ses-1_task-rest_run-{1}_space-template_desc-preproc_bold.nii.gz"
-    root = plant(name.format("0010042", 1), name.format("1127915", 1), name.format("0010129", 1))
-    write(
-        "participants.tsv",
-        "participant_id\tsite\tgender\tage\tdx",
-        "0010042\tNYU\tMale\t9\tADHD-Inattentive",
-        "1127915\tNYU\tFemale\t11\tTypically Developing Children",
-        "sub-0010129\tNYU\tn/a\t11\tn/a",
-    )
-    cohort = find_scans("adhd200", root, space="template")
-    assert [(r.subject, r.site, r.phenotypes["adhd"], r.phenotypes["sex"]) for r in cohort.records] == [
-        ("0010042", "NYU", 1, "M"),
-        ("0010129", "NYU", None, None),
-        ("1127915", "NYU", 0, "F"),
-    ]
-    assert not cohort.problems
-
-
 def test_the_folder_that_nilearn_makes(plant, write):
     plant(*(f"adhd/data/{who}/{who}_rest_tshift_RPI_voreg_mni.nii.gz" for who in ("0010042", "1019436")))
     lines = (
@@ -169,10 +150,7 @@ def test_what_is_missing_is_a_warning_or_a_problem(plant, write, reasons):
     assert len(cohort.problems) == len(reasons(cohort, "subject 1127915")) == 1
 
 
-def test_two_pipelines_and_a_space_without_bids_derivatives_are_errors(plant):
-    root = plant(athena("NYU", "0010042"))
-    with pytest.raises(InputError, match="--space"):
-        find_scans("adhd200", root, space="MNI152NLin6Asym")
-    plant("niak/fmri_X1127915_session_1_run1.nii.gz")
+def test_two_pipelines_are_an_error(plant):
+    root = plant(athena("NYU", "0010042"), "niak/fmri_X1127915_session_1_run1.nii.gz")
     with pytest.raises(InputError, match="Athena and NIAK"):
         find_scans("adhd200", root)

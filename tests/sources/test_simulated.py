@@ -7,6 +7,8 @@ from nibabel.affines import apply_affine
 from tablet_hf.errors import InputError
 from tablet_hf.sources import find_scans
 from tablet_hf.sources.simulated import (
+    COUPLING,
+    FIELD_OF_VIEW,
     GROUPS,
     NETWORKS,
     CohortDesign,
@@ -27,8 +29,7 @@ NUM_DRAWS = 8_000
 def time_series():
     """Time series of many subjects of each group: (groups, subjects, frames, networks)."""
     rng = np.random.default_rng(0)
-    design = CohortDesign(num_frames=4)
-    return np.stack([[network_time_series(design, label, rng) for _ in range(NUM_DRAWS)] for label in (0, 1)])
+    return np.stack([[network_time_series(4, label, rng) for _ in range(NUM_DRAWS)] for label in (0, 1)])
 
 
 def test_every_frame_of_every_network_has_the_same_mean_and_variance_in_both_groups(time_series):
@@ -45,7 +46,7 @@ def test_autocorrelation_is_the_same_in_both_groups(time_series):
 def test_the_coupled_networks_correlate_in_one_group_and_anticorrelate_in_the_other(time_series):
     for group, sign in zip(time_series, (1, -1), strict=True):
         covariance = np.einsum("pfm,pfn->fmn", group, group) / NUM_DRAWS
-        assert covariance[:, 0, 1] == pytest.approx(sign * CohortDesign().coupling, abs=0.055)
+        assert covariance[:, 0, 1] == pytest.approx(sign * COUPLING, abs=0.055)
         assert covariance[:, :2, 2] == pytest.approx(0, abs=0.055)
 
 
@@ -64,7 +65,7 @@ def test_voxels_have_the_same_mean_and_variance_in_both_groups():
 
 def test_networks_are_at_their_centres_and_do_not_overlap():
     anatomy = load_anatomy()
-    maps = network_maps(anatomy, DESIGN)
+    maps = network_maps(anatomy)
     assert maps.shape == (len(NETWORKS), *anatomy.brain.shape)
     assert not maps[:, ~anatomy.brain].any()
     for network, centres in zip(maps, NETWORKS.values(), strict=True):
@@ -89,7 +90,7 @@ def test_the_folder_is_a_bids_derivatives_dataset(tmp_path):
     assert sorted(record.phenotypes["group"] for record in cohort.records) == sorted(GROUPS * 2)
     run = open_run(cohort.records[0].scan)
     assert (run.num_frames, run.repetition_time, run.is_resampled, run.mask_source) == (3, 2.0, False, "bids")
-    assert run.mask.sum() == load_anatomy(2, DESIGN.field_of_view).brain.sum()
+    assert run.mask.sum() == load_anatomy(2, FIELD_OF_VIEW).brain.sum()
     assert 1000 < run.maximum < 32767
     assert is_cohort(folder, DESIGN)
     assert not is_cohort(folder, CohortDesign(num_subjects=4, num_frames=3, seed=4))
@@ -104,7 +105,7 @@ def test_an_existing_folder_is_left_alone(tmp_path):
 
 
 def test_an_interrupted_cohort_leaves_nothing(tmp_path):
-    impossible = CohortDesign(num_subjects=2, num_frames=2, white_noise="none")
+    impossible = CohortDesign(num_subjects=2, num_frames=2.5)
     with pytest.raises(TypeError):
         write_cohort(tmp_path / "cohort", impossible)
     assert not list(tmp_path.iterdir())

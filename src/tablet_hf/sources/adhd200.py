@@ -1,18 +1,18 @@
 """ADHD-200 as its preprocessing pipelines and nilearn deliver it, with the dialects of its phenotypic tables.
 
-Layouts of the Preprocessed Connectomes Project (Bellec et al. 2017, NeuroImage 144:275): Athena, NIAK and BIDS
-derivatives, with or without a folder per site; and `nilearn.datasets.fetch_adhd`. The letters in Athena's file names
-are steps: w warped, n nuisance regressed out, f filtered, s smoothed.
+Layouts of the Preprocessed Connectomes Project (Bellec et al. 2017, NeuroImage 144:275): Athena and NIAK, with or
+without a folder per site; and `nilearn.datasets.fetch_adhd`. The letters in Athena's file names are steps: w warped, n
+nuisance regressed out, f filtered, s smoothed.
 """
 
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tablet_hf.errors import InputError
-from tablet_hf.sources.bids import find_runs, participants_table
 from tablet_hf.sources.cohort import Layout, find_files, make_cohort, warn_if_mixed
 from tablet_hf.sources.records import Cohort, Phenotype, Problem, ScanRecord
 from tablet_hf.sources.tables import PhenotypeTables, number_label
@@ -28,7 +28,7 @@ FILE_NAMES = {
 }
 """Pipeline -> its file names of functional runs in MNI152 space."""
 
-SUBJECT_COLUMNS = ("ScanDir ID", "Participant", "participant_id", "Subject", "ID")
+SUBJECT_COLUMNS = ("ScanDir ID", "Participant", "Subject", "ID")
 
 HEADINGS = (
     *SUBJECT_COLUMNS,
@@ -49,24 +49,21 @@ SITE_PREFIXES = {
 }
 """How the names of sites and of their folders begin: Peking_1 to Peking_3 are one site."""
 
-SEX = {0: "F", 1: "M", "female": "F", "male": "M", "f": "F", "m": "M"}
-"""The phenotypic key's codes of Gender, and the words of other tables."""
+SEX = {0: "F", 1: "M", "F": "F", "M": "M"}
+"""The phenotypic key's codes of Gender, and nilearn's letters."""
 
 
 def find(
     root: Path,
     *,
     phenotypes: Sequence[Path] | None = None,
-    space: str | None = None,
     keep_failed_quality: bool = False,
 ) -> Cohort:
     """Find the resting runs of ADHD-200.
 
     Args:
         root: Folder of one pipeline. Of several files of a run, the one with the fewest steps is taken.
-        phenotypes: Phenotypic tables (default: files with "phenotypic" in their name in the root or in folders in it,
-            or participants.tsv of BIDS derivatives).
-        space: Space of BIDS derivatives, as for `bids.find`.
+        phenotypes: Phenotypic tables (default: files with "phenotypic" in their name in the root or in folders in it).
         keep_failed_quality: Keep runs with 0 in `QC_Rest_*`, `QC_Athena` or `QC_NIAK`.
 
     Returns:
@@ -77,11 +74,12 @@ def find(
         InputError: If there is no such folder, no run in it, runs of two pipelines, or a table cannot be read.
     """
     root = LAYOUT.check_folder(root)
-    records, pipeline, problems = _find_runs(root, space)
-    paths = [Path(path) for path in phenotypes or ()] or _phenotypic_tables(root, pipeline)
+    records, pipeline = _find_runs(root)
+    problems = []
+    paths = [Path(path) for path in phenotypes or ()] or _phenotypic_tables(root)
     tables = PhenotypeTables()
     for path in paths:
-        tables.add(path, SUBJECT_COLUMNS, _subject_label, rename=_official_heading)
+        tables.add(path, SUBJECT_COLUMNS, partial(number_label, width=7), rename=_official_heading)
     if not paths:
         warnings.warn(f"{root}: no phenotypic table was found, so scans have no phenotypes; name one.", stacklevel=2)
     for subject in sorted(tables.subjects - {record.subject for record in records}):
@@ -98,16 +96,8 @@ def find(
     return make_cohort(passed, [*problems, *tables.problems])
 
 
-def _find_runs(root: Path, space: str | None) -> tuple[list[ScanRecord], str, list[Problem]]:
-    """Return records, the name of the pipeline that wrote them, and problems."""
-    if any(folder.is_dir() for folder in find_files(root, "sub-*")):
-        records, problems = find_runs(root, space=space, layout=LAYOUT)
-        for index, record in enumerate(records):
-            subject = _subject_label(record.subject) or record.subject
-            records[index] = replace(record, subject=subject, dataset="ADHD-200")
-        return records, "BIDS", problems
-    if space:
-        raise InputError(f"{root}: --space is for BIDS derivatives, and there is no folder sub-*; omit it.")
+def _find_runs(root: Path) -> tuple[list[ScanRecord], str]:
+    """Return one record per run, and the name of the pipeline that wrote them."""
     versions: dict[str, list[tuple[str, ScanRecord]]] = {}
     pipelines = set()
     for depth in range(4):  # Athena's archives unpack to SITE_athena/SITE_preproc/ID
@@ -126,7 +116,7 @@ def _find_runs(root: Path, space: str | None) -> tuple[list[ScanRecord], str, li
         fewest = min(len(steps) for steps, _ in candidates)
         taken += [(steps, record) for steps, record in candidates if len(steps) == fewest]
     warn_if_mixed(root, (steps for steps, _ in taken), "a folder with one kind of files")
-    return [record for _, record in taken], pipelines.pop(), []
+    return [record for _, record in taken], pipelines.pop()
 
 
 def _record(path: Path, root: Path, parts: Mapping[str, str]) -> ScanRecord:
@@ -142,14 +132,9 @@ def _record(path: Path, root: Path, parts: Mapping[str, str]) -> ScanRecord:
     )
 
 
-def _phenotypic_tables(root: Path, pipeline: str) -> list[Path]:
-    named = [*find_files(root, "*phenotypic*"), *find_files(root, "*/*phenotypic*")]
-    tables = [path for path in named if path.suffix.lower() in (".csv", ".tsv")]
-    return tables or (participants_table(root) if pipeline == "BIDS" else [])
-
-
-def _subject_label(cell: str) -> str | None:
-    return number_label(cell.removeprefix("sub-"), 7)
+def _phenotypic_tables(root: Path) -> list[Path]:
+    paths = [*find_files(root, "*phenotypic*"), *find_files(root, "*/*phenotypic*")]
+    return [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
 
 
 def _official_heading(heading: str) -> str:
@@ -181,11 +166,6 @@ def _failed_quality(record: ScanRecord, pipeline: str) -> str | None:
 
 
 def _common_phenotypes(phenotypes: Mapping[str, Phenotype]) -> dict[str, Phenotype]:
-    diagnosis, gender = phenotypes.get("DX"), phenotypes.get("Gender")
-    if isinstance(diagnosis, str):  # the words of participants.tsv
-        words = diagnosis.casefold()
-        adhd = 1 if words.startswith("adhd") else 0 if words.startswith("typically developing") else None
-    else:
-        adhd = None if diagnosis is None else int(diagnosis > 0)
-    sex = SEX.get(gender.casefold() if isinstance(gender, str) else gender)
-    return {"adhd": adhd, "sex": sex, "age": phenotypes.get("Age")}
+    diagnosis = phenotypes.get("DX")
+    adhd = int(diagnosis > 0) if isinstance(diagnosis, int | float) else None
+    return {"adhd": adhd, "sex": SEX.get(phenotypes.get("Gender")), "age": phenotypes.get("Age")}

@@ -19,7 +19,7 @@ from tablet_hf.sources.cohort import Layout, find_files, grouped, make_cohort, s
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 from tablet_hf.sources.tables import PhenotypeTables, add_sex_and_age, bids_label
 
-__all__ = ["find", "find_runs", "participants_table", "read_entities"]
+__all__ = ["find", "read_entities"]
 
 LAYOUT = Layout(
     "fMRIPrep derivatives",
@@ -69,10 +69,11 @@ def find(
         InputError: If there is no such folder, no run of these labels, or a table cannot be read.
     """
     root = LAYOUT.check_folder(root)
-    records, problems = find_runs(root, tasks, sessions, space)
-    raw = next((folder for folder in _raw_folders(root) if (folder / "participants.tsv").is_file()), None)
-    tables = PhenotypeTables()
-    paths = [Path(path) for path in phenotypes or ()] or participants_table(root)
+    records, problems = _find_runs(root, tasks, sessions, space)
+    tables, raw_folders = PhenotypeTables(), _raw_folders(root)
+    raw = next((folder for folder in raw_folders if (folder / "participants.tsv").is_file()), None)
+    participants = [folder / "participants.tsv" for folder in (root, raw) if folder]
+    paths = [Path(path) for path in phenotypes or ()] or [path for path in participants if path.is_file()][:1]
     for path in paths:
         tables.add(path, SUBJECT_COLUMNS, bids_label, SESSION_COLUMNS)
     if not paths:
@@ -87,17 +88,16 @@ def find(
             path = folder / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
             if path.is_file():
                 tables.add(path, (), bids_label, SESSION_COLUMNS, subject=subject)
-    dataset = dataset or next(filter(None, map(_study_name, (root, *_raw_folders(root)))), None)
+    dataset = dataset or next(filter(None, map(_study_name, (root, *raw_folders))), None)
     records = add_sex_and_age(tables.join(replace(record, dataset=dataset) for record in records))
     return make_cohort(records, [*problems, *tables.problems])
 
 
-def find_runs(
+def _find_runs(
     root: Path,
-    tasks: Sequence[str] | None = None,
-    sessions: Sequence[str] | None = None,
-    space: str | None = None,
-    layout: Layout = LAYOUT,
+    tasks: Sequence[str] | None,
+    sessions: Sequence[str] | None,
+    space: str | None,
 ) -> tuple[list[ScanRecord], list[Problem]]:
     """Find runs without reading any table; arguments and errors as for `find`."""
     wanted = _parse_space(space)
@@ -108,7 +108,7 @@ def find_runs(
         if path.name.endswith((".nii", ".nii.gz"))
     ]
     if not paths:
-        raise layout.not_found(root, _hint(root))
+        raise LAYOUT.not_found(root, _hint(root))
     reasons = {path: _why_misplaced(path, root) for path in paths}
     problems = [Problem(str(path), why) for path, why in reasons.items() if why]
     versions = [_record(path) for path, why in reasons.items() if not why]
@@ -132,12 +132,6 @@ def read_entities(path: Path) -> dict[str, str]:
     """Return the entities of a BIDS file name: `sub-01_task-rest_bold.nii.gz` -> {"sub": "01", "task": "rest"}."""
     parts = (part.partition("-") for part in path.name.split(".")[0].split("_")[:-1])
     return {entity: label for entity, _, label in parts if entity and label}
-
-
-def participants_table(root: Path) -> list[Path]:
-    """Return the participants.tsv of derivatives, or else of their raw dataset: a list of one path or none."""
-    paths = [folder / "participants.tsv" for folder in (root, *_raw_folders(root))]
-    return [path for path in paths if path.is_file()][:1]
 
 
 def _record(path: Path) -> ScanRecord:

@@ -38,38 +38,29 @@ SPACE = "MNI152NLin2009aAsym"
 DESIGN_FILE = Path("code", "design.json")
 
 
+REPETITION_TIME = 2.0
+COUPLING = 0.8
+"""Correlation of the two networks' time series, positive in the first group and negative in the second."""
+FREQUENCIES = (0.06, 0.12)
+"""Range of the oscillations in Hz."""
+NETWORK_AMPLITUDE = 0.02
+SMOOTH_NOISE = 0.01
+WHITE_NOISE = 0.02
+"""Standard deviations over time, relative to the mean intensity; that of a network at the centre of a node."""
+NODE_WIDTH = 9.0
+NODE_JITTER = 2.0
+SMOOTHNESS = 6.0
+"""Standard deviations in mm: of the shape of a node, of its position over subjects, and of the filter of the noise."""
+FIELD_OF_VIEW = ((-34, 34), (-64, -42), (18, 64))
+"""Ranges in mm along x, y and z: a part of the brain has fewer slices to encode."""
+
+
 @dataclass(frozen=True)
 class CohortDesign:
-    """All parameters of a cohort; equal designs give equal files.
-
-    Args:
-        num_subjects: Half of them (rounded down) are in the second group.
-        num_frames: Frames per run.
-        repetition_time: In seconds.
-        coupling: Correlation of the two networks' time series, positive in the first group, negative in the second.
-        frequencies: Range in Hz of the frequency of each oscillation.
-        network_amplitude: Standard deviation over time at the centre of a node, relative to the mean intensity.
-        node_width: Standard deviation in mm of the Gaussian shape of a node.
-        node_jitter: Standard deviation in mm of the position of a node over subjects.
-        smooth_noise: Standard deviation of smooth fluctuations, relative to the mean intensity.
-        smoothness: Standard deviation in mm of the Gaussian filter of these fluctuations.
-        white_noise: Standard deviation of noise of single voxels, relative to the mean intensity.
-        field_of_view: Ranges in mm along x, y and z (None: whole brain); fewer slices are faster to encode.
-        seed: Random seed.
-    """
+    """What a cohort can differ in; equal designs give equal files. Half of the subjects are in each group."""
 
     num_subjects: int = 32
     num_frames: int = 16
-    repetition_time: float = 2.0
-    coupling: float = 0.9
-    frequencies: tuple[float, float] = (0.06, 0.12)
-    network_amplitude: float = 0.03
-    node_width: float = 9.0
-    node_jitter: float = 2.0
-    smooth_noise: float = 0.005
-    smoothness: float = 6.0
-    white_noise: float = 0.01
-    field_of_view: tuple[tuple[float, float], ...] | None = ((-34, 34), (-64, -42), (18, 64))
     seed: int = 0
 
 
@@ -105,11 +96,11 @@ def load_anatomy(resolution: int = 2, field_of_view: tuple[tuple[float, float], 
     return Anatomy(intensity, brain, affine)
 
 
-def network_time_series(design: CohortDesign, label: int, rng: np.random.Generator) -> np.ndarray:
+def network_time_series(num_frames: int, label: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the time series of the networks of one subject.
 
     Each is a cosine of random frequency and phase, with mean 0 and variance 1 in every frame. The second is
-    `+-coupling` times the first plus an independent oscillation: its distribution is the same under either sign.
+    `+-COUPLING` times the first plus an independent oscillation: its distribution is the same under either sign.
 
     Args:
         label: Index of the group in `GROUPS`.
@@ -117,18 +108,18 @@ def network_time_series(design: CohortDesign, label: int, rng: np.random.Generat
     Returns:
         (num_frames, networks) float64.
     """
-    seconds = np.arange(design.num_frames) * design.repetition_time
+    seconds = np.arange(num_frames) * REPETITION_TIME
 
     def oscillation() -> np.ndarray:
-        frequency, phase = rng.uniform(*design.frequencies), rng.uniform(0, 2 * np.pi)
+        frequency, phase = rng.uniform(*FREQUENCIES), rng.uniform(0, 2 * np.pi)
         return np.sqrt(2) * np.cos(2 * np.pi * frequency * seconds + phase)
 
     first, independent, third = oscillation(), oscillation(), oscillation()
-    second = (1, -1)[label] * design.coupling * first + np.sqrt(1 - design.coupling**2) * independent
+    second = (1, -1)[label] * COUPLING * first + np.sqrt(1 - COUPLING**2) * independent
     return np.stack([first, second, third], axis=1)
 
 
-def network_maps(anatomy: Anatomy, design: CohortDesign, rng: np.random.Generator | None = None) -> np.ndarray:
+def network_maps(anatomy: Anatomy, rng: np.random.Generator | None = None) -> np.ndarray:
     """Return the weight of each voxel in each network: 1 at the centre of a node, falling off as a Gaussian.
 
     A voxel belongs to one network only: the variance of a voxel in two coupled networks would depend on the group.
@@ -144,10 +135,10 @@ def network_maps(anatomy: Anatomy, design: CohortDesign, rng: np.random.Generato
     positions = apply_affine(anatomy.affine, np.argwhere(anatomy.brain)).astype(np.float32)
     weights = []
     for centres in NETWORKS.values():
-        shifts = 0 if rng is None else rng.normal(0, design.node_jitter, (len(centres), 3))
+        shifts = 0 if rng is None else rng.normal(0, NODE_JITTER, (len(centres), 3))
         nodes = (np.array(centres, np.float32) + shifts).astype(np.float32)
         nearest = np.min([np.square(positions - node).sum(axis=1) for node in nodes], axis=0)
-        weights.append(np.exp(-nearest / (2 * design.node_width**2)))
+        weights.append(np.exp(-nearest / (2 * NODE_WIDTH**2)))
     weights = np.array(weights, dtype=np.float32)
     maps = np.zeros((len(NETWORKS), *anatomy.brain.shape), dtype=np.float32)
     is_strongest = weights.argmax(axis=0) == np.arange(len(NETWORKS))[:, None]
@@ -164,16 +155,16 @@ def simulate_run(design: CohortDesign, subject: int, label: int, anatomy: Anatom
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng([design.seed, subject])
-    time_series = network_time_series(design, label, rng)
-    maps = network_maps(anatomy, design, rng)[:, anatomy.brain]
+    time_series = network_time_series(design.num_frames, label, rng)
+    maps = network_maps(anatomy, rng)[:, anatomy.brain]
     mean = np.float32(rng.normal(8000, 400)) * anatomy.intensity[anatomy.brain]
-    sigma = design.smoothness / abs(anatomy.affine[0, 0])
+    sigma = SMOOTHNESS / abs(anatomy.affine[0, 0])
     run = np.zeros((*anatomy.brain.shape, design.num_frames), dtype=np.float32)
     for frame, levels in zip(np.moveaxis(run, -1, 0), time_series, strict=True):
-        change = (design.network_amplitude * levels).astype(np.float32) @ maps
+        change = (NETWORK_AMPLITUDE * levels).astype(np.float32) @ maps
         smooth = gaussian_filter(rng.standard_normal(anatomy.brain.shape, dtype=np.float32), sigma, truncate=3)
-        change += (smooth * np.float32(design.smooth_noise / smooth.std()))[anatomy.brain]
-        change += design.white_noise * rng.standard_normal(change.shape, dtype=np.float32)
+        change += (smooth * np.float32(SMOOTH_NOISE / smooth.std()))[anatomy.brain]
+        change += WHITE_NOISE * rng.standard_normal(change.shape, dtype=np.float32)
         frame[anatomy.brain] = np.maximum(mean * (1 + change), 0)
     return run
 
@@ -190,7 +181,7 @@ def write_cohort(folder: Path, design: CohortDesign) -> None:
     """
     if folder.exists():
         raise InputError(f"{folder}: this folder exists already; choose another --out.")
-    anatomy = load_anatomy(2, design.field_of_view)
+    anatomy = load_anatomy(2, FIELD_OF_VIEW)
     # Subjects have the seeds (seed, number), the groups one of their own.
     labels = np.random.default_rng([design.seed, 2**32 - 1]).permutation(np.arange(design.num_subjects) % 2).tolist()
     names = [f"sub-{number + 1:02d}" for number in range(design.num_subjects)]
@@ -200,11 +191,9 @@ def write_cohort(folder: Path, design: CohortDesign) -> None:
             stem = unfinished / names[number] / "func" / f"{names[number]}_task-rest_space-{SPACE}_res-2_desc-"
             stem.parent.mkdir(parents=True)
             run = np.rint(simulate_run(design, number, labels[number], anatomy)).astype(np.int16)
-            _save_image(Path(f"{stem}preproc_bold.nii.gz"), run, anatomy.affine, design.repetition_time)
+            _save_image(Path(f"{stem}preproc_bold.nii.gz"), run, anatomy.affine, REPETITION_TIME)
             _save_image(Path(f"{stem}brain_mask.nii.gz"), anatomy.brain.astype(np.uint8), anatomy.affine)
-            _write_json(
-                Path(f"{stem}preproc_bold.json"), {"RepetitionTime": design.repetition_time, "TaskName": "rest"}
-            )
+            _write_json(Path(f"{stem}preproc_bold.json"), {"RepetitionTime": REPETITION_TIME, "TaskName": "rest"})
 
         # Random numbers, filters and compression release the interpreter's lock.
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:

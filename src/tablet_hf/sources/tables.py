@@ -282,12 +282,12 @@ class PhenotypeTables:
         Scans without a row stay, with phenotypes that are None; one warning lists their subjects.
         """
         site_column, family_column = (find_column(self.columns, names) for names in (SITE_COLUMNS, FAMILY_COLUMNS))
-        joined, without_row = [], {}
+        joined, without_row, subjects = [], {}, self.subjects
         for record in records:
             values = self.phenotypes(record.subject, record.session)
             site, family = values.pop(site_column, None), values.pop(family_column, None)
             if self.columns and not self._values.keys() & {(record.subject, None), (record.subject, record.session)}:
-                session = f" (session {record.session})" if record.subject in self.subjects else ""
+                session = f" (session {record.session})" if record.subject in subjects else ""
                 without_row[record.subject + session] = None
             site = record.site if site is None else str(site)
             family = record.family if family is None else str(family)
