@@ -26,9 +26,10 @@ import torch
 
 from benchmarks.train_autoencoder import Photographs, photograph_psnr
 from tablet_hf import TabletFeatureExtractor
-from tablet_hf.evaluation.fidelity import psnr, temporal_correlation
+from tablet_hf.evaluation.fidelity import RunningFidelity, psnr
+from tablet_hf.intensities import scale_intensity, undo_percent_change, unscale_intensity
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, SliceAutoencoder, load_autoencoder
-from tablet_hf.volumes import BoldRun, open_run, scale_intensity, undo_percent_change, unscale_intensity
+from tablet_hf.volumes import BoldRun, open_run
 
 IMAGE_SIZE = 96
 
@@ -57,7 +58,9 @@ def measure_scan(autoencoder: SliceAutoencoder, run: BoldRun, device: torch.devi
 
     def note(name: str, reference: torch.Tensor, estimate: torch.Tensor, where: torch.Tensor) -> None:
         figures[f"{name}_psnr"] = psnr(reference, estimate, peak=2, where=brain)
-        figures[f"{name}_r"] = float(temporal_correlation(reference, estimate, where).median())
+        fidelity = RunningFidelity(where)
+        fidelity.add(reference, estimate)
+        figures[f"{name}_r"] = float(fidelity.temporal_correlation().median())
 
     for signal in ("intensity", "percent_change"):
         extractor = TabletFeatureExtractor(signal=signal, volume_size=run.volume_size).to(device)

@@ -51,3 +51,25 @@ def make_scan():
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mni_brain():
+    """nilearn's MNI152 brain on the FSL 2 mm grid, (91, 109, 91) bool."""
+    from nilearn.datasets import load_mni152_brain_mask
+
+    image = load_mni152_brain_mask(resolution=2)
+    millimetres = nibabel.affines.apply_affine(image.affine, np.argwhere(image.dataobj))
+    voxels = nibabel.affines.apply_affine(np.linalg.inv(FSL_MNI_AFFINE), millimetres).round().astype(int)
+    brain = np.zeros((91, 109, 91), dtype=bool)
+    brain[tuple(voxels.T)] = True
+    assert brain.sum() == len(voxels)
+    return brain
+
+
+@pytest.fixture(scope="session")
+def brain_values(mni_brain):
+    """Five frames of a brain of about 1,000 on nothing, (91, 109, 91, 5) int16."""
+    noise = np.random.default_rng(0).integers(-50, 50, (*mni_brain.shape, 5))
+    anatomy = 1000 + 300 * np.sin(np.arange(91) / 7)[:, None, None, None]
+    return np.asfortranarray(((anatomy + noise) * mni_brain[..., None]).astype(np.int16))

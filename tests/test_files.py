@@ -52,9 +52,14 @@ def test_a_file_that_appeared_meanwhile_is_not_replaced_unasked(tmp_path):
 def test_a_failure_leaves_the_existing_file_and_nothing_else(tmp_path, failure):
     path = tmp_path / "a.csv"
     path.write_text("old")
-    with pytest.raises(failure), atomic_write(path) as unfinished:
-        unfinished.write_text("half")
-        raise failure
+
+    def fail():
+        with atomic_write(path) as unfinished:
+            unfinished.write_text("half")
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
     assert names_in(tmp_path) == ["a.csv"]
     assert path.read_text() == "old"
 
@@ -101,9 +106,14 @@ def test_a_failure_leaves_the_existing_folder_and_nothing_else(tmp_path, failure
     if is_there:
         folder.mkdir(parents=True)
         (folder / "old").touch()
-    with pytest.raises(failure), atomic_folder(folder) as unfinished:
-        (unfinished / "half").touch()
-        raise failure
+
+    def fail():
+        with atomic_folder(folder) as unfinished:
+            (unfinished / "half").touch()
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
     assert names_in(folder.parent) == (["model"] if is_there else [])
     assert not is_there or names_in(folder) == ["old"]
 

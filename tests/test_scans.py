@@ -1,11 +1,9 @@
-"""Opening a scan: what can be read is read right, what cannot is told in one sentence."""
+"""Opening a scan: what can be read is read right, what cannot is refused in one sentence."""
 
 import bz2
 import gzip
 import json
-import os
 import shutil
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -13,13 +11,13 @@ import numpy as np
 import pytest
 from nibabel import openers
 
-from tablet_hf import scans
 from tablet_hf.errors import InputError
 from tablet_hf.scans import (
     declared_space,
     find_brain_mask_file,
-    find_companion_files,
     find_repetition_time,
+    find_sidecars,
+    is_native_space,
     load_volume,
     open_source,
 )
@@ -136,7 +134,7 @@ class TestWhatCanBeRead:
         np.testing.assert_array_equal(source.affine, AFFINE)
 
     def test_not_a_scan_at_all(self):
-        with pytest.raises(TypeError, match="a path, a nibabel image or a pair"):
+        with pytest.raises(TypeError, match="int"):
             open_source(3)
 
 
@@ -181,67 +179,52 @@ class TestReadingIsLinear:
 
 
 class TestFilesThatCannotBeUsed:
-    def test_missing(self, tmp_path):
-        assert "no such file" in refusal(tmp_path / "none.nii.gz")
+    @pytest.mark.parametrize(
+        ("name", "content", "reason"),
+        [
+            ("none.nii.gz", None, "no such file"),
+            (".", None, "a folder"),
+            ("run.nii.gz", b"", "empty"),
+            ("run.nii", b"a,b,c\n" * 200, "NIfTI"),
+            ("run.txt", b"a,b,c\n" * 200, "NIfTI"),
+            ("run.nii.gz", b"a,b,c\n" * 200, "NIfTI"),
+            ("run.nii.gz", gzip.compress(b"a,b,c\n" * 200), "NIfTI"),
+        ],
+    )
+    def test_no_scan(self, tmp_path, name, content, reason):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        assert reason in refusal(tmp_path / name)
 
     def test_link_to_content_that_was_not_fetched(self, tmp_path):
         (tmp_path / "run.nii.gz").symlink_to(tmp_path / ".git" / "annex" / "objects" / "x")
         assert "datalad get" in refusal(tmp_path / "run.nii.gz")
 
-    def test_folder(self, tmp_path):
-        assert "a folder" in refusal(tmp_path)
-
-    def test_empty(self, tmp_path):
-        (tmp_path / "run.nii.gz").write_bytes(b"")
-        assert "empty" in refusal(tmp_path / "run.nii.gz")
-
-    @pytest.mark.parametrize("name", ["run.nii", "run.txt", "run.mat"])
-    def test_not_nifti(self, tmp_path, name):
-        (tmp_path / name).write_text("a,b,c\n" * 200)
-        assert "not a NIfTI" in refusal(tmp_path / name)
-
-    def test_compressed_but_not_nifti(self, tmp_path):
-        (tmp_path / "run.nii.gz").write_bytes(gzip.compress(b"a,b,c\n" * 200))
-        assert "not a NIfTI" in refusal(tmp_path / "run.nii.gz")
-
-    def test_neither_compressed_nor_nifti(self, tmp_path):
-        (tmp_path / "notes.nii.gz").write_text("a,b,c\n" * 200)
-        assert "not a NIfTI file, nor compressed" in refusal(tmp_path / "notes.nii.gz")
-
-    def test_names_that_belie_their_compression(self, tmp_path):
-        plain, packed = write(tmp_path / "a.nii", some_values()), write(tmp_path / "b.nii.gz", some_values())
-        shutil.move(plain, tmp_path / "c.nii.gz")
-        shutil.move(packed, tmp_path / "d.nii")
-        assert "not compressed with gzip; rename it to c.nii." in refusal(tmp_path / "c.nii.gz")
+    def test_names_that_contradict_the_compression(self, tmp_path):
+        shutil.move(write(tmp_path / "a.nii", some_values()), tmp_path / "c.nii.gz")
+        shutil.move(write(tmp_path / "b.nii.gz", some_values()), tmp_path / "d.nii")
+        assert "rename it to c.nii." in refusal(tmp_path / "c.nii.gz")
         assert "rename it to d.nii.gz" in refusal(tmp_path / "d.nii")
 
     def test_other_formats(self, tmp_path):
         nib.save(nib.MGHImage(some_values(dtype=np.float32), AFFINE), tmp_path / "run.mgz")
-        assert "convert it" in refusal(tmp_path / "run.mgz")
-
-    def test_grayordinates(self, tmp_path):
         series = nib.cifti2.SeriesAxis(0, 1, 10)
         grayordinates = nib.cifti2.BrainModelAxis.from_mask(np.ones(8, bool), name="CIFTI_STRUCTURE_CORTEX_LEFT")
         image = nib.Cifti2Image(np.ones((10, 8), np.float32), (series, grayordinates))
         nib.save(image, tmp_path / "run.dtseries.nii")
-        assert "volumetric" in refusal(tmp_path / "run.dtseries.nii")
+        assert "MGHImage" in refusal(tmp_path / "run.mgz")
+        assert "Cifti2Image" in refusal(tmp_path / "run.dtseries.nii")
 
-    def test_three_dimensions(self, tmp_path):
-        assert "3D" in refusal(write(tmp_path / "t1.nii.gz", some_values((4, 5, 6))))
-        assert "3D" in refusal((some_values((4, 5, 6)), AFFINE))
-
-    def test_two_axes_besides_space(self, tmp_path):
-        assert "2 axes besides space" in refusal(write(tmp_path / "field.nii.gz", some_values((4, 5, 6, 7, 3))))
-
-    def test_no_frame(self):
-        assert "no frame" in refusal((np.zeros((4, 5, 6, 0)), AFFINE))
+    @pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 7, 3), (4, 5, 6, 0), (4, 5)])
+    def test_no_4d_run(self, shape):
+        assert "4D" in refusal((np.zeros(shape), AFFINE))
 
     def test_damaged_header(self, tmp_path):
         path = write(tmp_path / "run.nii", some_values())
         content = bytearray(path.read_bytes())
         content[70:72] = b"\xff\x7f"  # a data type code that does not exist
         path.write_bytes(content)
-        assert "header is damaged" in refusal(path)
+        assert "not a readable NIfTI" in refusal(path)
 
     @pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
     def test_truncated_gzip_is_found_in_mid_stream(self, tmp_path, kept):
@@ -249,87 +232,76 @@ class TestFilesThatCannotBeUsed:
         path = write(tmp_path / "run.nii.gz", values)
         content = path.read_bytes()
         path.write_bytes(content[: int(kept * len(content))])
-        source = open_source(path)
-        good = []
-        with pytest.raises(InputError, match=r"ends inside frame \d of 10"):
+        source, good = open_source(path), []
+        with pytest.raises(InputError, match=r"run\.nii\.gz.*cut off"):
             good.extend(source.frames(range(10)))
         assert abs(len(good) - kept * 10) < 1.5
 
-    def test_gzip_cut_off_in_the_header(self, tmp_path):
-        path = write(tmp_path / "run.nii.gz", some_values())
-        path.write_bytes(path.read_bytes()[:60])
-        assert "cut off" in refusal(path)
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content[:60],
+            lambda content: content[: len(content) // 2] + bytes(50) + content[len(content) // 2 + 50 :],
+            lambda content: content[:-8] + bytes([content[-8] ^ 0xFF]) + content[-7:],
+        ],
+        ids=["cut off in the header", "zeros in the middle", "wrong checksum"],
+    )
+    def test_damaged_gzip(self, tmp_path, damage):
+        values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 10)).astype(np.int16)
+        path = write(tmp_path / "run.nii.gz", values)
+        path.write_bytes(damage(path.read_bytes()))
+        assert "copy" in refusal(path)
+
+    def test_truncated_bzip2(self, tmp_path):
+        values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 200)).astype(np.int16)
+        content = bz2.compress(write(tmp_path / "run.nii", values).read_bytes())
+        (tmp_path / "run.nii.bz2").write_bytes(content[: len(content) * 3 // 4])
+        assert "cut off" in refusal(tmp_path / "run.nii.bz2")
 
     def test_truncated_without_compression(self, tmp_path):
         path = write(tmp_path / "run.nii", some_values())
         path.write_bytes(path.read_bytes()[:-5])
         assert "cannot hold" in refusal(path)
 
-    def test_damaged_gzip(self, tmp_path):
-        values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 10)).astype(np.int16)
-        path = write(tmp_path / "run.nii.gz", values)
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2 : len(content) // 2 + 50] = b"\0" * 50
-        path.write_bytes(content)
-        assert "damaged" in refusal(path)
-
-    def test_a_wrong_checksum_is_damage_too(self, tmp_path):
-        path = write(tmp_path / "run.nii.gz", some_values())
-        content = bytearray(path.read_bytes())
-        content[-8] ^= 0xFF
-        path.write_bytes(content)
-        assert "damaged" in refusal(path)
-
-    def test_truncated_bzip2(self, tmp_path):
-        path = tmp_path / "run.nii.bz2"
-        values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 200)).astype(np.int16)
-        content = bz2.compress(write(tmp_path / "run.nii", values).read_bytes())
-        path.write_bytes(content[: len(content) * 3 // 4])
-        assert "ends inside frame" in refusal(path)
-
     @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
     def test_a_header_that_claims_what_the_file_cannot_hold(self, tmp_path, ending):
         header = nib.Nifti1Header()
-        header.set_data_shape((1000, 1000, 1000, 25))
+        header.set_data_shape((2000, 2000, 2000, 2000))
         header.set_data_dtype(np.float32)
         header["vox_offset"] = 352
         content = header.binaryblock + bytes(40_000)
         path = tmp_path / f"run{ending}"
         path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
-        sentence = refusal(path, check_space=False)
-        assert "100.0 GB" in sentence
-        assert "cannot hold" in sentence
+        assert "cannot hold" in refusal(path, check_space=False)
 
-    def test_voxels_missing_beside_a_header(self, tmp_path):
+    def test_voxels_missing_next_to_a_header(self, tmp_path):
         write(tmp_path / "run.img", some_values(), nib.Nifti1Pair)
         (tmp_path / "run.img").unlink()
         assert "missing" in refusal(tmp_path / "run.hdr")
 
-    @pytest.mark.parametrize("dtype", ["complex64", "complex128"])
-    def test_complex_numbers(self, tmp_path, dtype):
-        assert "complex" in refusal(write(tmp_path / "run.nii.gz", some_values(dtype=dtype)))
-        assert "complex" in refusal((some_values(dtype=dtype), AFFINE))
+    @pytest.mark.parametrize(
+        ("dtype", "what"),
+        [("c8", "complex"), ("c16", "complex"), ([("R", "u1"), ("G", "u1"), ("B", "u1")], "RGB")],
+    )
+    def test_voxels_that_are_no_intensities(self, tmp_path, dtype, what):
+        values = np.zeros((4, 5, 6, 7), dtype)
+        assert what in refusal(write(tmp_path / "run.nii.gz", values))
+        assert what in refusal((values, AFFINE))
 
-    def test_colours(self, tmp_path):
-        colours = np.zeros((4, 5, 6, 7), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-        assert "RGB" in refusal(write(tmp_path / "run.nii.gz", colours))
-
-    @pytest.mark.parametrize("place", [(0, 0), (1, 3)])
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_affine_that_is_not_finite(self, place, value):
-        affine = AFFINE.copy()
-        affine[place] = value
-        assert "NaN" in refusal((some_values(), affine))
-
-    @pytest.mark.parametrize("affine", [np.diag([2.0, 2, 0, 1]), np.diag([0.0, 0, 0, 1])])
-    def test_singular_affine(self, affine):
-        assert "singular" in refusal((some_values(), affine))
-
-    def test_affine_that_is_no_affine(self):
-        assert "last row" in refusal((some_values(), np.diag([2.0, 2, 2, 2])))
-
-    def test_affine_of_another_shape(self):
-        assert "4 x 4" in refusal((some_values(), np.eye(3)))
+    @pytest.mark.parametrize(
+        ("affine", "reason"),
+        [
+            (np.where(np.eye(4, k=3), np.nan, AFFINE), "NaN"),
+            (np.where(np.eye(4), np.inf, AFFINE), "4 x 4"),
+            (np.diag([2.0, 2, 0, 1]), "singular"),
+            (np.diag([0.0, 0, 0, 1]), "singular"),
+            (np.diag([2.0, 2, 2, 2]), "last row"),
+            (np.eye(3), "4 x 4"),
+            (None, "4 x 4"),
+        ],
+    )
+    def test_unusable_affines(self, affine, reason):
+        assert reason in refusal((some_values(), affine))
 
     def test_neither_sform_nor_qform(self, tmp_path):
         path = write(tmp_path / "run.nii.gz", some_values(), code=0)
@@ -353,24 +325,25 @@ class TestCompanions:
         mask[0, 0, :2] = np.nan, np.inf
         assert load_volume(mask, "mask", source).sum() == mask.size - 2
 
-    def test_another_shape(self, source):
-        with pytest.raises(InputError, match=r"\(4, 5, 7\).*\(4, 5, 6\)"):
-            load_volume(np.ones((4, 5, 7)), "mask", source)
-
-    def test_another_place(self, source):
-        with pytest.raises(InputError, match="another affine"):
-            load_volume((np.ones((4, 5, 6)), np.diag([2.0, 2, 2, 1])), "mask", source)
-
-    def test_no_affine_at_all(self, source):
-        with pytest.raises(InputError, match="4 x 4"):
-            load_volume((np.ones((4, 5, 6)), np.eye(3)), "mask", source)
+    @pytest.mark.parametrize(
+        ("mask", "reason"),
+        [
+            (np.ones((4, 5, 7)), r"\(4, 5, 7\).*\(4, 5, 6\)"),
+            ((np.ones((4, 5, 6)), np.diag([2.0, 2, 2, 1])), "voxels off"),
+            ((np.ones((4, 5, 6)), np.eye(3)), "4 x 4"),
+            (np.full((4, 5, 6), "a"), "real numbers"),
+        ],
+    )
+    def test_what_does_not_fit_the_scan(self, source, mask, reason):
+        with pytest.raises(InputError, match=reason):
+            load_volume(mask, "mask", source)
 
     def test_a_damaged_file(self, tmp_path):
         values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 2)).astype(np.int16)
         source = open_source((values, AFFINE))
         path = write(tmp_path / "mask.nii.gz", values[..., 0])
         path.write_bytes(path.read_bytes()[:5000])
-        with pytest.raises(InputError, match=r"mask\.nii\.gz.*could not be read"):
+        with pytest.raises(InputError, match=r"mask\.nii\.gz.*cannot be read"):
             load_volume(path, "mask", source)
 
     def test_rounding_in_the_affine_is_forgiven(self, source):
@@ -405,18 +378,13 @@ class TestRepetitionTime:
             find_repetition_time(open_source(path))
         assert find_repetition_time(open_source(path), 2.0) == 2.0
 
-    def test_milliseconds_are_recognised(self, tmp_path):
-        path = write(tmp_path / "run.nii.gz", some_values(), repetition_time=2200, unit="sec")
-        with pytest.raises(InputError, match=r"milliseconds\? then 2\.2"):
-            find_repetition_time(open_source(path))
-
     @pytest.mark.parametrize("given", [0, -1, 0.00072, 720, np.nan, "two", True])
     def test_what_is_given_must_make_sense(self, tmp_path, given):
-        with pytest.raises(InputError, match=r"between 0\.1 and 30 s"):
+        with pytest.raises(InputError, match="repetition_time="):
             find_repetition_time(open_source(write(tmp_path / "run.nii.gz", some_values())), given)
 
     @pytest.mark.parametrize(("shape", "filled"), [((4, 5, 6, 1, 7), 4), ((4, 5, 6, 1, 7), 5), ((4, 5, 6, 7, 1), 4)])
-    def test_a_unit_axis_beside_time(self, tmp_path, shape, filled):
+    def test_a_unit_axis_next_to_time(self, tmp_path, shape, filled):
         image = nib.Nifti1Image(some_values(shape), AFFINE)
         image.set_sform(AFFINE, 4)
         image.header.set_xyzt_units("mm", "sec")
@@ -426,7 +394,7 @@ class TestRepetitionTime:
         assert find_repetition_time(open_source(tmp_path / "run.nii.gz")) == 1.5
 
     def test_a_bare_array_has_none(self):
-        with pytest.warns(UserWarning, match="1 s is taken"):
+        with pytest.warns(UserWarning, match="1 s"):
             assert find_repetition_time(open_source((some_values(), AFFINE))) == 1.0
 
     def test_sidecar_of_the_same_name_before_the_header(self, tmp_path):
@@ -435,12 +403,12 @@ class TestRepetitionTime:
         assert find_repetition_time(open_source(path)) == 0.72
         assert find_repetition_time(open_source(path), 1.4) == 1.4
 
-    def test_less_specific_sidecars_speak_where_the_nearer_ones_are_silent(self, tmp_path):
+    def test_less_specific_sidecars_speak_where_more_specific_ones_lack_it(self, tmp_path):
         func = tmp_path / "ds" / "sub-01" / "ses-a" / "func"
         func.mkdir(parents=True)
         name = "sub-01_ses-a_task-rest_space-MNI152NLin6Asym_desc-preproc_bold"
         path = write(func / f"{name}.nii.gz", some_values(), repetition_time=9)
-        said = [
+        sidecars = [
             (tmp_path / "ds" / "bold.json", 1.1),
             (tmp_path / "ds" / "task-rest_bold.json", 1.2),
             (tmp_path / "ds" / "sub-01" / "sub-01_task-rest_bold.json", 1.3),
@@ -453,7 +421,7 @@ class TestRepetitionTime:
         (func / "sub-01_ses-a_task-rest_run-2_bold.json").write_text('{"RepetitionTime": 6}')
         (func / "sub-01_ses-a_task-rest_events.json").write_text('{"RepetitionTime": 5}')
         assert find_repetition_time(open_source(path)) == 9
-        for sidecar, seconds in said:
+        for sidecar, seconds in sidecars:
             sidecar.write_text(json.dumps({"RepetitionTime": seconds}))
             assert find_repetition_time(open_source(path)) == seconds
         (func / f"{name}.json").write_text('{"SkullStripped": true}')
@@ -462,10 +430,10 @@ class TestRepetitionTime:
     def test_sidecar_with_an_absurd_value_is_named(self, tmp_path):
         path = write(tmp_path / "run.nii.gz", some_values())
         (tmp_path / "run.json").write_text('{"RepetitionTime": 2200}')
-        with pytest.raises(InputError, match=r"2200 in run\.json"):
+        with pytest.raises(InputError, match=r"run\.json.*milliseconds\? then 2\.2"):
             find_repetition_time(open_source(path))
 
-    def test_broken_sidecar_is_passed_over_aloud(self, tmp_path):
+    def test_broken_sidecar_is_ignored_with_a_warning(self, tmp_path):
         path = write(tmp_path / "run.nii.gz", some_values(), repetition_time=2)
         (tmp_path / "run.json").write_text('{"RepetitionTime": 0.7')
         with pytest.warns(UserWarning, match="run.json"):
@@ -475,7 +443,7 @@ class TestRepetitionTime:
 class TestBidsNames:
     @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
     @pytest.mark.parametrize("description", ["_desc-preproc", "_desc-denoised", ""])
-    def test_mask_beside_the_scan(self, tmp_path, ending, description):
+    def test_mask_next_to_the_scan(self, tmp_path, ending, description):
         scan = tmp_path / f"sub-01_task-rest_space-MNI152NLin6Asym_res-2{description}_bold.nii.gz"
         assert find_brain_mask_file(scan) is None
         mask = tmp_path / f"sub-01_task-rest_space-MNI152NLin6Asym_res-2_desc-brain_mask{ending}"
@@ -494,14 +462,14 @@ class TestBidsNames:
 
     @pytest.mark.parametrize("space", ["T1w", "native", "fsaverage5", "fsLR", "boldref", "fsnative", "scanner"])
     def test_spaces_that_are_not_a_volume_template(self, space):
-        assert scans.is_native_space(space)
+        assert is_native_space(space)
 
     @pytest.mark.parametrize("space", ["MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152Lin", "MNIPediatricAsym"])
     def test_templates(self, space):
-        assert not scans.is_native_space(space)
+        assert not is_native_space(space)
 
 
-def test_scanner_axes_are_told_from_those_of_a_template(tmp_path):
+def test_scanner_axes_differ_from_those_of_a_template(tmp_path):
     turned = AFFINE.copy()
     turned[:2, :2] = np.array([[np.cos(0.05), -np.sin(0.05)], [np.sin(0.05), np.cos(0.05)]]) @ AFFINE[:2, :2]
     assert not open_source(write(tmp_path / "a.nii", some_values())).has_scanner_axes
@@ -521,17 +489,11 @@ def test_real_scans(real_data):
     assert open_source(real_data("bold/native_space_bold.nii.gz")).has_scanner_axes
 
 
-def test_a_sidecar_that_comes_later_is_found_though_listings_are_kept(tmp_path):
-    folder = tmp_path / "study"
-    (folder / "sub-01").mkdir(parents=True)
-    scan = folder / "sub-01" / "sub-01_task-rest_bold.nii.gz"
-    long_ago = time.time() - 60
-    (folder / "task-rest_bold.json").write_text("{}")
-    for path in (folder, folder / "sub-01"):
-        os.utime(path, (long_ago, long_ago))
-    for _ in range(2):
-        assert find_companion_files(scan) == [folder / "task-rest_bold.json"]
-    (folder / "sub-01" / "sub-01_bold.json").write_text("{}")
-    assert find_companion_files(scan) == [folder / "sub-01" / "sub-01_bold.json", folder / "task-rest_bold.json"]
-    (folder / "task-rest_bold.json").unlink()
-    assert find_companion_files(scan) == [folder / "sub-01" / "sub-01_bold.json"]
+def test_sidecars_are_found_from_the_most_to_the_least_specific(tmp_path):
+    scan = tmp_path / "study" / "sub-01" / "sub-01_task-rest_bold.nii.gz"
+    scan.parent.mkdir(parents=True)
+    names = ["sub-01/sub-01_task-rest_bold.json", "sub-01/sub-01_bold.json", "task-rest_bold.json", "bold.json"]
+    for name in (*names, "task-nback_bold.json", "sub-01/sub-01_task-rest_events.json"):
+        (tmp_path / "study" / name).write_text("{}")
+    assert find_sidecars(scan) == [tmp_path / "study" / name for name in names]
+    assert find_sidecars(None) == []

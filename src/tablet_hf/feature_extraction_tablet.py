@@ -16,9 +16,11 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 from .errors import InputError
+from .intensities import scale_intensity, undo_percent_change, unscale_intensity
+from .scans import Scan
 from .slice_autoencoder import SliceAutoencoder, find_beside, load_autoencoder
 from .tokens import latents_to_tokens, slices_to_volumes, tokens_to_latents, volumes_to_slices
-from .volumes import BoldRun, Scan, open_run, scale_intensity, undo_percent_change, unscale_intensity
+from .volumes import BoldRun, open_run
 
 logger = logging.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Intensities and the [-1, 1] that an autoencoder takes, both signals and their inverses, and percentiles by counting.
+"""Map intensities to the [-1, 1] that an autoencoder takes and back, and percentiles by counting.
 
 Pure functions of arrays; the run they come from is `volumes.BoldRun`.
 """
@@ -16,11 +16,11 @@ __all__ = [
 ]
 
 PERCENT_CHANGE_WINDOW = 0.0625
-"""The change about the mean, as a fraction of it, that is mapped to 1; larger ones are clipped."""
+"""The change about the mean, as a fraction of it, that is mapped to 1."""
 
 
 def scale_intensity(volumes: np.ndarray, scale: float) -> np.ndarray:
-    """Map intensities from [0, `scale`] to [-1, 1] as float32; what is outside is clipped, and 0 is exactly -1."""
+    """Map intensities from [0, `scale`] to [-1, 1] as float32; others are clipped, and 0 becomes exactly -1."""
     scaled = np.divide(volumes, np.float32(scale), dtype=np.float32)
     scaled *= np.float32(2)
     scaled -= np.float32(1)
@@ -35,7 +35,7 @@ def unscale_intensity(volumes: np.ndarray, scale: float) -> np.ndarray:
 
 
 def percent_change(volumes: np.ndarray, mean: np.ndarray, has_change: np.ndarray) -> np.ndarray:
-    """Express frames as their change about the run's mean, +-6.25% of it mapped to +-1 and clipped there.
+    """Express frames as their change about the run's mean, in units of 6.25% of it, not clipped.
 
     Args:
         volumes: `(n, V, V, V)` intensities.
@@ -43,26 +43,21 @@ def percent_change(volumes: np.ndarray, mean: np.ndarray, has_change: np.ndarray
         has_change: `(V, V, V)` bool, where the mean is large enough to divide by; elsewhere the result is 0.
 
     Returns:
-        `(n, V, V, V)` float32 in [-1, 1].
+        `(n, V, V, V)` float32.
     """
-    return np.clip(unclipped_percent_change(volumes, mean, has_change), -1, 1)
-
-
-def undo_percent_change(volumes: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Turn changes `(n, V, V, V)` in units of +-6.25% of `mean` `(V, V, V)` back into intensities, float32."""
-    intensities = np.multiply(volumes, np.float32(PERCENT_CHANGE_WINDOW), dtype=np.float32)
-    intensities += np.float32(1)
-    intensities *= mean.astype(np.float32, copy=False)
-    return intensities
-
-
-def unclipped_percent_change(volumes: np.ndarray, mean: np.ndarray, has_change: np.ndarray) -> np.ndarray:
-    """`percent_change` before the clipping, for those who count what is clipped."""
     per_unit = np.zeros(mean.shape, dtype=np.float32)
     np.divide(1 / PERCENT_CHANGE_WINDOW, mean, out=per_unit, where=has_change)
     change = np.subtract(volumes, mean, dtype=np.float32)
     change *= per_unit
     return change
+
+
+def undo_percent_change(volumes: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Turn changes `(n, V, V, V)` in units of 6.25% of `mean` `(V, V, V)` back into intensities, float32."""
+    intensities = np.multiply(volumes, np.float32(PERCENT_CHANGE_WINDOW), dtype=np.float32)
+    intensities += np.float32(1)
+    intensities *= mean.astype(np.float32, copy=False)
+    return intensities
 
 
 # The bits of a positive float32, read as an integer, grow with its value. Their upper 19 make bins of a fixed relative
@@ -80,17 +75,10 @@ def count_intensities(values: np.ndarray) -> np.ndarray:
 def percentile_of_counts(counts: np.ndarray, q: float) -> float:
     """The `q`-th percentile (0 to 100) of what `count_intensities` counted, within 1/4096 of its value."""
     if not 0 <= q <= 100:
-        raise ValueError(f"a percentile lies between 0 and 100, not at {q!r}")
-    up_to = np.cumsum(counts)
-    rank = q / 100 * (up_to[-1] - 1)
-    lower, upper = np.floor(rank), np.ceil(rank)
-    low_bin, high_bin = np.searchsorted(up_to, (lower, upper), side="right")
-    low, high = _bin_centre(int(low_bin)), _bin_centre(int(high_bin))
-    return low + (high - low) * float(rank - lower)
-
-
-def _bin_centre(index: int) -> float:
-    if index == 0:  # zero, and denormal numbers that no scanner means
-        return 0.0
-    bits = np.array([index << _DROPPED_BITS | 1 << (_DROPPED_BITS - 1)], dtype=np.int32)
-    return float(bits.view(np.float32)[0])
+        raise ValueError(f"a percentile is between 0 and 100, not {q!r}")
+    cumulative = np.cumsum(counts)
+    rank = q / 100 * (cumulative[-1] - 1)
+    bins = np.searchsorted(cumulative, (np.floor(rank), np.ceil(rank)), side="right").astype(np.int32)
+    centres = (bins << _DROPPED_BITS | 1 << (_DROPPED_BITS - 1)).view(np.float32).astype(np.float64)
+    low, high = np.where(bins == 0, 0.0, centres)  # zero, and denormal numbers that no scanner writes
+    return float(low + (high - low) * (rank - np.floor(rank)))

@@ -1,20 +1,16 @@
-"""From a 4D scan to checked, masked, gridded and scaled frames, streamed in blocks, and back to NIfTI.
+"""A 4D scan as checked, masked, gridded and scaled frames, streamed in blocks.
 
     run = open_run("sub-01_task-rest_space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz")
     for frames, volumes in run.scaled_blocks():     # volumes: (n, 96, 96, 96) float32 in [-1, 1]
         ...
-    save_nifti(volumes_to_nifti(intensities, run), "reconstruction.nii.gz")
-    stream_to_nifti(blocks_of_intensities, num_frames, run, "reconstruction.nii.gz")    # the same, never held whole
 
-A run is never held whole unless it is small: one pass over the file surveys it (brain mask, mean, maximum, what is
-wrong with it) and a second one delivers the frames. The steps are reported elsewhere: `scans.py` reads files and
-headers, `brain.py` finds and checks the brain, `grid.py` moves frames, `intensities.py` scales them.
+Only a small run is held in memory: one pass over the file surveys it (brain mask, mean, maximum, faults) and a second
+one delivers the frames. `scans.py` reads files and headers, `brain.py` finds and checks the brain, `grid.py` moves
+frames, `intensities.py` scales them, `nifti.py` writes volumes back to the grid of the scan.
 """
 
-import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -24,19 +20,8 @@ import numpy as np
 
 from .brain import Survey, check_mni_space, zero_where_not_finite
 from .errors import InputError
-from .files import atomic_write
-from .grid import VOXEL_SIZE_MM, Resampling, grid_affine, way_to_grid
-from .intensities import (
-    NUM_INTENSITY_BINS,
-    PERCENT_CHANGE_WINDOW,
-    count_intensities,
-    percent_change,
-    percentile_of_counts,
-    scale_intensity,
-    unclipped_percent_change,
-    undo_percent_change,
-    unscale_intensity,
-)
+from .grid import Resampling, way_to_grid
+from .intensities import NUM_INTENSITY_BINS, count_intensities, percent_change, percentile_of_counts, scale_intensity
 from .scans import (
     BoldSource,
     Scan,
@@ -48,21 +33,7 @@ from .scans import (
     open_source,
 )
 
-__all__ = [
-    "PERCENT_CHANGE_WINDOW",
-    "VOXEL_SIZE_MM",
-    "BoldRun",
-    "check_nifti_name",
-    "grid_affine",
-    "open_run",
-    "percent_change",
-    "save_nifti",
-    "scale_intensity",
-    "stream_to_nifti",
-    "undo_percent_change",
-    "unscale_intensity",
-    "volumes_to_nifti",
-]
+__all__ = ["BoldRun", "open_run"]
 
 LOW_MEAN_SHARE = 0.05
 """Voxels whose mean is below this share of the run's 99.9th percentile have no percent change: noise over nothing."""
@@ -78,67 +49,68 @@ DEFAULT_CACHE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class _Statistics:
-    """What is known of a run once all of it was read; `counts` and `frames_in_memory` only where they were kept."""
+    """Results of the pass over a whole run; `counts` and `frames` (T, V, V, V) only where they were kept."""
 
     mask: np.ndarray
     mask_source: str
     mean: np.ndarray
     maximum: float
     counts: np.ndarray | None
-    frames_in_memory: np.ndarray | None
+    frames: np.ndarray | None
 
 
-class _Tally:
-    """What adds up over the frames on the grid, while the brain may not be known yet.
+class _Sums:
+    """What adds up over the frames on the grid, while the brain may still be unknown.
 
-    A run that fits into `cache_bytes` is kept, so intensities need not be counted now. `brain` is the mask
-    `(V, V, V)` where it is known beforehand; without it the positive values are counted wherever they lie.
+    Frames that fit into `cache_bytes` are kept. Otherwise intensities are counted: in the brain mask `(V, V, V)`, or,
+    where it is not given, wherever they are positive.
     """
 
     def __init__(self, num_frames: int, volume_size: int, brain: np.ndarray | None, cache_bytes: int):
         cube = (volume_size,) * 3
         self._num_frames, self._num_added = num_frames, 0
-        self._total, self._peak = np.zeros(cube), np.zeros(cube, dtype=np.float32)
+        self._total, self._maximum = np.zeros(cube), np.zeros(cube, dtype=np.float32)
         self._region = None if brain is None else np.flatnonzero(brain)
-        is_kept = num_frames * self._peak.nbytes <= cache_bytes
-        self._kept = np.empty((num_frames, *cube), dtype=np.float32) if is_kept else None
-        self._counts = None if is_kept else np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
+        is_cached = num_frames * self._maximum.nbytes <= cache_bytes
+        self._frames = np.empty((num_frames, *cube), dtype=np.float32) if is_cached else None
+        self._counts = None if is_cached else np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
 
     def add(self, volume: np.ndarray) -> None:
         self._total += volume
-        np.maximum(self._peak, volume, out=self._peak)
-        if self._kept is not None:
-            self._kept[self._num_added] = volume
+        np.maximum(self._maximum, volume, out=self._maximum)
+        if self._frames is not None:
+            self._frames[self._num_added] = volume
         elif self._counts is not None:
             values = volume[volume > 0] if self._region is None else volume.reshape(-1).take(self._region)
             self._counts += count_intensities(values)
         self._num_added += 1
 
     def statistics(self, mask: np.ndarray, mask_source: str, is_zero_outside: bool) -> _Statistics:
-        """Settle on a mask `(V, V, V)`; `is_zero_outside` says whether frames are zero outside it by themselves."""
+        """Results for a mask `(V, V, V)`; `is_zero_outside` tells that unmasked frames are already zero outside it."""
         counts = self._counts
         if counts is not None and self._region is None:
             if is_zero_outside:
                 counts[0] += self._num_frames * np.count_nonzero(mask) - counts.sum()
             else:
                 counts = None
-        if self._kept is not None:
-            self._kept *= mask
+        if self._frames is not None:
+            self._frames *= mask
         mean = (self._total / self._num_frames * mask).astype(np.float32)
-        return _Statistics(mask, mask_source, mean, float(self._peak[mask].max()), counts, self._kept)
+        return _Statistics(mask, mask_source, mean, float(self._maximum[mask].max()), counts, self._frames)
 
 
 class BoldRun:
-    """A run on the model's grid: its frames in blocks, and what is known of the whole of it.
+    """A run on the model's grid: its frames in blocks, and statistics of the whole run.
 
     Made by `open_run`. The file is read by `survey`, or when a statistic or a frame is first asked for: one pass over
-    all frames, which also finds whatever is wrong with the voxels (`InputError`).
+    all frames, which also finds unusable voxels (`InputError`).
 
     Attributes:
-        name: how messages call the scan.
-        num_frames: frames of the run.
+        name: the scan in messages.
+        num_frames: T, frames of the run.
         repetition_time: seconds between two frames.
-        source_shape, source_affine: the grid the scan was stored on, `(X, Y, Z)` and `(4, 4)` float64.
+        source_shape, source_affine: the grid the scan was stored on, `(X, Y, Z)` and `(4, 4)` float64, voxels to mm.
+        xform_code: NIfTI code of that space: that of the scan, else MNI152 only where the space was checked.
         volume_size: V, voxels along each side of the cube.
         is_resampled: whether frames are interpolated rather than moved by whole voxels.
     """
@@ -154,36 +126,32 @@ class BoldRun:
         check_space: bool,
         cache_bytes: int,
     ):
-        self._source = source
         self.name = source.name
         self.num_frames = source.num_frames
         self.repetition_time = repetition_time
         self.source_shape, self.source_affine = source.shape, source.affine
+        self.xform_code = source.xform_code or (MNI152_XFORM if check_space else ALIGNED_XFORM)
         self.volume_size = volume_size
+        self._source = source
         self._way = way_to_grid(source.shape, source.affine, volume_size)
+        self.is_resampled = isinstance(self._way, Resampling)
         self._brain, self._mask_source = brain, mask_source
         self._add_mean = add_mean
         self._check_space = check_space
         self._cache_bytes = cache_bytes
         self._num_scaled = self._num_clipped = 0
-        # One lock for each run: `cached_property` has one for all of them (Python 3.11) or none (3.12).
+        # One lock per run: `cached_property` has one for all runs (Python 3.11) or none (3.12).
         self._lock = RLock()
-        self._known_statistics: _Statistics | None = None
-        self._known_counts: np.ndarray | None = None
+        self._cached_statistics: _Statistics | None = None
+        self._cached_counts: np.ndarray | None = None
 
     def survey(self) -> None:
-        """Read the whole run once, now, unless that was done: what is wrong with its voxels is raised here.
-
-        Another thread may do so while this one works on other runs; who asks for a run meanwhile waits for it.
+        """Read the whole run once, unless that was done. Thread-safe: other threads wait for the result.
 
         Raises:
             InputError: the run cannot be used.
         """
         _ = self._statistics
-
-    @property
-    def is_resampled(self) -> bool:
-        return isinstance(self._way, Resampling)
 
     @property
     def mask(self) -> np.ndarray:
@@ -207,11 +175,15 @@ class BoldRun:
 
     def percentile(self, q: float) -> float:
         """The `q`-th percentile (0 to 100) of all intensities in the brain over the run, within 1/4096 of its value."""
-        return min(percentile_of_counts(self._counts, q), self.maximum)
+        with self._lock:
+            if self._cached_counts is None:
+                counts = self._statistics.counts
+                self._cached_counts = self._count() if counts is None else counts
+        return min(percentile_of_counts(self._cached_counts, q), self.maximum)
 
     @property
     def clipped_share(self) -> float:
-        """Of the brain's values that `scaled_blocks` last delivered, the share that had to be clipped."""
+        """The share of clipped values in the brain among those that `scaled_blocks` last delivered."""
         return self._num_clipped / self._num_scaled if self._num_scaled else 0.0
 
     @property
@@ -233,20 +205,25 @@ class BoldRun:
         """Deliver intensities on the grid, block by block.
 
         Args:
-            frames: indices of the frames wanted, in the order wanted (ascending is fast); None for all.
-            block_frames: frames in a block; the last one may have fewer.
+            frames: indices of the frames, in the order wanted (ascending is fast); None for all.
+            block_frames: frames per block; the last one may have fewer.
 
         Yields:
             Frame indices `(n,)` int64 and volumes `(n, V, V, V)` float32, never negative and 0 outside the mask, which
             the caller may change.
 
         Raises:
-            InputError: a frame the run does not have, or a run that cannot be used.
+            InputError: a frame that the run does not have, or a run that cannot be used.
         """
-        indices = self._checked_frames(frames)
         if block_frames < 1:
             raise ValueError(f"block_frames must be at least 1, not {block_frames!r}")
-        return self._blocks(indices, block_frames)
+        indices = np.arange(self.num_frames) if frames is None else np.asarray(frames, dtype=np.int64).reshape(-1)
+        outside = indices[(indices < 0) | (indices >= self.num_frames)]
+        if outside.size:
+            raise InputError(
+                f"{self.name}: it has no frame {outside[0]}, only 0 to {self.num_frames - 1}; ask for fewer frames."
+            )
+        return self._blocks([indices[start : start + block_frames] for start in range(0, len(indices), block_frames)])
 
     def scaled_blocks(
         self,
@@ -258,63 +235,45 @@ class BoldRun:
         """Deliver frames as the autoencoder takes them, block by block: float32 in [-1, 1].
 
         Args:
-            signal: "intensity", where the background is exactly -1, or "percent_change" about the run's mean, where
-                it is exactly 0.
+            signal: "intensity", with a background of exactly -1, or "percent_change" about the run's mean, with a
+                background of exactly 0.
             scaling: "max" or "percentile", for intensities alone.
-            frames, block_frames: as for `blocks`. The scale and the mean are those of the whole run in any case.
+            frames, block_frames: as for `blocks`. Scale and mean are those of the whole run in any case.
 
         Yields:
-            Frame indices `(n,)` int64 and volumes `(n, V, V, V)` float32. `clipped_share` counts along.
+            Frame indices `(n,)` int64 and volumes `(n, V, V, V)` float32. `clipped_share` is updated with each block.
         """
         if signal not in ("intensity", "percent_change"):
             raise ValueError(f'signal must be "intensity" or "percent_change", not {signal!r}')
         if scaling not in ("max", "percentile"):
             raise ValueError(f'scaling must be "max" or "percentile", not {scaling!r}')
-        blocks = self.blocks(frames, block_frames)
-        return self._intensity_blocks(blocks, scaling) if signal == "intensity" else self._change_blocks(blocks)
+        return self._scaled(self.blocks(frames, block_frames), signal, scaling)
 
-    def _intensity_blocks(self, blocks: Iterator, scaling: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _scaled(self, blocks: Iterator, signal: str, scaling: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         self._num_scaled = self._num_clipped = 0
-        scale, size = self.intensity_scale(scaling), np.count_nonzero(self.mask)
+        is_change = signal == "percent_change"
+        region = self.has_change if is_change else self.mask
+        scale, size = 0.0 if is_change else self.intensity_scale(scaling), np.count_nonzero(region)
         for indices, volumes in blocks:
+            if is_change:
+                scaled = percent_change(volumes, self.mean, region)
+                self._num_clipped += int(np.count_nonzero(np.abs(scaled) > 1))
+                np.clip(scaled, -1, 1, out=scaled)
+            else:
+                scaled = scale_intensity(volumes, scale)
+                self._num_clipped += int(np.count_nonzero(volumes > scale))
             self._num_scaled += len(indices) * size
-            self._num_clipped += int(np.count_nonzero(volumes > scale))
-            yield indices, scale_intensity(volumes, scale)
+            yield indices, scaled
 
-    def _change_blocks(self, blocks: Iterator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        self._num_scaled = self._num_clipped = 0
-        mean, has_change = self.mean, self.has_change
-        size = np.count_nonzero(has_change)
-        for indices, volumes in blocks:
-            change = unclipped_percent_change(volumes, mean, has_change)
-            self._num_scaled += len(indices) * size
-            self._num_clipped += int(np.count_nonzero(np.abs(change) > 1))
-            yield indices, np.clip(change, -1, 1, out=change)
-
-    def _checked_frames(self, frames: Sequence[int] | None) -> np.ndarray:
-        if frames is None:
-            return np.arange(self.num_frames)
-        indices = np.asarray(frames, dtype=np.int64).reshape(-1)
-        outside = indices[(indices < 0) | (indices >= self.num_frames)]
-        if outside.size:
-            raise InputError(
-                f"{self.name}: frame {outside[0]} was asked for but the run has {self.num_frames}, numbered 0 to "
-                f"{self.num_frames - 1}; ask for fewer."
-            )
-        return indices
-
-    def _blocks(self, indices: np.ndarray, block_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _blocks(self, blocks: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         statistics = self._statistics
-        starts = range(0, len(indices), block_frames)
-        if statistics.frames_in_memory is not None:
-            for start in starts:
-                block = indices[start : start + block_frames]
-                yield block, statistics.frames_in_memory[block]
+        if statistics.frames is not None:
+            for block in blocks:
+                yield block, statistics.frames[block]
             return
         mask = statistics.mask.astype(np.float32)
-        frames = self._source.frames(indices)
-        for start in starts:
-            block = indices[start : start + block_frames]
+        frames = self._source.frames(index for block in blocks for index in block)
+        for block in blocks:
             volumes = np.empty((len(block), *mask.shape), dtype=np.float32)
             for volume in volumes:
                 frame, _ = zero_where_not_finite(next(frames))
@@ -330,40 +289,34 @@ class BoldRun:
     @property
     def _statistics(self) -> _Statistics:
         with self._lock:
-            if self._known_statistics is None:
-                self._known_statistics = self._surveyed()
-            return self._known_statistics
+            if self._cached_statistics is None:
+                self._cached_statistics = self._read()
+            return self._cached_statistics
 
-    def _surveyed(self) -> _Statistics:
-        known_mask = None if self._brain is None else self._way.mask_to_grid(self._brain)
-        survey = Survey(self._source, self._brain)
-        tally = _Tally(self.num_frames, self.volume_size, known_mask, self._cache_bytes)
+    def _read(self) -> _Statistics:
+        grid_brain = None if self._brain is None else self._way.mask_to_grid(self._brain)
+        survey = Survey(self.name, self.source_shape, find_brain=self._brain is None)
+        sums = _Sums(self.num_frames, self.volume_size, grid_brain, self._cache_bytes)
         for frame in self._source.frames(range(self.num_frames)):
-            tally.add(self._gridded(survey.add(frame, self._add_mean)))
+            sums.add(self._gridded(survey.add(frame, self._add_mean)))
 
-        brain, mask_source = survey.find_brain() if self._brain is None else (self._brain, self._mask_source)
+        brain, mask_source = self._brain, self._mask_source
+        if brain is None:
+            brain, mask_source = survey.find_brain(self.source_affine)
         survey.check(brain)
         if self._brain is None and self._check_space:
-            check_mni_space(brain, self._source)
+            check_mni_space(brain, self.source_affine, self.name)
         mask = self._way.mask_to_grid(brain)
         if not mask.any():
-            raise InputError(f"{self.name}: no voxel of the brain lies on the MNI152 grid; check the affine.")
+            raise InputError(f"{self.name}: no voxel of the brain is on the MNI152 grid; check the affine.")
         is_zero_outside = mask_source == "nonzero" and not self.is_resampled and self._add_mean is None
-        statistics = tally.statistics(mask, mask_source, is_zero_outside)
+        statistics = sums.statistics(mask, mask_source, is_zero_outside)
         if statistics.maximum == 0:
             raise InputError(f"{self.name}: no voxel inside the brain mask is ever positive; check scan and mask.")
         return statistics
 
-    @property
-    def _counts(self) -> np.ndarray:
-        with self._lock:
-            if self._known_counts is None:
-                counts = self._statistics.counts
-                self._known_counts = self._counted() if counts is None else counts
-            return self._known_counts
-
-    def _counted(self) -> np.ndarray:
-        # Kept in memory, or the brain was found too late to count in it: the frames are gone through once more.
+    def _count(self) -> np.ndarray:
+        """Count intensities in one more pass: frames are in memory, or the brain was found too late to count in it."""
         region = np.flatnonzero(self.mask)
         counts = np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
         for _, volumes in self.blocks():
@@ -386,192 +339,42 @@ def open_run(
     Args:
         scan: a path to NIfTI, a nibabel spatial image, or a pair (array `(X, Y, Z, T)`, affine `(4, 4)` in mm).
         mask: the brain on the scan's own grid: path, image, (array, affine) or array `(X, Y, Z)`; above 0.5 is brain.
-            Without one: the BIDS `desc-brain_mask` next to the scan, else the voxels that are not zero in every frame
+            By default the BIDS `desc-brain_mask` next to the scan, else the voxels that are not zero in every frame
             where those make a brain, else nilearn's EPI mask of the mean.
-        repetition_time: seconds between frames. Without it: the BIDS sidecar, else the header.
-        volume_size: voxels along each side of the grid, see `grid_affine`.
+        repetition_time: seconds between frames; by default that of the BIDS sidecar, else of the header.
+        volume_size: voxels along each side of the grid, see `grid.grid_affine`.
         add_mean: an image `(X, Y, Z)` on the scan's own grid, added to each frame of a demeaned run.
         check_space: refuse a scan that is not in MNI152 space.
         cache_bytes: a run whose gridded frames fit in so many bytes is kept in memory after its first pass.
 
     Raises:
-        InputError: the scan, its mask or its repetition time cannot be used; what only the voxels tell is raised when
+        InputError: the scan, its mask or its repetition time cannot be used; faults of the voxels are raised when
             they are first read.
     """
     source = open_source(scan, check_space)
     space = declared_space(source.path)
     if check_space and space is not None and is_native_space(space):
         raise InputError(
-            f"{source.name}: its name says space-{space}, and only volumes in MNI152 space can be used; take the "
-            "space-MNI152... file of the same run, or pass check_space=False (command line: --no-space-check)."
+            f"{source.name}: its name declares space-{space}; give the space-MNI152... file of the same run, or pass "
+            "check_space=False (command line: --no-space-check)."
         )
     if check_space and space is None and source.has_scanner_axes:
         warnings.warn(
-            f"{source.name}: its voxel axes are oblique or its header says scanner coordinates, as before a "
+            f"{source.name}: its axes are oblique or its header declares scanner coordinates, as before a "
             "registration to MNI152; make sure that it was normalised.",
             stacklevel=2,
         )
     seconds = find_repetition_time(source, repetition_time)
-    mask_source = "given"
+    mask_source, brain = "given", None
     if mask is None and (mask := find_brain_mask_file(source.path)) is not None:
         mask_source = "bids"
-    brain = None
     if mask is not None:
         brain = load_volume(mask, "mask", source) > 0.5
         if not brain.any():
-            raise InputError(
-                f"{source.name}: its brain mask ({_said(mask)}) is empty; give one with the brain in it as mask= "
-                "(command line: --mask)."
-            )
+            label = mask if isinstance(mask, str | Path) else "the one given"
+            raise InputError(f"{source.name}: its brain mask ({label}) is empty; give mask= (command line: --mask).")
         if check_space:
-            check_mni_space(brain, source)
+            check_mni_space(brain, source.affine, source.name)
     if add_mean is not None:
         add_mean = load_volume(add_mean, "mean image", source)
     return BoldRun(source, seconds, volume_size, brain, mask_source, add_mean, check_space, cache_bytes)
-
-
-def _said(image: Any) -> str:
-    return str(image) if isinstance(image, str | Path) else "the one given"
-
-
-# --- back again
-
-
-def volumes_to_nifti(volumes: np.ndarray, run_or_scan: BoldRun | Scan, repetition_time: float | None = None) -> Any:
-    """Put volumes of the cube back on the grid that a run was stored on.
-
-    Whole-voxel moves are undone exactly, other grids are resampled; voxels outside the cube are 0.
-
-    Args:
-        volumes: `(T, V, V, V)`, any number of frames.
-        run_or_scan: a `BoldRun`, or a scan as for `open_run`, whose grid is wanted.
-        repetition_time: seconds for the header; the run's own if None.
-
-    Returns:
-        A nibabel image `(X, Y, Z, T)` float32: NIfTI-1, or NIfTI-2 where a dimension exceeds 32,767.
-    """
-    volumes = _checked_volumes(volumes)
-    source, seconds = _grid_and_seconds(run_or_scan, repetition_time)
-    way = way_to_grid(source.shape, source.affine, volumes.shape[1])
-    data = np.empty((*source.shape, len(volumes)), dtype=np.float32, order="F")
-    for index, volume in enumerate(volumes):
-        data[..., index] = way.to_scan(volume)
-    return _nifti_image(data, source, _xform_code(run_or_scan, source), seconds)
-
-
-def stream_to_nifti(
-    blocks: Iterable[np.ndarray],
-    num_frames: int,
-    run_or_scan: BoldRun | Scan,
-    path: str | Path,
-    repetition_time: float | None = None,
-) -> Path:
-    """Write volumes of the cube to a file, on the grid that a run was stored on, block by block as they come.
-
-    The file is that of `volumes_to_nifti` and `save_nifti`, but never more of it than one block is in memory.
-
-    Args:
-        blocks: volumes `(n, V, V, V)`, n of any size; whatever makes them may do so when it is asked for the next.
-        num_frames: how many volumes will come, since a NIfTI file begins with that.
-        run_or_scan, repetition_time: as for `volumes_to_nifti`.
-        path: as for `save_nifti`.
-
-    Raises:
-        InputError: as for `save_nifti`.
-        ValueError: not as many volumes came as were announced, or of another shape.
-    """
-    from nibabel.openers import ImageOpener
-
-    path = Path(path)
-    source, seconds = _grid_and_seconds(run_or_scan, repetition_time)
-    nothing = np.broadcast_to(np.float32(0), (*source.shape, num_frames))
-    header = _nifti_image(nothing, source, _xform_code(run_or_scan, source), seconds).header
-    header.set_slope_inter(1, 0)
-    num_written = 0
-    with _new_nifti(path) as unfinished, ImageOpener(unfinished, "wb") as stream:
-        header.write_to(stream)
-        for block in blocks:
-            volumes = _checked_volumes(block)
-            way = way_to_grid(source.shape, source.affine, volumes.shape[1])
-            for volume in volumes:
-                stream.write(way.to_scan(volume).tobytes("F"))
-            num_written += len(volumes)
-        if num_written != num_frames:
-            raise ValueError(f"{num_frames} volumes were announced for {path}, but {num_written} came")
-    return path
-
-
-def _checked_volumes(volumes: np.ndarray) -> np.ndarray:
-    volumes = np.asarray(volumes, dtype=np.float32)
-    if volumes.ndim != 4 or len(set(volumes.shape[1:])) != 1:
-        raise ValueError(f"volumes must have shape (frames, V, V, V), not {volumes.shape}")
-    return volumes
-
-
-def _grid_and_seconds(run_or_scan: BoldRun | Scan, repetition_time: float | None) -> tuple[BoldSource, float]:
-    """Where volumes go back to, and the seconds between two of them."""
-    source = run_or_scan._source if isinstance(run_or_scan, BoldRun) else open_source(run_or_scan, check_space=False)
-    if repetition_time is None:
-        is_open = isinstance(run_or_scan, BoldRun)
-        return source, run_or_scan.repetition_time if is_open else find_repetition_time(source)
-    # What is plausible of a scan is no limit here: of a run's frames there may be one of many.
-    seconds = float(repetition_time)
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise InputError(
-            f"{source.name}: a repetition time of {seconds:g} s cannot be written; give a positive number of seconds."
-        )
-    return source, seconds
-
-
-def _xform_code(run_or_scan: BoldRun | Scan, source: BoldSource) -> int:
-    """What a header says of its space: what the scan's own did, else MNI152 only where that was checked."""
-    is_checked = isinstance(run_or_scan, BoldRun) and run_or_scan._check_space
-    return source.xform_code or (MNI152_XFORM if is_checked else ALIGNED_XFORM)
-
-
-def _nifti_image(data: np.ndarray, source: BoldSource, code: int, repetition_time: float) -> Any:
-    import nibabel
-
-    kind = nibabel.Nifti2Image if max(data.shape) > np.iinfo(np.int16).max else nibabel.Nifti1Image
-    image = kind(data, source.affine)
-    image.set_sform(source.affine, code)
-    image.set_qform(source.affine, code)
-    image.header.set_xyzt_units("mm", "sec")
-    image.header.set_zooms((*image.header.get_zooms()[:3], repetition_time))
-    return image
-
-
-def save_nifti(image: Any, path: str | Path) -> Path:
-    """Write an image to `path` (.nii or .nii.gz), which never holds half of it: the name is given when it is whole.
-
-    Raises:
-        InputError: the name has another ending, or its folder is missing or not writable.
-    """
-    path = Path(path)
-    with _new_nifti(path) as unfinished:
-        image.to_file_map(image.filespec_to_file_map(unfinished))
-    return path
-
-
-def check_nifti_name(path: Path) -> None:
-    """Refuse what no image can be written to; called before the work that makes the image.
-
-    Raises:
-        InputError: the name has another ending than .nii or .nii.gz, or its folder is missing.
-    """
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: images are written as NIfTI; choose a name that ends in .nii.gz or .nii.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
-
-
-@contextmanager
-def _new_nifti(path: Path) -> Iterator[Path]:
-    check_nifti_name(path)
-    try:
-        with atomic_write(path) as unfinished:
-            yield unfinished
-    except PermissionError as error:
-        if error.filename != str(path):
-            raise
-        raise InputError(f"{path}: the folder {path.parent} may not be written to; choose another.") from error

@@ -239,9 +239,10 @@ def reconstruct(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Encode and decode a scan, and report how much of it is kept."""
+    from tablet_hf.nifti import check_nifti_name
     from tablet_hf.report.reconstruction import write_reconstruction
     from tablet_hf.scans import find_brain_mask_file
-    from tablet_hf.volumes import check_nifti_name, open_run
+    from tablet_hf.volumes import open_run
 
     check_nifti_name(out)
     check_not_replaced(
@@ -393,11 +394,13 @@ def companion_identities(
 ) -> dict[str, Any]:
     """What tells that a mask, a mean image or a sidecar changed, given or found next to a scan."""
     from tablet_hf.datasets.token_files import SUFFIX
-    from tablet_hf.scans import find_companion_files
+    from tablet_hf.scans import find_brain_mask_file, find_sidecars
 
     found = []
     if not scan.name.endswith(SUFFIX):
-        found = find_companion_files(scan, with_mask=mask is None, with_sidecars=repetition_time is None)
+        own_mask = find_brain_mask_file(scan) if mask is None else None
+        found = [own_mask] if own_mask else []
+        found += find_sidecars(scan) if repetition_time is None else []
     return {
         "mask": mask and source_identity(mask),
         "add_mean": add_mean and source_identity(add_mean),

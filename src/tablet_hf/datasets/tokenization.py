@@ -33,16 +33,17 @@ from tablet_hf.datasets.writer import TokenStoreWriter
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import BACKGROUND, FRAMES_PER_BLOCK, TabletFeatureExtractor
 from tablet_hf.files import file_identity
+from tablet_hf.intensities import scale_intensity
 from tablet_hf.scans import (
     declared_space,
     find_brain_mask_file,
-    find_companion_files,
     find_repetition_time,
+    find_sidecars,
     open_source,
 )
 from tablet_hf.sources.records import Problem, ScanRecord, store_key
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
-from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run, scale_intensity
+from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run
 
 __all__ = ["Outcome", "Resources", "beside", "tokenize_scans"]
 
@@ -448,7 +449,7 @@ def beside(record: ScanRecord) -> dict[str, Any]:
     """What stands next to a scan and speaks for it: its mask, and what tells its repetition time. JSON-able."""
     mask = find_brain_mask_file(record.scan) if record.mask is None else record.mask
     is_given = record.repetition_time is not None
-    sidecars = [] if is_given else find_companion_files(record.scan, with_mask=False)
+    sidecars = [] if is_given else find_sidecars(record.scan)
     return {
         "mask": None if mask is None else file_identity(mask),
         "repetition_time": record.repetition_time,

@@ -1,4 +1,4 @@
-"""How much of an image, and of a signal over time, survives an autoencoder. Tensors in, numbers out."""
+"""How much of an image, and of a signal over time, an autoencoder preserves. Tensors in, numbers out."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def psnr(reference: Tensor, estimate: Tensor, peak: float, where: Tensor | None 
     Args:
         reference, estimate: tensors of one shape.
         peak: the width of the value range, 2 for values in [-1, 1].
-        where: boolean tensor that broadcasts to that shape; the mean is taken over its true places only.
+        where: boolean tensor that broadcasts to that shape, where errors count.
     """
     squared_error = (reference.double() - estimate.double()).square()
     if where is not None:
@@ -18,29 +18,8 @@ def psnr(reference: Tensor, estimate: Tensor, peak: float, where: Tensor | None 
     return float(10 * torch.log10(peak**2 / squared_error.mean()))
 
 
-def temporal_correlation(reference: Tensor, estimate: Tensor, mask: Tensor) -> Tensor:
-    """Pearson correlation over time of every voxel in a mask with its own reconstruction.
-
-    Args:
-        reference, estimate: (T, X, Y, Z), T >= 2.
-        mask: (X, Y, Z) boolean.
-
-    Returns:
-        (voxels,) float64 in [-1, 1], for the voxels in the mask that vary over time in the reference. A voxel that the
-        reconstruction holds still has no correlation and counts as 0.
-    """
-    original, decoded = (frames[:, mask].double() for frames in (reference, estimate))
-    original = original - original.mean(0)
-    decoded = decoded - decoded.mean(0)
-    varies = original.square().sum(0) > 0
-    original, decoded = original[:, varies], decoded[:, varies]
-    norms = original.square().sum(0).sqrt() * decoded.square().sum(0).sqrt()
-    covariances = (original * decoded).sum(0)
-    return torch.where(norms > 0, covariances / norms.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-
-
 class RunningFidelity:
-    """`psnr` and `temporal_correlation` in a mask, of frames that come block by block: one pass, only sums are kept.
+    """PSNR and temporal correlation in a mask, of frames that come block by block: only sums are kept.
 
     Args:
         mask: (X, Y, Z) boolean.
@@ -61,8 +40,8 @@ class RunningFidelity:
             return
         self._num_frames += len(original)
         self._squared_error += float((original - decoded).square().sum())
-        # What is summed is the difference from the first frame: it is 0 where nothing moves, and small against the
-        # intensities elsewhere, so that the variance is no difference of two large sums.
+        # Differences from the first frame are summed: they are small against the intensities, so that the variance is
+        # no difference of two large sums, and exactly 0 where nothing changes.
         if self._first_frames is None:
             self._first_frames = original[0].clone(), decoded[0].clone()
         original -= self._first_frames[0]
@@ -71,12 +50,17 @@ class RunningFidelity:
         self._sums += torch.stack([product.sum(0) for product in products])
 
     def psnr(self, peak: float) -> float:
-        """See `psnr`."""
+        """`psnr` of all voxels in the mask and all frames."""
         mean = torch.tensor(self._squared_error / (self._num_frames * self._sums.shape[1]), dtype=torch.float64)
         return float(10 * torch.log10(peak**2 / mean))
 
     def temporal_correlation(self) -> Tensor:
-        """See `temporal_correlation`; two frames are the fewest."""
+        """Pearson correlation over time of each voxel in the mask with its reconstruction; at least two frames.
+
+        Returns:
+            (voxels,) float64 in [-1, 1], for the voxels that vary over time in the reference; 0 where the
+            reconstruction is constant.
+        """
         original, decoded, original_squared, decoded_squared, product = self._sums
         original_variation = (original_squared - original.square() / self._num_frames).clamp_min(0)
         decoded_variation = (decoded_squared - decoded.square() / self._num_frames).clamp_min(0)

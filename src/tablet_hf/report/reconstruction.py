@@ -8,7 +8,8 @@ import torch
 
 from tablet_hf.evaluation.fidelity import RunningFidelity
 from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, TabletFeatureExtractor, TokenizedRun
-from tablet_hf.volumes import BoldRun, stream_to_nifti
+from tablet_hf.nifti import write_nifti
+from tablet_hf.volumes import BoldRun
 
 __all__ = ["write_reconstruction"]
 
@@ -53,5 +54,5 @@ def write_reconstruction(
             if on_progress is not None:
                 on_progress(done, num_frames)
 
-    stream_to_nifti(decoded_blocks(), num_frames, run, path, tokenized.repetition_time)
+    write_nifti(decoded_blocks(), num_frames, run, path, tokenized.repetition_time)
     return fidelity
