@@ -33,7 +33,7 @@ from tablet_hf import TabletModel
 from tablet_hf.datasets import Split, TokenDataset, folds, subject_ids
 from tablet_hf.evaluation.predictions import joined
 from tablet_hf.report.evaluation_page import write_results
-from tablet_hf.training.arguments import SIZES, Settings
+from tablet_hf.training.arguments import SIZES, TabletTrainingArguments
 from tablet_hf.training.experiments import baselines
 from tablet_hf.training.finetuning import finetune_fold, read_fold
 from tablet_hf.training.pretraining import pretrain
@@ -61,16 +61,18 @@ def pretrained(store: TokenDataset, split: Split, out: Path, arguments: argparse
     """Networks of one fold: one trained on the training part by masked token modeling, one as it was drawn."""
     size = SIZES[arguments.size]
     for name, steps, rate in (("pretrained", arguments.steps, 5e-4), ("untrained", 1, 1e-12)):
-        settings = Settings(
+        training = TabletTrainingArguments(
             window_frames=arguments.window,
             max_steps=steps,
-            batch_size=arguments.batch_size,
+            per_device_train_batch_size=arguments.batch_size,
             learning_rate=rate,
             weight_decay=0.05,
+            save_strategy="steps",
             save_steps=500,
+            disable_tqdm=True,
         )
         started = time.perf_counter()
-        result = pretrain(store, out / split.name / name, settings, split=split, model=size, is_quiet=True)
+        result = pretrain(store, out / split.name / name, training, split=split, model=size)
         if name == "pretrained":
             losses = ", ".join(f"{loss:.3f}" for _, loss in result.validation_loss)
             seconds = time.perf_counter() - started
@@ -80,21 +82,25 @@ def pretrained(store: TokenDataset, split: Split, out: Path, arguments: argparse
 
 def tuned(store: TokenDataset, split: Split, label: str, variant: str, out: Path, arguments: argparse.Namespace):
     start, fields, mode = VARIANTS[variant]
-    settings = Settings(
-        window_frames=arguments.window, epochs=arguments.epochs, batch_size=8, weight_decay=0.05, warmup=0.1
+    training = TabletTrainingArguments(
+        window_frames=arguments.window,
+        num_train_epochs=arguments.epochs,
+        per_device_train_batch_size=8,
+        weight_decay=0.05,
+        warmup_steps=0.1,
+        mode=mode,
+        learning_rates=None if mode == "head" else LEARNING_RATES,
+        metric_for_best_model="auroc" if mode == "head" else "loss",
+        disable_tqdm=True,
     )
     return finetune_fold(
         store,
         split,
         label,
         folder_of(out, split, label, variant),
-        settings,
+        training,
         init=None if start is None else out / split.name / start / "model",
         model=fields if start is not None else SIZES[arguments.size] | fields,
-        mode=mode,
-        learning_rates=None if mode == "head" else LEARNING_RATES,
-        metric="auroc" if mode == "head" else "loss",
-        is_quiet=True,
     )
 
 
@@ -145,9 +151,9 @@ def results(store: TokenDataset, splits: Sequence[Split], label: str, out: Path,
         methods.append(dataclasses.replace(joined([fold.predictions for fold in found]), method=f"TABLeT, {variant}"))
     pairs = [(split, fold.task) for split, fold in zip(splits, found, strict=True)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    beside = baselines(store, pairs, arguments.scans, arguments.atlas, device, out / "baselines", print)
+    beside = baselines(store, pairs, arguments.scans, arguments.atlas, device, out / "baselines")
     if arguments.scans is not None:
-        decoded = baselines(store, pairs, None, arguments.atlas, device, out / "baselines", print)
+        decoded = baselines(store, pairs, None, arguments.atlas, device, out / "baselines")
         beside += [one for one in decoded if one.method not in {known.method for known in beside}]
     about = {"store": store.folder.name, "signal": store.preprocessing.get("signal")}
     folder = out / f"results-{label}"

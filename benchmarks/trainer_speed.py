@@ -31,7 +31,7 @@ from transformers import TrainerCallback
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import EvaluationWindows, TokenDataset, TokenStoreWriter, TrainingWindows
 from tablet_hf.sources import ScanRecord
-from tablet_hf.training.arguments import Settings, training_arguments
+from tablet_hf.training.arguments import TabletTrainingArguments
 from tablet_hf.training.trainer import make_trainer
 
 PREPROCESSING = {"autoencoder": "random numbers", "signal": "intensity", "scaling": "max", "volume_size": 96}
@@ -134,17 +134,21 @@ def measure(case: Case, store: TokenDataset, folder: Path, tiny: bool, steps: in
     is_masked = case.what == "pre-training"
     model = (TabletForMaskedTokenModeling if is_masked else TabletForSequenceClassification)(config)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    settings = Settings(
+    arguments = TabletTrainingArguments(
+        str(folder),
         window_frames=case.frames,
-        batch_size=case.batch,
+        per_device_train_batch_size=case.batch,
+        per_device_eval_batch_size=case.batch,
         max_steps=steps,
         precision=case.precision if torch.cuda.is_available() else "fp32",
         gradient_checkpointing=case.checkpointing,
-        compile=case.compiled and torch.cuda.is_available(),
-        log_steps=10**6,
+        torch_compile=case.compiled and torch.cuda.is_available(),
+        logging_steps=10**6,
         learning_rate=1e-5,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
     )
-    more = {"save_strategy": "no", "report_to": [], "disable_tqdm": True}
     label, classes = (None, None) if is_masked else ("sex", ["F", "M"])
     synchronize()
     if torch.cuda.is_available():
@@ -153,7 +157,7 @@ def measure(case: Case, store: TokenDataset, folder: Path, tiny: bool, steps: in
     if case.what == "inference":
         windows = EvaluationWindows(store, case.frames, label=label, classes=classes)
         windows.windows = (windows.windows * (1 + steps * case.batch // len(windows)))[: steps * case.batch]
-        trainer = make_trainer(model, training_arguments(settings, folder, **more), is_quiet=True)
+        trainer = make_trainer(model, arguments)
         trainer.predict(windows)
         started = time.perf_counter()
         trainer.predict(windows)
@@ -161,8 +165,7 @@ def measure(case: Case, store: TokenDataset, folder: Path, tiny: bool, steps: in
     else:
         watch = Watch(warm_up=min(6, steps - 2), profiled=0 if tiny else 4)
         training = TrainingWindows(store, case.frames, label=label, classes=classes)
-        arguments = training_arguments(settings, folder, **more)
-        make_trainer(model, arguments, training, callbacks=[watch], is_quiet=True).train()
+        make_trainer(model, arguments, training, callbacks=[watch]).train()
         rate, busy = world * case.batch * watch.steps / watch.seconds, watch.busy
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
     return {"windows_per_second": rate, "gpu_busy": busy, "memory_gib": memory}

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser, TrainingArguments
 
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling
-from tablet_hf.datasets import EpochCallback, TabletCollator, TokenDataset, TrainingWindows, read_splits, runs_in
+from tablet_hf.datasets import (
+    EpochCallback,
+    EvaluationWindows,
+    TabletCollator,
+    TokenDataset,
+    TrainingWindows,
+    read_splits,
+    runs_in,
+)
 from tablet_hf.hub.trainer import PublishingTrainer
 from tablet_hf.training.pretraining import MaskedWindows
 
@@ -49,7 +57,7 @@ def main() -> None:
     validation = None
     if split is not None:
         held_out = runs_in(split, store.runs, "validation")
-        validation = MaskedWindows(store, data.num_frames, held_out, model.config)
+        validation = MaskedWindows(EvaluationWindows(store, data.num_frames, held_out), model.config)
 
     # As `Trainer`, but a push sends no names, and what restricted data gave only with the right to share it.
     trainer = PublishingTrainer(model, arguments, TabletCollator(), training, validation, callbacks=[EpochCallback()])

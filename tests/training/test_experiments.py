@@ -1,4 +1,4 @@
-"""Whom a result is about: whoever is judged by what knows him is told of, and no folder mixes two trainings."""
+"""Experiments: baselines on the same subjects, and warnings where a model has seen the subjects it is evaluated on."""
 
 import copy
 import dataclasses
@@ -8,293 +8,166 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerControl, TrainerState
 
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling
-from tablet_hf.datasets import EvaluationWindows, Split, runs_in
+from tablet_hf.datasets import Split, folds, subject_ids
 from tablet_hf.datasets.tasks import find_task
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.loading import load_model
-from tablet_hf.training.arguments import Settings, training_arguments
-from tablet_hf.training.checkpoints import checksums, initial_model, save_model, training_subjects
-from tablet_hf.training.experiments import _known_before, evaluate, finetune
-from tablet_hf.training.finetuning import _stopping, finetune_fold
+from tablet_hf.report.evaluation_page import read_predictions
+from tablet_hf.training.arguments import TabletTrainingArguments
+from tablet_hf.training.checkpoints import initial_model, save_model, training_subjects
+from tablet_hf.training.experiments import evaluate, finetune
 from tablet_hf.training.inference import task_of_config
-from tablet_hf.training.pretraining import pretrain
 from tablet_hf.training.trainer import make_trainer
 
-SETTINGS = Settings(window_frames=12, epochs=1, batch_size=8, learning_rate=3e-3, device="cpu")
+SETTINGS = {"window_frames": 12, "num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 3e-3}
+SETTINGS |= {"use_cpu": True, "disable_tqdm": True, "report_to": []}
+METHODS = ["TABLeT", "majority class", "mean token"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:functional connectivity")
+
+
+@pytest.fixture
+def arguments():
+    return TabletTrainingArguments(**SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def tuned(planted_store, planted_split, tiny, tmp_path_factory):
-    out = tmp_path_factory.mktemp("tuned") / "fold"
-    return out, finetune_fold(planted_store, planted_split, "group", out, SETTINGS, model=tiny, is_quiet=True)
+def experiment(planted_store, tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("experiment") / "out"
+    labels = [run.phenotypes["group"] for run in planted_store.runs]
+    splits = folds(subject_ids(planted_store.runs), labels, num_folds=2, fractions=(0.6, 0.2, 0.2))
+    return out, splits, finetune(planted_store, splits, "group", out, TabletTrainingArguments(**SETTINGS), model=tiny)
 
 
 @pytest.fixture(scope="module")
 def untrained(planted_store, tiny, tmp_path_factory):
     torch.manual_seed(0)
-    model, _ = initial_model(TabletForMaskedTokenModeling, None, tiny, planted_store.preprocessing)
+    model = initial_model(TabletForMaskedTokenModeling, None, tiny, planted_store.preprocessing)
     folder = tmp_path_factory.mktemp("untrained")
-    trainer = make_trainer(model, training_arguments(SETTINGS, folder / "work", report_to=[]))
+    trainer = make_trainer(model, TabletTrainingArguments(str(folder / "work"), **SETTINGS))
     save_model(trainer, folder / "model", planted_store.preprocessing, [])
     return folder / "model"
 
 
-def with_runs(store, **changes):
-    """The same store, but that its runs differ in these fields."""
-    changed = copy.copy(store)
-    changed.runs = [dataclasses.replace(run, **changes) for run in store.runs]
-    return changed
+class TestFinetune:
+    def test_baselines_predict_the_same_subjects(self, experiment):
+        out, splits, results = experiment
+        assert list(results["methods"]) == METHODS
+        assert results["methods"]["TABLeT"]["metrics"]["accuracy"]["value"] == 1
+        assert (results["num_subjects"], results["are_held_out"]) == (16, True)
+        assert any("--scans" in warning for warning in results["warnings"])
+        tested = {subject for split in splits for subject in split.subjects("test")}
+        assert [set(table.subjects) for table in read_predictions(out / "predictions.csv")] == [tested] * 3
+        assert "TABLeT" in (out / "index.html").read_text()
 
-
-class TestOneTrainingInOneFolder:
-    def test_checksums_tell_tokens_and_labels_from_others(self, planted_store):
-        known = checksums(planted_store.runs, "group")
-        assert checksums(planted_store.runs[::-1], "group") == known
-        others = checksums(with_runs(planted_store, sha256="0" * 64).runs, "group")
-        assert others["tokens"] != known["tokens"]
-        assert others["labels"] == known["labels"]
-        relabelled = checksums(with_runs(planted_store, phenotypes={"group": "a"}).runs, "group")
-        assert relabelled["tokens"] == known["tokens"]
-        assert relabelled["labels"] != known["labels"]
-        assert checksums(planted_store.runs).keys() == {"tokens"}
-
-    def test_results_of_other_tokens_are_not_given_out(self, tuned, planted_store, planted_split, tiny):
-        out, _ = tuned
-        other = with_runs(planted_store, sha256="0" * 64)
-        with pytest.raises(InputError, match="a training on other tokens was begun there"):
-            finetune_fold(other, planted_split, "group", out, SETTINGS, model=tiny)
-
-    def test_results_of_other_labels_are_not_given_out(self, tuned, planted_store, planted_split, tiny):
-        out, _ = tuned
-        other = copy.copy(planted_store)
-        swapped = {"a": "b", "b": "a"}
-        other.runs = [
-            dataclasses.replace(run, phenotypes={"group": swapped[run.phenotypes["group"]]})
-            for run in planted_store.runs
-        ]
-        with pytest.raises(InputError, match="with other labels of the same people was begun there"):
-            finetune_fold(other, planted_split, "group", out, SETTINGS, model=tiny)
-
-    def test_what_was_begun_goes_on_by_as_many_processes_in_the_same_precision(
-        self, planted_store, planted_split, tiny, tmp_path
-    ):
-        def train(**changes):
-            settings = dataclasses.replace(SETTINGS, precision="fp32", **changes)
-            return pretrain(planted_store, tmp_path, settings, split=planted_split, model=tiny, is_quiet=True)
-
-        def begun_with(**changes):
-            begun = json.loads((tmp_path / "training.json").read_text())
-            begun["carried_out"] |= changes
-            (tmp_path / "training.json").write_text(json.dumps(begun))
-
-        train()
-        assert json.loads((tmp_path / "training.json").read_text())["carried_out"] == {
-            "processes": 1,
-            "precision": "fp32",
-        }
-        train(device="auto")  # on a GPU, if there is one
-        (tmp_path / "pretraining.json").unlink()  # as if it had not come to its end
-        begun_with(processes=4)
-        with pytest.raises(
-            InputError, match=r"with processes 4, not 1, was begun there; go on with processes 4, choose another --out"
-        ):
-            train()
-        begun_with(processes=1, precision="bf16")
-        with pytest.raises(
-            InputError, match=r"with precision 'bf16', not 'fp32', was begun .* go on with precision bf16"
-        ):
-            train()
-        (tmp_path / "pretraining.json").write_text(
-            '{"folder": "model", "loss": [], "validation_loss": [], "mean_predictor_loss": null, "said": []}'
-        )
-        assert train().folder == tmp_path / "model"  # nothing is left to be trained
-
-    def test_auto_is_what_it_becomes_here(self, planted_store, planted_split, tiny, tmp_path):
-        finetune_fold(planted_store, planted_split, "group", tmp_path, SETTINGS, model=tiny, is_quiet=True)
-        training = json.loads((tmp_path / "training.json").read_text())
-        assert training["carried_out"]["precision"] == "fp32"  # of the CPU
-        assert "precision" not in training["settings"]
-
-    def test_what_cannot_start_leaves_nothing_that_refuses_the_next_try(
-        self, planted_store, planted_split, untrained, tmp_path
-    ):
-        broken = shutil.copytree(untrained, tmp_path / "broken")
-        (broken / "model.safetensors").write_bytes((untrained / "model.safetensors").read_bytes()[:1000])
-        with pytest.raises(InputError, match="no training can start from it"):
-            finetune_fold(planted_store, planted_split, "group", tmp_path / "out", SETTINGS, init=broken)
-        assert not (tmp_path / "out" / "training.json").exists()
-
-
-class TestWhoIsJudged:
-    def test_folder_of_a_training_tells_whom_its_model_knows(self, tuned, planted_split, tmp_path):
-        out, _ = tuned
-        known = {*planted_split.subjects("train"), *planted_split.subjects("validation")}
-        assert training_subjects(out / "model") == known
-        assert training_subjects(tmp_path / "model") == training_subjects("owner/name") == set()
-
-    @pytest.mark.parametrize(
-        ("part", "said", "methods"),
-        [
-            ("test", None, ["TABLeT", "majority class", "mean token"]),
-            ("validation", "These people chose among epochs", ["TABLeT", "majority class", "mean token"]),
-            ("train", "These people were learnt from", ["TABLeT"]),
-        ],
-    )
-    def test_parts(self, tuned, planted_store, planted_split, tmp_path, part, said, methods):
-        out, _ = tuned
-        options = {"part": part, "settings": SETTINGS, "training_data": training_subjects(out / "model")}
-        model = load_model(out / "model")
-        results = evaluate(model, planted_store, planted_split, tmp_path, on_note=lambda _: None, **options)
-        assert list(results["methods"]) == methods
-        assert results["are_held_out"] == (said is None)
-        assert results["about"]["weights"] == saved_weights_checksum(out / "model")
-        page = (tmp_path / "index.html").read_text()
-        assert ("none of whom the models had learnt from" in page) == (said is None)
-        if said is not None:
-            assert results["warnings"][0].startswith(said)
-            assert said in page
-
-    def test_a_test_part_of_people_whom_the_model_knows(self, tuned, planted_store, planted_split, tmp_path):
-        """As that of another fold is."""
-        out, _ = tuned
-        parts = {"train": "test", "validation": "validation", "test": "train"}
-        turned = Split("fold-2", {name: parts[part] for name, part in planted_split.assignment.items()})
-        options = {"settings": SETTINGS, "training_data": training_subjects(out / "model")}
-        model = load_model(out / "model")
-        results = evaluate(model, planted_store, turned, tmp_path, on_note=lambda _: None, **options)
-        assert results["warnings"][0].startswith("24 of 24 people of the test part of fold-2 are called like people")
-        assert "none of whom the models had learnt from" not in (tmp_path / "index.html").read_text()
-
-    def test_tokens_of_another_kind_are_told_in_the_results(self, tuned, planted_store, planted_split, tmp_path):
-        out, _ = tuned
-        other = copy.copy(planted_store)
-        other.preprocessing = planted_store.preprocessing | {"signal": "percent_change"}
-        options = {"settings": SETTINGS, "on_note": lambda _: None}
-        results = evaluate(load_model(out / "model"), other, planted_split, tmp_path, **options)
-        said = "The tokens were not made as those the model was trained on (signal 'percent_change' instead of"
-        assert results["warnings"][0].startswith(said)
-        assert results["are_held_out"]
-        assert "were not made as those the model was trained on" in (tmp_path / "index.html").read_text()
-
-    def test_people_whom_pre_training_saw_are_told(self, planted_split, tmp_path):
-        assert _known_before([None], [planted_split]) == []
-        tested = planted_split.subjects("test")
-        for split, count in (({"train": ["x"], "validation": []}, 0), ({"train": tested[:3], "validation": ["x"]}, 3)):
-            (tmp_path / "training.json").write_text(json.dumps({"split": split}))
-            said = _known_before([str(tmp_path / "model")], [planted_split])
-            assert len(said) == (count > 0)
-            assert all(sentence.startswith(f"{count} of {len(tested)} people who are predicted") for sentence in said)
+    def test_drawn_folds_are_kept(self, planted_store, tiny, arguments, tmp_path):
+        done = []
+        options = {"model": tiny, "on_fold": lambda fold: done.append(fold.name)}
+        arguments.num_train_epochs = 1
+        for names in (["fold-2"], []):
+            results = finetune(planted_store, 2, "group", tmp_path, arguments, only=names, **options)
+        assert done == ["fold-2", "fold-1", "fold-2"]
+        assert len(results["about"]["weights"].split(", ")) == 2
+        with pytest.raises(InputError, match=r"splits\.csv"):
+            finetune(planted_store, 3, "group", tmp_path, arguments, **options)
+        with pytest.raises(InputError, match=r"splits\.csv"):
+            finetune(planted_store, 2, "kind", tmp_path, arguments, **options)
+        with pytest.raises(InputError, match="fold-7"):
+            finetune(planted_store, 2, "group", tmp_path, arguments, only=["fold-7"], **options)
 
     def test_each_fold_can_start_from_a_model_of_its_own(self, planted_store, planted_split, untrained, tmp_path):
-        """Of which one learnt from the people whom its fold predicts."""
+        """One of which was trained on the subjects that its fold predicts."""
         turned = {"train": "train", "validation": "test", "test": "validation"}
         other = Split("other", {name: turned[part] for name, part in planted_split.assignment.items()})
-        for split, known in ((planted_split, ["x"]), (other, other.subjects("test")[:2])):
+        for split, seen in ((planted_split, ["x"]), (other, other.subjects("test")[:2])):
             shutil.copytree(untrained, tmp_path / "start" / split.name / "model")
-            described = json.dumps({"split": {"train": known, "validation": []}})
-            (tmp_path / "start" / split.name / "training.json").write_text(described)
-        options = {"init": tmp_path / "start" / "{fold}" / "model", "mode": "head", "on_note": lambda _: None}
-        results = finetune(
-            planted_store, [planted_split, other], "group", tmp_path / "out", SETTINGS, is_quiet=True, **options
-        )
-        assert results["warnings"][0].startswith("2 of 16 people who are predicted are called like people")
+            record = json.dumps({"split": {"train": seen, "validation": []}})
+            (tmp_path / "start" / split.name / "training.json").write_text(record)
+        arguments, init = TabletTrainingArguments(**SETTINGS, mode="head"), tmp_path / "start" / "{fold}" / "model"
+        with pytest.warns(UserWarning, match="2 of 16"):
+            results = finetune(planted_store, [planted_split, other], "group", tmp_path / "out", arguments, init=init)
+        assert results["warnings"][0].startswith("2 of 16")
+        assert not results["are_held_out"]
         begun = json.loads((tmp_path / "out" / "other" / "training.json").read_text())
         assert begun["init"] == str(tmp_path / "start" / "other" / "model")
-        assert "none of whom the models had learnt from" not in (tmp_path / "out" / "index.html").read_text()
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize(
+        ("part", "methods"), [("test", METHODS), ("validation", METHODS), ("train", ["TABLeT"]), (None, ["TABLeT"])]
+    )
+    def test_parts(self, experiment, planted_store, arguments, tmp_path, part, methods):
+        out, splits, _ = experiment
+        model = out / "fold-1" / "model"
+        options = {"arguments": arguments, "training_data": training_subjects(model)}
+        options |= {} if part is None else {"part": part}
+        split = None if part is None else splits[0]
+        results = evaluate(load_model(model), planted_store, split, tmp_path, **options)
+        assert list(results["methods"]) == methods
+        assert results["are_held_out"] == (part == "test")
+        assert results["num_subjects"] == (40 if part is None else len(splits[0].subjects(part)))
+        assert results["about"]["weights"] == saved_weights_checksum(model)
+        if part == "test":
+            found, known = (read_predictions(folder / "predictions.csv")[0] for folder in (tmp_path, out))
+            known = known.chosen([fold == "fold-1" for fold in known.folds])
+            assert found.subjects == known.subjects
+            np.testing.assert_allclose(found.outputs, known.outputs, atol=1e-5)
+        else:
+            assert results["warnings"][0] in (tmp_path / "index.html").read_text().replace("&#x27;", "'")
+
+    def test_subjects_that_the_model_has_seen(self, experiment, planted_store, planted_split, arguments, tmp_path):
+        """As those of another fold."""
+        out, splits, _ = experiment
+        model = out / "fold-1" / "model"
+        seen = training_subjects(model)
+        assert seen == {*splits[0].subjects("train"), *splits[0].subjects("validation")}
+        assert training_subjects(tmp_path / "model") == training_subjects("owner/name") == set()
+        options = {"arguments": arguments, "training_data": seen}
+        results = evaluate(load_model(model), planted_store, splits[1], tmp_path, **options)
+        assert results["warnings"][0].startswith("8 of 8")
+        assert not results["are_held_out"]
+
+    def test_tokens_of_another_kind_give_a_warning(self, experiment, planted_store, arguments, tmp_path):
+        out, splits, _ = experiment
+        other = copy.copy(planted_store)
+        other.preprocessing = planted_store.preprocessing | {"signal": "percent_change"}
+        results = evaluate(load_model(out / "fold-1" / "model"), other, splits[0], tmp_path, arguments=arguments)
+        assert "percent_change" in results["warnings"][0]
+        assert results["are_held_out"]
 
 
 class TestClasses:
-    def test_are_those_of_the_people_of_the_split(self, planted_store):
-        """Whoever is of a class too rare to learn can be taken out of a split."""
+    def test_are_those_of_the_subjects_of_the_split(self, planted_store):
         without_class_2 = [run for run, known in enumerate(planted_store.runs) if known.phenotypes["kind"] != 2]
-        task = find_task(planted_store, "kind", without_class_2[:10], runs=without_class_2)
-        assert task.classes == (0, 1)
-        with pytest.raises(InputError, match="take such people out of the table of the split"):
+        assert find_task(planted_store, "kind", without_class_2[:10], runs=without_class_2).classes == (0, 1)
+        with pytest.raises(InputError, match="kind"):
             find_task(planted_store, "kind", without_class_2[:10])
 
-    def test_a_number_is_not_predicted_of_texts(self, planted_store):
-        config = TabletConfig(problem_type="regression", num_labels=1, target_name="strength")
-        assert task_of_config(config, planted_store).is_regression
-        with pytest.raises(InputError, match="group: 'a' is no number, but the model predicts one; name another"):
-            task_of_config(config, planted_store, "group")
-
-    def test_people_of_other_classes_matter_where_they_are_asked_about(self, tuned, planted_store):
-        config = load_model(tuned[0] / "model").config
+    def test_a_model_knows_its_classes(self, experiment, planted_store):
+        config = load_model(experiment[0] / "fold-1" / "model").config
+        with pytest.raises(InputError, match="kind"):
+            task_of_config(config, planted_store, "kind")
         other = copy.copy(planted_store)
         other.runs = [
             dataclasses.replace(run, phenotypes={"group": "c"}) if number == 5 else run
             for number, run in enumerate(planted_store.runs)
         ]
         assert task_of_config(config, other, runs=[0, 1, 2]).classes == ("a", "b")
-        with pytest.raises(InputError, match="'c' is none of the classes"):
+        with pytest.raises(InputError, match="'c'"):
             task_of_config(config, other, runs=[4, 5])
 
+    def test_a_number_is_not_predicted_of_text(self, planted_store):
+        config = TabletConfig(problem_type="regression", num_labels=1, target_name="strength")
+        assert task_of_config(config, planted_store).is_regression
+        with pytest.raises(InputError, match="group"):
+            task_of_config(config, planted_store, "group")
 
-class TestChoosing:
-    def test_a_metric_that_the_validation_part_cannot_have(self, planted_store, planted_split, tiny, tmp_path):
-        groups = {run.subject: run.phenotypes["group"] for run in planted_store.runs}
-        assignment = {
-            subject: "train" if part == "validation" and groups[subject] == "b" else part
-            for subject, part in planted_split.assignment.items()
-        }
-        options = {"model": tiny, "metric": "auroc"}
-        with pytest.raises(InputError, match=r"auroc is not defined on its validation part.*--metric loss"):
-            finetune_fold(planted_store, Split("split", assignment), "group", tmp_path, SETTINGS, **options)
-        assert not (tmp_path / "training.json").exists()
-
-    @pytest.mark.parametrize("part", ["validation", "test"])
-    def test_a_split_that_lacks_a_part(self, planted_store, planted_split, tiny, tmp_path, part):
-        assignment = {name: "train" if its == part else its for name, its in planted_split.assignment.items()}
-        with pytest.raises(InputError, match=f"nobody stands in its {part} part"):
-            finetune_fold(planted_store, Split("split", assignment), "group", tmp_path, SETTINGS, model=tiny)
-
-    @pytest.mark.parametrize("label", ["group", "strength"])
-    def test_loss_of_a_head_is_that_of_the_model_it_becomes(
-        self, planted_store, planted_split, untrained, tmp_path, label
-    ):
-        fold = finetune_fold(
-            planted_store, planted_split, label, tmp_path, SETTINGS, init=untrained, mode="head", is_quiet=True
-        )
-        model = load_model(tmp_path / "model")
-        held_out = runs_in(planted_split, planted_store.runs, "validation")
-        windows = EvaluationWindows(planted_store, 12, held_out, label, classes=fold.task.classes)
-        items = [windows[index] for index in range(len(windows))]
-        with torch.no_grad():
-            loss = model(
-                torch.stack([item["input_values"].float() for item in items]),
-                repetition_time=2.0,
-                labels=torch.tensor([float(item["labels"]) for item in items]),
-            ).loss
-        assert fold.validation["head"] == pytest.approx(float(loss), rel=1e-3)
-        json.loads((tmp_path / "fold.json").read_text(), parse_constant=pytest.fail)
-
-    def test_patience_goes_on_counting_where_training_was_interrupted(self, tmp_path):
-        stopping = _stopping(3)
-        arguments = training_arguments(
-            SETTINGS, tmp_path, eval_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="loss",
-            greater_is_better=False,
-        )  # fmt: skip
-        losses = [(3, 0.9), (6, 0.5), (9, 0.6), (12, 0.7)]
-        state = TrainerState(best_metric=0.5, best_global_step=6)
-        state.log_history = [{"step": step, "eval_loss": loss} for step, loss in losses]
-        control = TrainerControl()
-        stopping.on_train_begin(arguments, state, control)
-        stopping.on_evaluate(arguments, state, control, {"eval_loss": 0.8})
-        assert control.should_training_stop
-        fresh, control = _stopping(3), TrainerControl()
-        fresh.on_train_begin(arguments, TrainerState(), control)
-        fresh.on_evaluate(arguments, TrainerState(best_metric=0.5), control, {"eval_loss": 0.8})
-        assert not control.should_training_stop
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [("weight_decay", -0.1), ("weight_decay", np.nan), ("seed", -1), ("max_steps", 0), ("save_steps", -3)],
-)
-def test_settings_that_cannot_be(setting, value):
-    with pytest.raises(InputError, match=f"{setting} is {value}, but must be"):
-        Settings(**{setting: value})
+    @pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+    def test_a_model_of_several_labels(self, planted_store, problem_type):
+        names = {0: "strength", 1: "height"}
+        config = TabletConfig(problem_type=problem_type, num_labels=2, id2label=names, target_name="strength")
+        with pytest.raises(InputError, match="2 labels"):
+            task_of_config(config, planted_store, "strength")

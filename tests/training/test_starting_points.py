@@ -9,12 +9,14 @@ from safetensors.torch import save_file
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification, TabletModel
 from tablet_hf.errors import InputError
 from tablet_hf.hub.loading import load_model
-from tablet_hf.training.arguments import Settings
+from tablet_hf.training.arguments import TabletTrainingArguments
 from tablet_hf.training.checkpoints import initial_model
 from tablet_hf.training.finetuning import finetune_fold
 from tablet_hf.training.pretraining import pretrain
 
-SETTINGS = Settings(window_frames=12, max_steps=1, batch_size=8, learning_rate=1e-12, device="cpu")
+SETTINGS = TabletTrainingArguments(
+    window_frames=12, max_steps=1, per_device_train_batch_size=8, learning_rate=1e-12, use_cpu=True, disable_tqdm=True
+)
 
 CONFIG = RELEASED | {"num_tokens": 324, "num_heads": 2, "num_kv_heads": 1, "d_model": 64, "d_ff": 48}
 
@@ -50,35 +52,32 @@ def assert_is_of(model, weights):
 class TestReleasedLayout:
     def test_pretraining_starts_from_it(self, released, planted_store, planted_split, tmp_path):
         folder, weights = released
-        result = pretrain(planted_store, tmp_path, SETTINGS, split=planted_split, init=folder, is_quiet=True)
+        result = pretrain(planted_store, tmp_path, SETTINGS, split=planted_split, init=folder)
         assert_is_of(TabletForMaskedTokenModeling.from_pretrained(result.folder), weights)
-        assert result.said[0].endswith("decoder.weight, tablet.embeddings.mask_token, which start anew.")
         config = TabletForMaskedTokenModeling.from_pretrained(result.folder).config
         assert (config.position_embedding_type, config.intermediate_size) == ("none", 48)
         assert (config.autoencoder, config.num_frames) == ("natural-f32c32", 12)
 
     def test_fine_tuning_starts_from_it(self, released, planted_store, planted_split, tmp_path):
         folder, weights = released
-        options = {"init": folder, "is_quiet": True}
-        fold = finetune_fold(planted_store, planted_split, "kind", tmp_path, SETTINGS, **options)
+        with pytest.warns(UserWarning, match=r"classifier\.bias"):
+            fold = finetune_fold(planted_store, planted_split, "kind", tmp_path, SETTINGS, init=folder)
         model = load_model(fold.folder)
         assert_is_of(model, weights)
         assert model.config.num_labels == 3
-        assert "classifier.bias with (1,) instead of (3,)" in fold.said[0]
 
     def test_head_of_one_label_is_taken_over(self, released, planted_store):
         folder, weights = released
         fields = {"num_labels": 1, "problem_type": "multi_label_classification"}
-        model, said = initial_model(TabletForSequenceClassification, folder, fields, planted_store.preprocessing)
+        model = initial_model(TabletForSequenceClassification, folder, fields, planted_store.preprocessing)
         assert torch.equal(model.classifier.weight, weights["fc.weight"])
-        assert said == []
 
     def test_from_a_hub(self, planted_store, tmp_path, monkeypatch):
         weights = write_released(tmp_path / "hub" / "models" / "lab" / "released")
         hub = LoopbackHub(tmp_path / "hub")
         try:
             hub.answer_here(monkeypatch, tmp_path / "cache")
-            model, _ = initial_model(
+            model = initial_model(
                 TabletForMaskedTokenModeling, "lab/released", {"num_frames": 12}, planted_store.preprocessing
             )
         finally:
@@ -87,13 +86,13 @@ class TestReleasedLayout:
 
     def test_tokens_of_another_shape_are_refused(self, planted_store, tmp_path):
         write_released(tmp_path / "model", token_size=3072)
-        with pytest.raises(InputError, match=r"model: no training can start from it; .* token_size 96 instead of 3072"):
+        with pytest.raises(InputError, match="token_size"):
             initial_model(TabletForMaskedTokenModeling, tmp_path / "model", {}, planted_store.preprocessing)
 
     def test_how_these_tokens_were_made_is_recorded_and_not_how_the_published_ones_were(self, tmp_path):
         write_released(tmp_path / "model", token_size=3072)
         tokens = {"token_size": 3072, "grid_size": 3, "signal": "percent_change", "autoencoder": "natural-f32c32"}
-        model, _ = initial_model(TabletForMaskedTokenModeling, tmp_path / "model", {}, tokens)
+        model = initial_model(TabletForMaskedTokenModeling, tmp_path / "model", {}, tokens)
         assert (model.config.signal, model.config.autoencoder) == ("percent_change", "natural-f32c32")
 
     def test_weights_of_another_network_are_refused(self, released, planted_store, tmp_path):

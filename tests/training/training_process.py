@@ -1,4 +1,4 @@
-"""Training as a process of its own, which may be one of several or come to a sudden end."""
+"""Training in a process of its own, which may be one of several or be killed."""
 
 import contextlib
 import multiprocessing
@@ -7,16 +7,11 @@ import time
 
 from transformers import TrainerCallback
 
-from tablet_hf.datasets import TokenDataset, read_splits
-from tablet_hf.training.arguments import Settings
-from tablet_hf.training.finetuning import finetune_fold
-from tablet_hf.training.pretraining import pretrain
-
-SETTINGS = Settings(window_frames=12, epochs=6, batch_size=8, learning_rate=3e-3, log_steps=2, device="cpu")
-RATES = (1e-2, 3e-3)
+SETTINGS = {"window_frames": 12, "num_train_epochs": 6, "per_device_train_batch_size": 8, "learning_rate": 3e-3}
+SETTINGS |= {"logging_steps": 2, "use_cpu": True}
 
 
-class Told(TrainerCallback):
+class SendSteps(TrainerCallback):
     """Sends the number of each step, and waits some seconds after it."""
 
     def __init__(self, connection, seconds):
@@ -28,9 +23,9 @@ class Told(TrainerCallback):
 
 
 def start(train, store, splits, out, sizes, *options):
-    """Begin to train, and give the process and what tells its steps.
+    """Start a training; return its process and the connection that receives its steps.
 
-    The process need not import for seconds: it is a copy of one that has done so.
+    The process is a copy of one that has imported the libraries.
 
     Args:
         train: `pretrain_here` or `finetune_here`.
@@ -50,35 +45,41 @@ def start(train, store, splits, out, sizes, *options):
 
 
 def ended(process, out):
-    """The exit code of a process that has ended; fails with what it wrote where that is late."""
+    """Return the exit code of a process; fail with its output where it takes too long."""
     process.join(timeout=300)
     assert process.exitcode is not None, out.with_suffix(".txt").read_text()
     return process.exitcode
 
 
 def pretrain_here(store, splits, out, sizes, connection, seconds=0.0, environment=None):
-    with _noted(out, environment):
-        callbacks = [Told(connection, seconds)]
-        split = read_splits(splits)[0]
-        pretrain(TokenDataset.load(store), out, SETTINGS, split=split, model=sizes, evaluations=4, callbacks=callbacks)
+    with _training(store, splits, out, environment) as (given, arguments):
+        from tablet_hf.training.pretraining import pretrain
+
+        arguments.eval_steps = 0.25
+        store, split = given
+        pretrain(store, out, arguments, split=split, model=sizes, callbacks=[SendSteps(connection, seconds)])
 
 
 def finetune_here(store, splits, out, sizes, connection, seconds=0.0, environment=None):
-    """Of two learning rates, with early stopping where there is nothing to find."""
-    with _noted(out, environment):
-        callbacks = [Told(connection, seconds)]
-        split = read_splits(splits)[0]
-        options = {"model": sizes, "learning_rates": RATES, "patience": 2, "callbacks": callbacks}
-        finetune_fold(TokenDataset.load(store), split, "kind", out, SETTINGS, **options)
+    """Fine-tune with two learning rates and early stopping, on a label without any effect."""
+    with _training(store, splits, out, environment, learning_rates=(1e-2, 3e-3), patience=2) as (given, arguments):
+        from tablet_hf.training.finetuning import finetune_fold
+
+        callbacks = [SendSteps(connection, seconds)]
+        finetune_fold(*given, "kind", out, arguments, model=sizes, callbacks=callbacks)
 
 
 @contextlib.contextmanager
-def _noted(out, environment):
-    """Output goes to a file beside the folder."""
+def _training(store, splits, out, environment, **more):
+    """Write output to a file next to the folder; give store and split, and the arguments."""
     os.environ.update(environment or {})
     with (
         out.with_suffix(".txt").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        yield
+        from tablet_hf.datasets import TokenDataset, read_splits
+        from tablet_hf.training.arguments import TabletTrainingArguments
+
+        arguments = TabletTrainingArguments(str(out), **SETTINGS, **more)
+        yield (TokenDataset.load(store), read_splits(splits)[0]), arguments

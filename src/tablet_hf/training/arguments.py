@@ -1,16 +1,17 @@
-"""How a model is trained, in the words of this package, and as the `TrainingArguments` of transformers."""
+"""`TrainingArguments` of transformers with the defaults of TABLeT and a few fields more, and the model sizes."""
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+from transformers import TrainingArguments
 
 from tablet_hf.errors import InputError
 
-__all__ = ["SIZES", "Settings", "check_gpus_to_share_out", "process_state", "training_arguments"]
+__all__ = ["MODES", "SIZES", "TabletTrainingArguments", "process_state"]
 
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
+MODES = ("full", "head", "lora")
 
 FOR_SMALL_STUDIES = {
     "hidden_act": "gelu",
@@ -20,7 +21,7 @@ FOR_SMALL_STUDIES = {
     "pooling_type": "variability",
     "hidden_dropout_prob": 0.1,
 }
-"""What told subjects apart in a study of 140, where the published settings did not (docs/semireal.md)."""
+"""Told subjects apart in a study of 140, where the published settings did not (docs/semireal.md)."""
 
 SIZES: dict[str, dict[str, Any]] = {
     "published": {},
@@ -41,180 +42,102 @@ SIZES: dict[str, dict[str, Any]] = {
         "intermediate_size": 256,
     },
 }
-"""129.5 million weights, 5 million, and a third of a million."""
+"""Fields of `TabletConfig` for 129.5 million weights, 5 million, and a third of a million."""
+
+DECIDING = ("window_frames", "num_train_epochs", "max_steps", "per_device_train_batch_size", "warmup_steps")
+DECIDING += ("gradient_accumulation_steps", "learning_rate", "weight_decay", "seed", "logging_steps", "save_steps")
+DECIDING += ("mode", "lora_rank", "learning_rates", "patience", "metric_for_best_model")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to train: the recipe of the code released with arXiv:2604.03619, where it is known.
+@dataclass
+class TabletTrainingArguments(TrainingArguments):
+    """`TrainingArguments` that default to the recipe of the code released with arXiv:2604.03619, where it is known.
 
-    Attributes:
-        window_frames: frames of a window; None for whole runs.
-        epochs: passes, in each of which a run gives one random window.
-        max_steps: optimiser steps, instead of epochs; needed for streamed data.
-        batch_size: windows a step on each device.
-        accumulate: steps whose gradients are added up.
-        learning_rate: at its highest; it falls to 0 by a cosine.
-        warmup: share of all steps in which it rises from 0.
-        weight_decay: of AdamW.
-        precision: "auto" is bfloat16 on a GPU that has it, else float16 on a GPU, and float32 on a CPU.
-        gradient_checkpointing: layers are computed again in the backward pass, for runs that do not fit otherwise.
-        compile: whether the model is compiled, which makes steps on a GPU about 15% faster and takes half a minute.
-        workers: processes that read windows. A store needs none: threads read from it into memory that a GPU copies
-            from, and processes were slower. Streamed data may need a few.
-        seed: of weights, windows and masks.
-        save_steps: steps between checkpoints; None for one an epoch.
-        log_steps: steps between lines of the log.
-        fsdp: share out weights and optimiser over GPUs (FSDP2), for models that do not fit on one; of pre-training.
-        device: "auto", "cpu", "cuda", or one GPU of several, such as "cuda:1".
+    Args:
+        window_frames: frames per window; None for whole runs.
+        precision: "auto" for bfloat16 on a GPU that has it, else float16 on a GPU, and float32 on a CPU; or "bf16",
+            "fp16", "fp32".
+        mode: what fine-tuning trains: "full" for all weights, "lora" for low-rank adapters of all linear layers (peft),
+            merged at the end, "head" for a linear model on the pooled states of the network.
+        lora_rank: rank of the adapters.
+        learning_rates: learning rates to choose from when fine-tuning; None for `learning_rate` alone.
+        patience: early-stopping patience in epochs; None never stops early.
+        metric_for_best_model: validation metric that chooses epoch and learning rate: "loss", or a name in
+            `tablet_hf.evaluation.metrics`, computed over subjects. With few subjects AUROC and accuracy take few
+            values, and the first of several equal epochs would win, hence the loss.
+        fsdp: pre-training only.
+
+    Raises:
+        InputError: a value out of range, or FSDP without several GPUs.
     """
 
-    window_frames: int | None = 256
-    epochs: float = 20
-    max_steps: int | None = None
-    batch_size: int = 4
-    accumulate: int = 1
+    num_train_epochs: float = 20
+    per_device_train_batch_size: int = 4
+    per_device_eval_batch_size: int = 4
     learning_rate: float = 1e-4
-    warmup: float = 0.05
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.05
     weight_decay: float = 0.01
-    precision: Precision = "auto"
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    workers: int = 0
+    logging_steps: float = 10
+    logging_first_step: bool = True
+    # Filtering looks at the loss of every step, and waits for the GPU to have it.
+    logging_nan_inf_filter: bool = False
     seed: int = 0
-    save_steps: int | None = None
-    log_steps: int = 10
-    fsdp: bool = False
-    device: str = "auto"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 1
+    metric_for_best_model: str | None = "loss"
+    remove_unused_columns: bool = False
+    ddp_find_unused_parameters: bool | None = False
+    # Early stopping counts on where training was interrupted.
+    restore_callback_states_from_checkpoint: bool = True
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"] if _has_tensorboard() else [])
+
+    window_frames: int | None = 256
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    mode: Literal["full", "head", "lora"] = "full"
+    lora_rank: int = 8
+    learning_rates: tuple[float, ...] | None = None
+    patience: int | None = None
 
     def __post_init__(self):
-        if self.precision not in ("auto", "bf16", "fp16", "fp32"):
-            raise InputError(f"precision {self.precision!r}: choose auto, bf16, fp16 or fp32.")
-        for name in ("epochs", "batch_size", "accumulate", "learning_rate", "log_steps"):
+        for name in ("num_train_epochs", "learning_rate", "per_device_train_batch_size"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be over 0.")
-        for name in ("max_steps", "save_steps"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be over 0.")
-        if not self.weight_decay >= 0:
-            raise InputError(f"weight_decay is {self.weight_decay}, but must be 0 or more.")
+                raise InputError(f"{name} is {getattr(self, name)}, but must be positive.")
+        if not self.weight_decay >= 0 or not self.warmup_steps >= 0:
+            raise InputError("weight_decay and warmup_steps must be at least 0.")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}, but must be from 0 to {2**32 - 1}.")
-        if not 0 <= self.warmup < 1:
-            raise InputError(f"warmup is {self.warmup}, but must be a share of the steps, from 0 to under 1.")
+        if self.mode not in MODES:
+            raise InputError(f"mode {self.mode!r}: choose {', '.join(MODES)}.")
+        if self.mode == "head" and (self.learning_rates is not None or self.patience is not None):
+            raise InputError("mode 'head' fits a linear model in one step; leave out learning rates and patience.")
+        on_gpu = torch.cuda.is_available() and not self.use_cpu
+        if self.precision == "auto":
+            half = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            self.precision = half if on_gpu else "fp32"
+        if self.precision not in ("bf16", "fp16", "fp32"):
+            raise InputError(f"precision {self.precision!r}: choose auto, bf16, fp16 or fp32.")
+        self.bf16, self.fp16 = self.precision == "bf16", self.precision == "fp16"
+        self.dataloader_pin_memory = on_gpu
+        if on_gpu and self.accelerator_config is None:
+            self.accelerator_config = {"non_blocking": True}  # the next batch is copied while this one is computed
+        super().__post_init__()
+        # One process would spread the model over all GPUs that it sees (DataParallel), slowly.
+        self._n_gpu = min(1, self.n_gpu)
+        if self.fsdp and (not on_gpu or process_state().num_processes == 1):
+            raise InputError("fsdp needs several processes with a GPU each; start them with torchrun, or leave it out.")
 
-    @property
     def deciding(self) -> dict[str, Any]:
-        """Those on which depends what comes out, but for rounding."""
-        others = ("workers", "device", "compile", "precision")
-        return {name: value for name, value in asdict(self).items() if name not in others}
-
-    @property
-    def carried_out(self) -> dict[str, Any]:
-        """What these settings become on this machine: how many processes share each step, and in which precision."""
-        return {"processes": process_state().num_processes, "precision": _precision(self)}
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.device != "cpu" and torch.cuda.is_available()
+        """Return the settings that decide what training gives, except for rounding."""
+        return {name: getattr(self, name) for name in DECIDING}
 
 
 def process_state() -> Any:
-    """accelerate's word on which of how many processes this is, also before there are any `TrainingArguments`."""
+    """Return accelerate's `PartialState`, also before there are any `TrainingArguments`."""
     from accelerate import PartialState
 
-    # Processes without a GPU take each other for absent unless it is said that they have none.
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def check_gpus_to_share_out(settings: Settings) -> None:
-    """Refuse FSDP where it would be passed over.
-
-    Raises:
-        InputError: weights are to be shared out, and there are no several processes with GPUs.
-    """
-    if settings.fsdp and (not settings.on_gpu or process_state().num_processes == 1):
-        raise InputError(
-            "fsdp shares out the weights over the GPUs of several processes; start them with torchrun or accelerate "
-            "launch where there are GPUs, or leave it out (command line: --fsdp)."
-        )
-
-
-def training_arguments(settings: Settings, folder: str | Path, **more: Any) -> Any:
-    """The `TrainingArguments` of these settings.
-
-    Args:
-        settings: how to train.
-        folder: where checkpoints and logs go.
-        more: what else `TrainingArguments` take, over what follows from the settings.
-    """
-    from transformers import TrainingArguments
-
-    if settings.device.startswith("cuda:"):
-        torch.cuda.set_device(settings.device)  # Trainer takes the current GPU
-    precision = _precision(settings)
-    saving = {"save_strategy": "epoch"}
-    if settings.save_steps is not None:
-        saving = {"save_strategy": "steps", "save_steps": settings.save_steps}
-    options = {
-        "num_train_epochs": settings.epochs,
-        "max_steps": settings.max_steps or -1,
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.accumulate,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": settings.warmup,
-        "weight_decay": settings.weight_decay,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        _checkpointing_field(TrainingArguments): settings.gradient_checkpointing,
-        "torch_compile": settings.compile,
-        "optim": "adamw_torch_fused" if settings.on_gpu else "adamw_torch",
-        "dataloader_num_workers": settings.workers,
-        "dataloader_persistent_workers": settings.workers > 0,
-        "dataloader_pin_memory": settings.on_gpu,
-        "seed": settings.seed,
-        "logging_strategy": "steps",
-        "logging_steps": settings.log_steps,
-        "logging_first_step": True,
-        # It looks at the loss of every step, and waits for the GPU to have it.
-        "logging_nan_inf_filter": False,
-        "save_total_limit": 1,
-        "report_to": _report_to(),
-        "remove_unused_columns": False,
-        "use_cpu": not settings.on_gpu,
-        # Every weight is used in every step, and a bag of unused ones is looked for in each.
-        "ddp_find_unused_parameters": False,
-        **saving,
-        **more,
-    }
-    if settings.on_gpu:
-        # The next batch travels to the GPU while this one is computed.
-        options.setdefault("accelerator_config", {"non_blocking": True})
-    if settings.fsdp:
-        options |= {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
-    arguments = TrainingArguments(str(folder), **options)
-    # One process would spread the model over all GPUs that it sees (DataParallel), slowly, and nothing switches it off.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
-
-
-def _checkpointing_field(arguments_class: Any) -> str:
-    """Newer versions of transformers call it otherwise, and warn of the older name."""
-    newer = "activation_checkpointing"
-    return newer if newer in arguments_class.__dataclass_fields__ else "gradient_checkpointing"
-
-
-def _precision(settings: Settings) -> str:
-    if settings.precision != "auto":
-        return settings.precision
-    if not settings.on_gpu:
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def _report_to() -> list[str]:
-    from importlib.util import find_spec
-
-    return ["tensorboard"] if find_spec("tensorboard") or find_spec("tensorboardX") else []
+def _has_tensorboard() -> bool:
+    return any(map(find_spec, ("tensorboard", "tensorboardX")))

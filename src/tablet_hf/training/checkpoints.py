@@ -1,8 +1,8 @@
-"""Where training starts from, its own last checkpoint, a model's weights, or nothing, and where it ends: a model."""
+"""Where training starts from, its last checkpoint, a model's weights, or nothing, and the model it ends with."""
 
 import json
 import shutil
-import zipfile
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,124 +11,90 @@ from tablet_hf.errors import InputError, not_on_hub
 from tablet_hf.files import atomic_folder, atomic_write, checksum
 from tablet_hf.hub.files import check_model_name
 from tablet_hf.hub.training_data import TrainingData
-from tablet_hf.training.arguments import process_state
+from tablet_hf.training.arguments import TabletTrainingArguments, process_state
 
 __all__ = [
     "TRAINING_FILE",
-    "agreed_checkpoint",
+    "check_same_training",
     "checksums",
     "initial_model",
-    "keep_to_one_training",
     "last_checkpoint",
     "save_model",
     "training_subjects",
 ]
 
-# Trainer writes it after all else of a checkpoint.
-LAST_FILE = "trainer_state.json"
 TRAINING_FILE = "training.json"
-DIFFERENCES = {"tokens": "on other tokens", "labels": "with other labels of the same people"}
-"""What is said where checksums differ, which tell no one anything."""
+OF_TASK = ("problem_type", "num_labels", "id2label", "label2id", "target_mean", "target_std", "positive_weight")
+OF_TASK += ("class_weights", "negative_label", "target_name", "architectures", "model_type", "transformers_version")
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest whole checkpoint of `Trainer` in a folder; those that a killed process left half-written are deleted.
+    """Return the newest complete checkpoint in a folder, on all processes; incomplete ones are deleted.
 
-    Trainer itself takes the newest folder, whole or not.
-
-    Raises:
-        InputError: the newest was written to its end, but one of its files was damaged since.
+    Trainer writes `trainer_state.json` after everything else, and would itself resume from the newest folder, complete
+    or not.
     """
-    checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    whole = []
-    for path in checkpoints:
-        try:
-            json.loads((path / LAST_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            whole.append(path)
-    newest = max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
-    if newest is not None and (damaged := _damaged_file(newest)) is not None:
-        raise InputError(
-            f"{damaged}: this part of a checkpoint is damaged, as a power cut or a full disk leaves it; delete "
-            f"{newest} to go on from the checkpoint before, or from the beginning where there is none."
-        )
-    return newest
-
-
-def _damaged_file(checkpoint: Path) -> Path | None:
-    """The first file that has lost its beginning or its end; what is between is not looked at."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(checkpoint.iterdir()):
-        try:
-            if path.suffix == ".safetensors":
-                with safe_open(path, "pt"):
-                    pass
-            elif path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
-                return path
-        except (OSError, SafetensorError):
-            return path
-    return None
-
-
-def agreed_checkpoint(folder: str | Path) -> Path | None:
-    """`last_checkpoint` as the main process finds it, for all processes."""
     from accelerate.utils import broadcast_object_list
+    from transformers.trainer import TRAINER_STATE_NAME
 
-    state = process_state()
-    if state.num_processes == 1:
-        return last_checkpoint(folder)
-    found = [last_checkpoint(folder) if state.is_main_process else None]
+    complete: dict[int, Path] = {}
+    if process_state().is_main_process:
+        for path in Path(folder).glob("checkpoint-[0-9]*"):
+            try:
+                json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+                complete[int(path.name.split("-")[-1])] = path
+            except (OSError, ValueError):
+                shutil.rmtree(path, ignore_errors=True)
+    found = [complete[max(complete)] if complete else None]
     broadcast_object_list(found)
     return found[0]
 
 
-def keep_to_one_training(
-    folder: str | Path, described: Mapping[str, Any], carried_out: Mapping[str, Any], result_file: str
+def check_same_training(
+    folder: str | Path, description: Mapping[str, Any], arguments: TabletTrainingArguments, result_file: str
 ) -> None:
-    """Note in `training.json` what is trained in a folder, or make sure that it is this.
+    """Record in `training.json` what is trained in a folder, or check that it is the same training.
 
     Args:
-        folder: made if need be.
-        described: all that decides what comes out, as JSON has it.
-        carried_out: see `Settings`; of a training that has come to its end it may differ.
-        result_file: whose name in the folder says that it has.
+        folder: made if it does not exist.
+        description: everything that decides the result besides `arguments`, JSON-able.
+        arguments: see `TabletTrainingArguments`.
+        result_file: file in the folder of a finished training, which may then have run on another machine.
 
     Raises:
-        InputError: another training was begun there; the sentence names the first difference.
+        InputError: another training was begun there.
     """
-    path = Path(folder) / TRAINING_FILE
-    described = json.loads(json.dumps(dict(described) | {"carried_out": dict(carried_out)}))
+    folder = Path(folder)
+    machine = {"processes": process_state().num_processes, "precision": arguments.precision}
+    description = json.loads(json.dumps({"settings": arguments.deciding(), **description, "carried_out": machine}))
+    path = folder / TRAINING_FILE
     with process_state().main_process_first():
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as unfinished:
-                unfinished.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+                unfinished.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
             return
         try:
-            found = _flat(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise InputError(f"{path}: it is no JSON; delete {folder}, or choose another --out.") from error
-    if (Path(folder) / result_file).is_file():
-        described.pop("carried_out")
-    for name, value in _flat(described).items():
-        if found.get(name) != value:
-            what = "of other people" if isinstance(value, list) else f"with {name} {found.get(name)!r}, not {value!r},"
-            what = DIFFERENCES.get(name, what)
-            way_out = f"go on with {name} {found.get(name)}, " if name in carried_out else ""
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found = found["settings"] | found | found["carried_out"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: damaged; delete {folder}, or choose another output folder.") from error
+    is_finished = (folder / result_file).is_file()
+    for name, value in (description["settings"] | description | ({} if is_finished else machine)).items():
+        if name not in ("settings", "carried_out") and found.get(name) != value:
+            short = f" ({found.get(name)}, not {value})" if len(f"{found.get(name)}{value}") < 60 else ""
             raise InputError(
-                f"{folder}: a training {what} was begun there; {way_out}choose another --out, or delete it."
+                f"{folder}: another training was begun there, with another {name}{short}; go on with that, choose "
+                "another output folder, or delete it."
             )
 
 
 def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:
-    """What tells the tokens of some runs, and their labels, from others; for `keep_to_one_training`.
+    """Return checksums of the tokens of some runs, and of their labels, for `check_same_training`.
 
     Args:
-        runs: of a store, in any order.
-        label: a phenotype's name; None for tokens alone.
+        runs: runs of a store, in any order.
+        label: name of a phenotype; None for tokens alone.
     """
     runs = sorted(runs, key=lambda run: run.key)
     facts = {"tokens": [(run.key, run.sha256) for run in runs]}
@@ -138,10 +104,10 @@ def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:
 
 
 def training_subjects(model: str | Path) -> set[str]:
-    """The subjects that a model was trained on or chosen by, where the folder of its training tells; else no one.
+    """Return the subjects a model was trained on or chosen by; empty where its folder does not record them.
 
     Args:
-        model: a folder that `pretrain` or `finetune_fold` made, or any other, or a Hub id.
+        model: folder written by `pretrain` or `finetune_fold`, any other folder, or a Hub id.
     """
     try:
         split = json.loads((Path(model).resolve().parent / TRAINING_FILE).read_text(encoding="utf-8"))["split"]
@@ -150,21 +116,14 @@ def training_subjects(model: str | Path) -> set[str]:
         return set()
 
 
-def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in described.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], trainings: Sequence[TrainingData]) -> None:
-    """Write the trained model, and next to it how its tokens are made and what it trained on; all processes call it.
+    """Write a trained model with its preprocessing and the record of its training data; all processes call it.
 
     Args:
-        trainer: whose model it is; its main process writes.
+        trainer: trainer of the model; its main process writes.
         folder: replaced as a whole.
         preprocessing: see `TabletFeatureExtractor.to_dict`.
-        trainings: this one after those of the weights it started from; empty for a model that has learned nothing.
+        trainings: this training after those of the weights it started from; empty for an untrained model.
     """
     scratch = Path(trainer.args.output_dir) / "finished"
     trainer.save_model(str(scratch))
@@ -182,17 +141,17 @@ def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], tra
 
 def initial_model(
     model_class: Any, init: str | Path | None, fields: Mapping[str, Any], preprocessing: Mapping[str, Any]
-) -> tuple[Any, list[str]]:
-    """A model to train, from scratch or from another one's weights, and what is to be said of it, in sentences.
+) -> Any:
+    """Make a model to train, from scratch or from another model's weights.
 
     Args:
         model_class: a class of `modeling_tablet`.
-        init: folder or Hub id of a model, fine-tuned or pre-trained, in the layout of the released code too; or None.
-        fields: of its `TabletConfig`, over those of `init`.
-        preprocessing: of the tokens that it will train on, see `TabletFeatureExtractor.to_dict`.
+        init: folder or Hub id of a fine-tuned or pre-trained model, also in the layout of the released code; or None.
+        fields: fields of its `TabletConfig`, over those of `init`.
+        preprocessing: how the tokens it trains on were made, see `TabletFeatureExtractor.to_dict`.
 
     Raises:
-        InputError: no model is there, or it reads tokens of another shape.
+        InputError: there is no model, or it reads tokens of another shape.
     """
     from safetensors import SafetensorError
 
@@ -200,28 +159,28 @@ def initial_model(
     from tablet_hf.convert_tablet_to_hf import PUBLISHED_TOKEN_SIZE, convert_in_memory
     from tablet_hf.modeling_tablet import TabletForSequenceClassification
 
-    made = {name: preprocessing.get(name) for name in (*TabletConfig.token_geometry, *TabletConfig.token_provenance)}
-    made = {name: value for name, value in made.items() if value is not None}
+    names = (*TabletConfig.token_geometry, *TabletConfig.token_provenance)
+    tokens = {name: preprocessing[name] for name in names if preprocessing.get(name) is not None}
     if init is None:
-        return model_class(_config(made | dict(fields))), []
+        return model_class(_config(tokens | dict(fields)))
     check_model_name(init)
     weights = None
     try:
         try:
             config = TabletConfig.from_pretrained(str(init))
         except ReleasedLayoutError:
-            # How many cells a frame has is reported by the size of published tokens, and of others by nothing.
-            names = () if made.get("token_size") == PUBLISHED_TOKEN_SIZE else ("grid_size",)
-            told_by_tokens = {name: made[name] for name in names if name in made}
+            # The number of cells follows from the size of published tokens, and from no other.
+            is_published = tokens.get("token_size") == PUBLISHED_TOKEN_SIZE
+            grid = {} if is_published or "grid_size" not in tokens else {"grid_size": tokens["grid_size"]}
             with_classifier = issubclass(model_class, TabletForSequenceClassification)
-            config, weights, _ = convert_in_memory(model_class, with_classifier, str(init), **told_by_tokens)
+            config, weights, _ = convert_in_memory(model_class, with_classifier, str(init), **grid)
         if config.model_type != TabletConfig.model_type:
-            raise InputError(f"{init}: it holds no TABLeT; give the folder or Hub id of one.")
+            raise InputError(f"{init}: not a TABLeT model; give the folder or Hub id of one.")
         config.check_tokens_compatible(preprocessing)
-        config = _config(_without_task(config.to_dict()) | made | dict(fields))
+        of_backbone = {name: value for name, value in config.to_dict().items() if name not in OF_TASK}
         model, info = model_class.from_pretrained(
             None if weights else str(init),
-            config=config,
+            config=_config(of_backbone | tokens | dict(fields)),
             state_dict=weights,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -230,28 +189,20 @@ def initial_model(
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if told := not_on_hub(error, str(init), "model"):
-            raise told from error
-        raise InputError(f"{init}: no training can start from it; {' '.join(str(error).split())}") from error
-    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
-    backbone = [key for key in missing if key.startswith("tablet.") and "mask_token" not in key]
+        if reason := not_on_hub(error, str(init), "model"):
+            raise reason from error
+        raise InputError(f"{init}: training cannot start from it; {' '.join(str(error).split())}") from error
+    backbone = [key for key in info["missing_keys"] if key.startswith("tablet.") and "mask_token" not in key]
     if backbone:
-        raise InputError(
-            f"{init}: {len(backbone)} of the weights that its config.json asks for are missing, first {backbone[0]}; "
-            "copy or download it again."
-        )
-    said = []
-    if mismatched:
+        raise InputError(f"{init}: {min(backbone)} and other weights are missing; copy or download the model again.")
+    if mismatched := sorted(info["mismatched_keys"]):
         key, found, expected = mismatched[0]
-        said.append(
-            f"{init}: {len(mismatched)} of its weights have another shape and start anew, first {key} with "
-            f"{tuple(found)} instead of {tuple(expected)}."
+        warnings.warn(
+            f"{init}: {len(mismatched)} weights have another shape and are initialised at random, first {key} "
+            f"({tuple(found)} instead of {tuple(expected)}).",
+            stacklevel=2,
         )
-    if missing:
-        said.append(f"{init}: it has no {', '.join(missing)}, which start anew.")
-    if unused := sorted(key for key in info["unexpected_keys"] if not key.startswith("tablet.")):
-        said.append(f"{init}: its {', '.join(unused)} are of another task and are not used.")
-    return model, said
+    return model
 
 
 def _config(fields: Mapping[str, Any]) -> Any:
@@ -263,11 +214,4 @@ def _config(fields: Mapping[str, Any]) -> Any:
         return TabletConfig(**fields)
     except StrictDataclassError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"no model can be made so: {reason.split('Error: ')[-1]}") from error
-
-
-def _without_task(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's fields without what it predicts."""
-    of_task = ("problem_type", "num_labels", "id2label", "label2id", "target_mean", "target_std", "positive_weight")
-    of_task += ("class_weights", "negative_label", "target_name", "architectures", "model_type", "transformers_version")
-    return {name: value for name, value in fields.items() if name not in of_task}
+        raise InputError(f"model configuration: {reason.split('Error: ')[-1]}") from error

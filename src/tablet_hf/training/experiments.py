@@ -1,99 +1,115 @@
 """Whole experiments: a model and the baselines on the same subjects of the same folds, evaluated and written down.
 
-results = finetune(store, splits, "sex", "my-model", Settings(epochs=20), scans="derivatives/")
+arguments = TabletTrainingArguments(num_train_epochs=20)
+results = finetune(store, splits, "sex", "my-model", arguments, scans="derivatives/")
 results = evaluate(load_model("my-model/fold-1/model"), store, splits[0], "results", scans="derivatives/")
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tablet_hf.datasets.splits import Split, runs_in, subject_ids
+from tablet_hf.baselines.features import find_scans
+from tablet_hf.baselines.linear import CONNECTIVITY, OnProgress, baseline_predictions
+from tablet_hf.datasets.split_files import read_splits, write_splits
+from tablet_hf.datasets.splits import Split, family_ids, folds, runs_in, subject_ids
 from tablet_hf.datasets.tasks import Task
 from tablet_hf.errors import InputError
 from tablet_hf.evaluation.predictions import Predictions, joined
 from tablet_hf.files import saved_weights_checksum, weights_checksum
-from tablet_hf.training.arguments import Settings, process_state, training_arguments
+from tablet_hf.report.evaluation_page import write_results
+from tablet_hf.sources.records import phenotype_values
+from tablet_hf.training.arguments import TabletTrainingArguments, process_state
 from tablet_hf.training.checkpoints import training_subjects
 from tablet_hf.training.finetuning import FinetunedFold, finetune_fold
 from tablet_hf.training.inference import predict_subjects, task_of_config
 
-__all__ = ["evaluate", "finetune"]
+__all__ = ["baselines", "evaluate", "finetune"]
 
 CACHE = "baselines"
-
-OnNote = Callable[[str], None]
+SPLITS_FILE = "splits.csv"
+NO_CONNECTIVITY = (
+    "Functional connectivity could not be computed, so it is not known whether the model does better than a linear "
+    "model of it; give the folder of the scans (command line: --scans)."
+)
 
 
 def finetune(
     store: Any,
-    splits: Sequence[Split],
+    splits: Sequence[Split] | int,
     label: str,
     out: str | Path,
-    settings: Settings,
+    arguments: TabletTrainingArguments,
     *,
+    only: Collection[str] = (),
     scans: Any = None,
     atlas: str | Path | None = None,
     on_fold: Callable[[FinetunedFold], None] | None = None,
-    on_note: OnNote | None = None,
+    on_progress: OnProgress | None = None,
+    init: str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any] | None:
-    """Fine-tune in every fold, run the baselines on the same subjects, and write what came out.
+    """Fine-tune in every fold, run the baselines on the same subjects, and write the results.
 
     Args:
         store: a `TokenDataset`.
-        splits: the folds.
-        label: a phenotype's name.
-        out: folder; a folder for each fold with its model, and `results.json`, `predictions.csv` and `index.html`.
-        settings: how to train.
+        splits: the folds, or their number, to draw them and keep them in `splits.csv`.
+        label: name of a phenotype.
+        out: folder of the results, with a folder for each fold and its model.
+        arguments: how to train.
+        only: names of folds to train; empty for all.
         scans, atlas: for the baselines, see `baseline_predictions`.
-        on_fold: is reported of every fold that is done.
-        on_note: is reported what had to be decided.
-        options: of `finetune_fold`. In `init` the word {fold} stands for the name of each split: what is pre-trained on
-            the training part of a fold knows no one of its test part.
+        on_fold: called with each finished fold.
+        on_progress: called with frames done and in all, of the baselines of each fold.
+        init: folder or Hub id of the starting weights, in which {fold} stands for the name of the fold, since weights
+            should not have been pre-trained on the subjects that a fold predicts.
+        options: further options of `finetune_fold`.
 
     Returns:
-        What `write_results` gives; None on processes other than the main one.
+        What `write_results` returns; None on processes other than the main one.
 
     Raises:
-        InputError: as of `finetune_fold`, or folds of which one has classes that another does not have.
+        InputError: see `finetune_fold`; or folds that differ in their classes or are not those drawn before.
     """
-    out = Path(out)
-    start = options.pop("init", None)
-    starts = [start if start is None else str(start).replace("{fold}", split.name) for split in splits]
-    remarks = _known_before(starts, splits)
-    if on_note is not None:
-        for remark in remarks:
-            on_note(remark)
-    folds = []
-    for split, init in zip(splits, starts, strict=True):
-        folder = out / split.name
-        folds.append(finetune_fold(store, split, label, folder, settings, init=init, on_note=on_note, **options))
+    out, is_drawn = Path(out), isinstance(splits, int)
+    if is_drawn:
+        splits = _drawn_folds(store, label, splits, arguments.seed, out / SPLITS_FILE)
+    if unknown := set(only) - {split.name for split in splits}:
+        raise InputError(f"{min(unknown)}: no such fold; there are {', '.join(split.name for split in splits)}.")
+    chosen = [split for split in splits if not only or split.name in only]
+    starts = [None if init is None else str(init).replace("{fold}", split.name) for split in chosen]
+    messages = _seen_in_pretraining(starts, chosen)
+    finished = []
+    for split, start in zip(chosen, starts, strict=True):
+        finished.append(finetune_fold(store, split, label, out / split.name, arguments, init=start, **options))
+        if is_drawn and process_state().is_main_process:
+            write_splits(splits, out / SPLITS_FILE)
         if on_fold is not None:
-            on_fold(folds[-1])
+            on_fold(finished[-1])
     if not process_state().is_main_process:
         return None
-    if other := [fold for fold in folds if fold.task.classes != folds[0].task.classes]:
-        raise InputError(
-            f"{other[0].name}: {label} has other classes there than in {folds[0].name}; give splits of the same people."
-        )
-    methods = [joined([fold.predictions for fold in folds])]
-    device = "cuda" if settings.on_gpu else "cpu"
-    pairs = [(split, fold.task) for split, fold in zip(splits, folds, strict=True)]
-    methods += baselines(store, pairs, scans, atlas, device, out / CACHE, on_note)
+    if other := [fold for fold in finished if fold.task.classes != finished[0].task.classes]:
+        raise InputError(f"{other[0].name}: its classes of {label} are not those of {finished[0].name}.")
+    tasks = [(split, fold.task) for split, fold in zip(chosen, finished, strict=True)]
+    methods = [joined([fold.predictions for fold in finished])]
+    methods += baselines(store, tasks, scans, atlas, arguments.device.type, out / CACHE, on_progress=on_progress)
+    rates = ("head" if fold.learning_rate is None else f"{fold.learning_rate:g}" for fold in finished)
     about = {
         "store": store.folder.name,
         "signal": store.preprocessing.get("signal"),
         "autoencoder": store.preprocessing.get("autoencoder"),
-        "window (frames)": settings.window_frames,
-        "started from": str(start or "scratch"),
-        "mode": options.get("mode", "full"),
-        "learning rate by fold": ", ".join(_rate(fold) for fold in folds),
-        "chosen by": f"{folds[0].metric} of the validation part",
-        "weights": ", ".join(saved_weights_checksum(fold.folder) for fold in folds),
+        "window (frames)": arguments.window_frames,
+        "started from": str(init or "scratch"),
+        "mode": arguments.mode,
+        "learning rate by fold": ", ".join(f"{fold.name} {rate}" for fold, rate in zip(finished, rates, strict=True)),
+        "chosen by": f"{finished[0].metric} of the validation part",
+        "weights": ", ".join(saved_weights_checksum(fold.folder) for fold in finished),
     }
-    return _write(out, methods, about, warnings=[*remarks, *_absent(methods)], are_held_out=not remarks)
+    remarks = [*messages, *_no_connectivity(methods)]
+    return write_results(out, methods, about=about, warnings=remarks, are_held_out=not messages)
 
 
 def evaluate(
@@ -104,157 +120,140 @@ def evaluate(
     *,
     part: str = "test",
     label: str | None = None,
-    settings: Settings | None = None,
+    arguments: TabletTrainingArguments | None = None,
     scans: Any = None,
     atlas: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
     training_data: Collection[str] = (),
-    on_note: OnNote | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, Any] | None:
-    """Judge a fine-tuned model on subjects of a store, next to the baselines.
+    """Evaluate a fine-tuned model on subjects of a store, and compare it with the baselines.
 
     Args:
         model: a `TabletForSequenceClassification`.
         store: a `TokenDataset`.
-        split: whose part is predicted, and whose training part the baselines train on. None predicts everyone, and
-            there are no baselines then, nor are there for the training part itself.
+        split: its `part` is predicted, and the baselines train on its training part. None predicts all subjects,
+            without baselines; the training part has none either.
         out: folder of `results.json`, `predictions.csv` and `index.html`.
-        part: "test", or another one.
-        label: by default what the model was trained on.
-        settings: of which batch size, precision, device and `window_frames` count; by default the model's own window.
+        part: "train", "validation" or "test".
+        label: name of the phenotype; None for the one recorded in the model.
+        arguments: batch size, precision, device and `window_frames`; by default the model's own window.
         scans, atlas: for the baselines, see `baseline_predictions`.
-        about: what else is to stand in the results.
+        about: further entries of the results.
         training_data: subjects that the model was trained on or chosen by, see `training_subjects`.
-        on_note: is reported what had to be decided.
+        on_progress: see `finetune`.
 
     Raises:
         InputError: tokens or classes that the model does not know.
     """
-    settings = settings or Settings(window_frames=None)
     try:
         model.config.check_tokens_compatible(store.preprocessing)
     except ValueError as error:
         raise InputError(f"{store.folder}: {error}") from error
     runs = range(len(store.runs)) if split is None else runs_in(split, store.runs, part)
-    remarks = _whom_it_knows(store, runs, split, part, set(training_data))
-    are_held_out = not remarks
-    if other := model.config.token_differences(store.preprocessing, model.config.token_provenance):
-        remarks.append(
-            f"The tokens were not made as those the model was trained on ({', '.join(other)}), so the figures tell "
-            "what it makes of numbers that it does not know."
-        )
+    messages = _seen_in_training(store, runs, split, part, set(training_data))
+    are_held_out = not messages
+    if differences := model.config.token_differences(store.preprocessing, model.config.token_provenance):
+        messages.append(f"The tokens differ from those the model was trained on ({', '.join(differences)}).")
     task = task_of_config(model.config, store, label, runs)
-    fold = "all" if split is None else split.name
     with tempfile.TemporaryDirectory() as scratch:  # Trainer makes a folder, though it writes nothing
-        arguments = training_arguments(settings, scratch, eval_strategy="no", save_strategy="no", report_to=[])
-        methods = [predict_subjects(model, store, runs, task, arguments, settings.window_frames, fold)]
+        given = {"output_dir": scratch, "save_strategy": "no", "report_to": []}
+        arguments = replace(arguments or TabletTrainingArguments(scratch, window_frames=None), **given)
+        name = "all" if split is None else split.name
+        methods = [predict_subjects(model, store, runs, task, arguments, name)]
     if not process_state().is_main_process:
         return None
-    if split is None:
-        if on_note is not None:
-            on_note("Without a split nobody is known that baselines may learn from, so none stand beside the model.")
-    elif part != "train":
-        device = "cuda" if settings.on_gpu else "cpu"
-        methods += baselines(store, [(split, task)], scans, atlas, device, Path(out) / CACHE, on_note, part)
-    about = {"store": store.folder.name, "part": "everybody" if split is None else part} | dict(about or {})
+    if split is not None and part != "train":
+        folder, device = Path(out) / CACHE, arguments.device.type
+        methods += baselines(store, [(split, task)], scans, atlas, device, folder, part, on_progress)
+    about = {"store": store.folder.name, "part": "all" if split is None else part} | dict(about or {})
     about["weights"] = weights_checksum(model.state_dict())
-    return _write(Path(out), methods, about, warnings=[*remarks, *_absent(methods)], are_held_out=are_held_out)
+    messages += _no_connectivity(methods)
+    return write_results(out, methods, about=about, warnings=messages, are_held_out=are_held_out)
 
 
 def baselines(
     store: Any,
-    folds: Sequence[tuple[Split, Task]],
+    tasks: Sequence[tuple[Split, Task]],
     scans: Any,
     atlas: str | Path | None,
     device: str,
     cache: Path,
-    on_note: OnNote | None = None,
     part: str = "test",
+    on_progress: OnProgress | None = None,
 ) -> list[Predictions]:
-    """Each baseline's word on the subjects of all folds; of those that could be run in every fold."""
-    from tablet_hf.baselines.features import find_scans
-    from tablet_hf.baselines.linear import baseline_predictions
-
-    found = None if scans is None else find_scans(store, scans)
+    """Predict the subjects of all folds by each baseline that could be run in every fold."""
+    scans = None if scans is None else find_scans(store, scans)
     by_method: dict[str, list[Predictions]] = {}
-    for split, task in folds:
-        if on_note is not None:
-            way = "" if found is not None else " (connectivity of decoded tokens: scans, by --scans, are read faster)"
-            on_note(f"Baselines of {split.name}{way} ...")
-        tables = baseline_predictions(
-            store,
-            task,
-            runs_in(split, store.runs, "train"),
-            runs_in(split, store.runs, part),
-            split.name,
-            found,
-            atlas,
-            device,
-            cache=cache,
-            **({} if on_note is None else {"on_note": on_note}),
-        )
-        for table in tables:
+    for split, task in tasks:
+        training, held_out = (runs_in(split, store.runs, which) for which in ("train", part))
+        options = {"scans": scans, "atlas": atlas, "device": device, "cache": cache, "on_progress": on_progress}
+        for table in baseline_predictions(store, task, training, held_out, split.name, **options):
             by_method.setdefault(table.method, []).append(table)
-    return [joined(parts) for parts in by_method.values() if len(parts) == len(folds)]
+    return [joined(tables) for tables in by_method.values() if len(tables) == len(tasks)]
 
 
-def _absent(methods: Sequence[Predictions]) -> list[str]:
-    """What a reader of results misses, in sentences."""
-    from tablet_hf.baselines.linear import CONNECTIVITY
+def _drawn_folds(store: Any, label: str, num_folds: int, seed: int, path: Path) -> list[Split]:
+    """Draw folds for a label, or read those that were drawn for this folder before."""
+    if path.is_file():
+        splits = read_splits(path, runs=store.runs)
+        found = splits[0].settings.get("label", label), len(splits), splits[0].seed
+        if found != (label, num_folds, seed):
+            raise InputError(
+                f"{path}: holds {found[1]} folds of {found[0]} (seed {found[2]}), not {num_folds} of {label} (seed "
+                f"{seed}); choose another output folder, or delete it."
+            )
+        return splits
+    sites = [run.site for run in store.runs]
+    drawn = folds(
+        subject_ids(store.runs),
+        phenotype_values(store.runs, label, store.folder),
+        sites if any(sites) else None,
+        family_ids(store.runs),
+        num_folds=num_folds,
+        seed=seed,
+    )
+    return [replace(split, settings={**split.settings, "label": label}) for split in drawn]
 
-    if len(methods) == 1 or any(method.method.startswith(CONNECTIVITY) for method in methods):
-        return []  # of no baselines at all `write_results` tells
-    return [
-        "Functional connectivity does not stand beside the model, so whether it does better than a linear model of "
-        "that is not known; the command said why, and --scans with the folder of the scans lets it be computed."
-    ]
+
+def _no_connectivity(methods: Sequence[Predictions]) -> list[str]:
+    has_it = any(method.method.startswith(CONNECTIVITY) for method in methods)
+    return [] if len(methods) == 1 or has_it else [NO_CONNECTIVITY]  # without baselines `write_results` warns
 
 
-def _write(out: Path, methods: Sequence[Predictions], about: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    from tablet_hf.report.evaluation_page import write_results
-
-    return write_results(out, methods, about=about, **more)
-
-
-def _known_before(starts: Sequence[str | None], splits: Sequence[Split]) -> list[str]:
-    """What is to be said of subjects who are predicted, but whom the weights that a fold starts from had trained on."""
-    tested, known = set(), set()
+def _seen_in_pretraining(starts: Sequence[str | None], splits: Sequence[Split]) -> list[str]:
+    """Return a warning where subjects are predicted whose scans the starting weights were trained on."""
+    tested = {subject for split in splits for subject in split.subjects("test")}
+    seen = set()
     for init, split in zip(starts, splits, strict=True):
-        tested |= set(split.subjects("test"))
-        if init is not None:
-            known |= training_subjects(init) & set(split.subjects("test"))
-    if not known:
+        seen |= set() if init is None else training_subjects(init) & set(split.subjects("test"))
+    if not seen:
         return []
-    return [
-        f"{len(known)} of {len(tested)} people who are predicted are called like people whom the model had learnt from "
-        "before. If they are the same, they are not new to it, even if it saw no labels; pre-train for each fold "
-        "(command line: pretrain --splits FILE --fold fold-1 --out pretrained/fold-1, and so on) and fine-tune from "
-        "there (--init 'pretrained/{fold}/model')."
-    ]
+    message = (
+        f"{len(seen)} of {len(tested)} test subjects have the names of subjects in the pre-training, so the model may "
+        "have seen their scans, without labels; pre-train for each fold (--init 'pretrained/{fold}/model')."
+    )
+    warnings.warn(message, stacklevel=3)
+    return [message]
 
 
-def _whom_it_knows(
+def _seen_in_training(
     store: Any, runs: Sequence[int], split: Split | None, part: str, training_data: set[str]
 ) -> list[str]:
-    """What is to be said of subjects who are evaluated though they were, or may have been, trained on."""
+    """Return a warning where subjects are evaluated that were, or may have been, trained on."""
     names = subject_ids(store.runs)
-    people = {names[run] for run in runs}
-    known = people & training_data
+    subjects = {names[run] for run in runs}
+    seen = subjects & training_data
     if split is None:
-        told = f"{len(known)} of {len(people)} people are" if known else "Some of these people may be"
-        return [f"{told} among those whom the model learnt from; give a split to judge it on others."]
+        some = f"{len(seen)} of {len(subjects)} subjects are" if seen else "Some of these subjects may be"
+        return [f"{some} among those the model was trained on; give a split to evaluate it on others."]
     if part == "train":
-        return ["These people were learnt from: the figures tell what is remembered, and nothing of others."]
+        return ["These subjects were trained on: the metrics do not say how well others are predicted."]
     if part == "validation":
-        return ["These people chose among epochs and learning rates: of others the figures will be worse."]
-    if known:
+        return ["These subjects chose epoch and learning rate: the metrics of others will be worse."]
+    if seen:
         return [
-            f"{len(known)} of {len(people)} people of the test part of {split.name} are called like people whom the "
-            f"model learnt from, {min(known)} for one. If they are the same, these figures say nothing of others; give "
-            "the fold that the model was trained in (command line: --fold)."
+            f"{len(seen)} of {len(subjects)} test subjects of {split.name} have the names of subjects the model was "
+            f"trained on, such as {min(seen)}; give the fold that the model was trained in (--fold)."
         ]
     return []
-
-
-def _rate(fold: FinetunedFold) -> str:
-    return f"{fold.name} {'head' if fold.learning_rate is None else f'{fold.learning_rate:g}'}"

@@ -1,4 +1,4 @@
-"""What pre-training leaves to look at: the loss, and held-out frames with their hidden tokens predicted."""
+"""The page of a pre-training: the loss, and held-out frames with their masked tokens predicted."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tablet_hf.datasets.splits import Split, runs_in
+from tablet_hf.datasets.windows import EvaluationWindows
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.intensities import PERCENT_CHANGE_WINDOW
@@ -15,143 +16,131 @@ from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, standardize_
 from tablet_hf.report.page import Picture, Section, Table, write_page
 from tablet_hf.report.pictures import save_figure
 from tablet_hf.report.training_pictures import hidden_tokens_figure, pretraining_curve_figure
-from tablet_hf.training.arguments import Settings
+from tablet_hf.training.arguments import TabletTrainingArguments
 from tablet_hf.training.pretraining import MaskedWindows, PretrainingResult
 
-__all__ = ["HiddenFrame", "hidden_frame", "write_pretraining_page"]
+__all__ = ["MaskedFrame", "predict_masked_frame", "write_pretraining_page"]
 
-MOST_PICTURES = 2
+NUM_PICTURES = 2
 
 
 @dataclass(frozen=True)
-class HiddenFrame:
-    """Tokens of one frame `(cells, features)` float32, as they are, at their mean where hidden, and as predicted there.
+class MaskedFrame:
+    """The tokens of one frame, each `(cells, features)` float32.
 
     Attributes:
-        mean: of each cell over its visible tokens in the window.
-        hidden: `(cells,)` bool.
-        explained: share of the hidden tokens' squared deviation from that mean, over the whole window, that the
-            prediction takes away: 0 is naming the mean, 1 is perfect.
+        original: the tokens.
+        visible: the tokens, masked ones replaced by `mean`.
+        predicted: the tokens, masked ones as predicted.
+        mean: mean of each cell over its visible tokens in the window.
+        masked: `(cells,)` bool.
+        explained: fraction of the variance of the masked tokens about `mean`, over the whole window, that the
+            prediction explains: 0 for predicting the mean, 1 for a perfect prediction.
     """
 
     original: torch.Tensor
     visible: torch.Tensor
     predicted: torch.Tensor
     mean: torch.Tensor
-    hidden: torch.Tensor
+    masked: torch.Tensor
     explained: float
 
 
 @torch.no_grad()
-def hidden_frame(model: Any, item: dict[str, Any], frame: int | None = None) -> HiddenFrame:
-    """Predict the hidden tokens of a window, and give one of its frames.
+def predict_masked_frame(model: Any, item: dict[str, Any]) -> MaskedFrame:
+    """Predict the masked tokens of a window, and return its middle frame.
 
     Args:
         model: a `TabletForMaskedTokenModeling`.
-        item: of `MaskedWindows`.
-        frame: by default the middle one.
+        item: an item of `MaskedWindows`.
     """
     device = next(model.parameters()).device
-    tokens, hidden = item["input_values"].float(), item["bool_masked_pos"]
+    tokens, masked = item["input_values"].float(), item["bool_masked_pos"]
     output = model.eval()(
         tokens[None].to(device),
         repetition_time=float(item["repetition_time"]),
-        bool_masked_pos=hidden[None].to(device),
+        bool_masked_pos=masked[None].to(device),
         return_loss=False,
     )
-    standardised, mean, std = (part[0] for part in standardize_over_frames(tokens[None], None, hidden[None]))
-    mean = mean[0]
+    standardised, mean, std = (part[0] for part in standardize_over_frames(tokens[None], None, masked[None]))
     predicted = output.reconstruction[0].float().cpu()
-    if model.config.norm_target:  # a token's own mean and spread are nothing that the model has to know
+    if model.config.norm_target:  # the model is not asked for a token's own mean and spread
         target = standardised if model.config.standardize_tokens else tokens
         predicted = predicted * target.std(-1, keepdim=True, unbiased=False) + target.mean(-1, keepdim=True)
     if model.config.standardize_tokens:
         predicted = predicted * std + mean
-    error = (predicted - tokens)[hidden].square().sum()
-    deviation = (mean - tokens)[hidden].square().sum()
-    place = len(tokens) // 2 if frame is None else frame
-    at = hidden[place].unsqueeze(-1)
-    return HiddenFrame(
-        tokens[place],
-        torch.where(at, mean, tokens[place]),
-        torch.where(at, predicted[place], tokens[place]),
-        mean,
-        hidden[place],
-        float(1 - error / deviation.clamp_min(1e-30)),
-    )
+    mean = mean[0]
+    error, variance = (((values - tokens)[masked]).square().sum() for values in (predicted, mean))
+    middle = len(tokens) // 2
+    frame, is_masked = tokens[middle], masked[middle].unsqueeze(-1)
+    visible, predicted = (torch.where(is_masked, values, frame) for values in (mean, predicted[middle]))
+    return MaskedFrame(frame, visible, predicted, mean, masked[middle], float(1 - error / variance.clamp_min(1e-30)))
 
 
 def write_pretraining_page(
-    out: str | Path, result: PretrainingResult, store: Any | None, split: Split | None, settings: Settings
+    out: str | Path, result: PretrainingResult, store: Any, split: Split | None, arguments: TabletTrainingArguments
 ) -> Path:
     """Write `index.html` into the folder of a pre-training.
 
     Args:
-        store: a `TokenDataset` from whose validation subjects frames are shown; None for one that was streamed, or one
-            whose autoencoder is not to be had, leaves them out, which the page says.
-        split: of the pre-training.
-        settings: of the pre-training.
+        out: folder of the pre-training.
+        result: see `pretrain`.
+        store: a `TokenDataset`, of whose validation subjects frames are drawn; None for a stream.
+        split: split of the pre-training.
+        arguments: arguments of the pre-training.
     """
     out = Path(out)
     pictures = out / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     curve = pretraining_curve_figure(result.loss, result.validation_loss, result.mean_predictor_loss)
-    table = Table(["", "masked loss"], _losses(result))
-    sections = [
-        Section(
-            "Loss",
-            ["Mean squared error of tokens that were hidden. The masks of held-out people are the same every time."],
-            table,
-            [Picture(save_figure(curve, pictures / "loss.png"), "By step; the axis is logarithmic.")],
-        )
-    ]
-    sections.append(_hidden_section(result, store, split, settings, pictures))
+    rows = [["last steps, training windows", f"{result.loss[-1][1]:.4g}"]] if result.loss else []
+    if result.validation_loss:
+        (_, first), (_, last) = result.validation_loss[0], result.validation_loss[-1]
+        rows += [["validation subjects, before", f"{first:.4g}"], ["validation subjects, after", f"{last:.4g}"]]
+        rows.append(["validation subjects, predicting each cell's mean", f"{result.mean_predictor_loss:.4g}"])
+    loss = Section(
+        "Loss",
+        ["Mean squared error of masked tokens. The masks of validation subjects are the same every time."],
+        Table(["", "masked loss"], rows),
+        [Picture(save_figure(curve, pictures / "loss.png"), "Loss by step, on a logarithmic axis.")],
+    )
     command = f"tablet-hf finetune --dataset STORE --label COLUMN --init {result.folder} --out my-model"
-    sections.append(Section("Go on", [], command=command))
+    next_step = Section("Next step", [], command=command)
+    sections = [loss, _masked_section(result, store, split, arguments, pictures), next_step]
     return write_page(out / "index.html", "TABLeT, pre-trained", sections)
 
 
-def _losses(result: PretrainingResult) -> list[list[str]]:
-    rows = [["last steps, windows learnt from", f"{result.loss[-1][1]:.4g}"]] if result.loss else []
-    if result.validation_loss:
-        rows.append(["held-out people, before", f"{result.validation_loss[0][1]:.4g}"])
-        rows.append(["held-out people, after", f"{result.validation_loss[-1][1]:.4g}"])
-        rows.append(["held-out people, naming each cell's mean", f"{result.mean_predictor_loss:.4g}"])
-    return rows
-
-
-def _hidden_section(
-    result: PretrainingResult, store: Any | None, split: Split | None, settings: Settings, pictures: Path
+def _masked_section(
+    result: PretrainingResult, store: Any, split: Split | None, arguments: TabletTrainingArguments, pictures: Path
 ) -> Section:
-    heading = "Hidden tokens, predicted"
-    if store is None and split is not None:
-        return Section(heading, ["The dataset was streamed, and frames are shown of one that lies on a disk."])
-    if store is None or split is None or not split.counts["validation"]:
-        return Section(heading, ["There were no held-out people whose frames could be shown; give --splits."])
+    heading = "Predicted tokens"
+    if split is None or not split.counts["validation"]:
+        return Section(heading, ["There are no validation subjects to draw frames of; give --splits."])
+    if store is None:
+        return Section(heading, ["The dataset was streamed; frames are drawn of datasets on disk only."])
     model = TabletForMaskedTokenModeling.from_pretrained(result.folder)
-    held_out = runs_in(split, store.runs, "validation")
-    windows = MaskedWindows(store, settings.window_frames, held_out, model.config, settings.seed, most=MOST_PICTURES)
-    frames = [hidden_frame(model, windows[index]) for index in range(len(windows))]
-    told = ", ".join(f"{frame.explained:.1%}" for frame in frames)
+    windows = EvaluationWindows(store, arguments.window_frames, runs_in(split, store.runs, "validation"))
+    items = MaskedWindows(windows, model.config, arguments.seed, NUM_PICTURES)
+    items = [items[index] for index in range(len(items))]
+    frames = [predict_masked_frame(model, item) for item in items]
     paragraphs = [
-        f"Of what changes over time in the hidden tokens of these windows the predictions explain {told} (0% is naming "
-        "each cell's mean over its visible tokens, and less than that is worse than naming it)."
+        "Fraction of the variance over time of the masked tokens that is explained in these windows: "
+        f"{', '.join(f'{frame.explained:.1%}' for frame in frames)} (0%: as good as each cell's mean; less: worse)."
     ]
     try:
         extractor = TabletFeatureExtractor.from_dict(store.preprocessing)
         extractor.slice_autoencoder  # noqa: B018
     except InputError as error:
-        return Section(heading, [*paragraphs, f"They cannot be decoded to be looked at: {error}"])
+        return Section(heading, [*paragraphs, f"The frames cannot be decoded: {error}"])
     drawn = []
-    for number, frame in enumerate(frames):
-        run = store.runs[windows.windows[number][0]]
-        figure = _decoded_figure(frame, extractor, f"{int(frame.hidden.sum())} of {len(frame.hidden)} tokens hidden")
-        path = save_figure(figure, pictures / f"hidden-{number + 1}.png")
-        drawn.append(Picture(path, f"A frame of {run.key}, whom the model has not learnt from."))
+    for number, (item, frame) in enumerate(zip(items, frames, strict=True), 1):
+        title = f"{int(frame.masked.sum())} of {len(frame.masked)} tokens masked"
+        path = save_figure(_decoded_figure(frame, extractor, title), pictures / f"hidden-{number}.png")
+        drawn.append(Picture(path, f"A frame of {store.runs[item['run_index']].key}, a held-out run."))
     return Section(heading, paragraphs, pictures=drawn)
 
 
-def _decoded_figure(frame: HiddenFrame, extractor: TabletFeatureExtractor, title: str) -> Any:
+def _decoded_figure(frame: MaskedFrame, extractor: TabletFeatureExtractor, title: str) -> Any:
     tokens = torch.stack([frame.mean, frame.original, frame.visible, frame.predicted])
     mean, *volumes = extractor.decode(tokens).numpy()
     is_change = extractor.signal == "percent_change"

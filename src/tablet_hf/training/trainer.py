@@ -3,25 +3,43 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from tablet_hf.datasets.collator import TabletCollator
 from tablet_hf.datasets.windows import EpochCallback
 
-__all__ = ["LogWithCheckpoints", "make_trainer"]
+__all__ = ["LogWithCheckpoints", "ReportProgress", "make_trainer"]
 
 
 class LogWithCheckpoints(TrainerCallback):
-    """A line of the log with every checkpoint, so that what is averaged in the next line does not begin before it.
+    """Logs with every checkpoint, so that the next mean of losses does not begin before it.
 
-    Trainer forgets the losses since the last line when it goes on from a checkpoint.
+    Trainer forgets the losses since the last log when it resumes from a checkpoint.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_log |= control.should_save
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log |= control.should_save
+    on_epoch_end = on_step_end
+
+
+class ReportProgress(TrainerCallback):
+    """Calls `on_progress(step, number of steps, text)` after each step, with the last loss as text."""
+
+    def __init__(self, on_progress: Callable[[int, int, str], None]):
+        self.on_progress, self.text = on_progress, ""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in (logs or {}):
+            self.text = f"loss {float(logs['loss']):.4g}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.on_progress(state.global_step, state.max_steps, self.text)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and state.global_step < state.max_steps:  # stopped early
+            self.on_progress(state.max_steps, state.max_steps, self.text)
 
 
 def make_trainer(
@@ -31,20 +49,17 @@ def make_trainer(
     validation: Any = None,
     compute_metrics: Callable[[Any], dict[str, float]] | None = None,
     callbacks: Sequence[Any] = (),
-    is_quiet: bool = False,
-) -> Any:
-    """A plain `Trainer` over windows, with what it needs to know of epochs and checkpoints.
+) -> Trainer:
+    """Make a plain `Trainer` over windows, with the callbacks and the collator that these need.
 
     Args:
-        model: one of `modeling_tablet`, or peft's wrapping of it.
-        arguments: `training_arguments`.
-        training, validation: datasets of windows.
+        model: a model of `modeling_tablet`, or peft's wrapping of it.
+        arguments: `TabletTrainingArguments`; with `disable_tqdm` nothing is printed.
+        training: windows to train on.
+        validation: windows to evaluate on.
         compute_metrics: see `Trainer`.
-        callbacks: further ones.
-        is_quiet: no bars and tables of `Trainer`, where somebody else says how far it is.
+        callbacks: further callbacks.
     """
-    from transformers import Trainer
-
     trainer = Trainer(
         model,
         arguments,
@@ -54,7 +69,6 @@ def make_trainer(
         compute_metrics=compute_metrics,
         callbacks=[EpochCallback(), LogWithCheckpoints(), *callbacks],
     )
-    if is_quiet:
+    if arguments.disable_tqdm:
         trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
     return trainer
