@@ -19,20 +19,20 @@ from pathlib import Path
 import torch
 
 from tablet_hf import TabletFeatureExtractor
-from tablet_hf.datasets.run_files import KeptTokens, quantise
+from tablet_hf.datasets.run_files import StoredTokens, quantise
 from tablet_hf.slice_autoencoder import DEFAULT_AUTOENCODER
 
 
-def by_features(tokens: torch.Tensor) -> KeptTokens:
+def by_features(tokens: torch.Tensor) -> StoredTokens:
     """One step a feature, by its largest deviation in any frame."""
     mean = tokens.mean(0).half()
     deviations = tokens - mean.float()
     step = (deviations.abs().amax((0, 1)) / 127 * (1 + 2**-10)).clamp_min(2**-24).half()
-    return KeptTokens((deviations / step.float()).round().clamp(-127, 127).to(torch.int8), mean, step)
+    return StoredTokens((deviations / step.float()).round().clamp(-127, 127).to(torch.int8), mean, step)
 
 
-def errors(kept: KeptTokens, tokens: torch.Tensor) -> str:
-    off = kept.widen(torch.empty(tokens.shape, dtype=torch.float16)).float() - tokens
+def errors(kept: StoredTokens, tokens: torch.Tensor) -> str:
+    off = kept.widen().float() - tokens
     temporal = tokens - tokens.mean(0)
     by_frame = off.flatten(1).norm(dim=1) / temporal.flatten(1).norm(dim=1)
     return (
@@ -47,9 +47,9 @@ def milliseconds(cells: int, features: int, repeats: int = 60, window: int = 256
     values = torch.randint(-127, 128, (frames, cells, features), dtype=torch.int8)
     mean, step = torch.randn(cells, features).half(), torch.rand(features).half()
     ways = {
-        "plain copy": KeptTokens(torch.randn(frames, cells, features).half()),
-        "steps of features": KeptTokens(values, mean, step),
-        "and factor of frame": KeptTokens(values, mean, step, torch.rand(frames) + 0.5),
+        "plain copy": StoredTokens(torch.randn(frames, cells, features).half()),
+        "steps of features": StoredTokens(values, mean, step),
+        "and factor of frame": StoredTokens(values, mean, step, torch.rand(frames) + 0.5),
     }
     out, times = torch.empty(window, cells, features, dtype=torch.float16), {name: [] for name in ways}
     for _ in range(repeats):
@@ -72,7 +72,7 @@ def main() -> None:
     moved[len(tokens) // 4] = tokens[len(tokens) // 4].roll(5, dims=0)
     for name, values in (("as it is", tokens), ("one frame moved", moved)):
         print(f"{arguments.scan.name}, {len(values)} frames, {name}")
-        print(f"  float16:             {errors(KeptTokens(values.half()), values)}")
+        print(f"  float16:             {errors(StoredTokens(values.half()), values)}")
         print(f"  steps of features:   {errors(by_features(values), values)}")
         print(f"  and factor of frame: {errors(quantise(values)[0], values)}")
     for name, times in milliseconds(*tokens.shape[1:]).items():

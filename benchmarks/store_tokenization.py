@@ -28,12 +28,13 @@ import nibabel
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from dcae_scan import DCAE_F32C32
 from diffusers import AutoencoderDC
 
 from tablet_hf import TabletFeatureExtractor
 from tablet_hf.datasets import TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.tokenization import Resources, gathered, shared_out, tokenize_scans
+from tablet_hf.datasets.tokenization import Resources, share_records, tokenize_scans
 from tablet_hf.slice_autoencoder import DEFAULT_AUTOENCODER
 from tablet_hf.sources import find_scans
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
@@ -78,12 +79,12 @@ def make_extractor(autoencoder: str, device: str, dtype: torch.dtype) -> TabletF
 def write_store(records: list, extractor: TabletFeatureExtractor, folder: Path, resources: Resources) -> float:
     """Seconds from the first file to the finished store, by the slowest process."""
     device = extractor.device
-    with shared_out(records, cpu=device.type == "cpu") as (share, state):
+    with share_records(records, cpu=device.type == "cpu") as (share, state):
         writer = TokenStoreWriter(folder, extractor.to_dict())
         state.wait_for_everyone()
         started = time.perf_counter()
-        outcome = tokenize_scans(share, extractor, writer, resources, log_name=f"tokenize-{state.process_index}")
-        outcomes = gathered(outcome, state)
+        outcome = tokenize_scans(share, extractor, writer, resources)
+        outcomes = gather_object([outcome])
         if state.is_main_process:
             writer.finish()
         seconds = time.perf_counter() - started

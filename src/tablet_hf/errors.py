@@ -1,6 +1,6 @@
-"""The exception for unusable input, and what went wrong at the Hub as one sentence."""
+"""The exception for unusable input, what went wrong at the Hub as one sentence, and numbers in messages."""
 
-__all__ = ["InputError", "not_on_hub"]
+__all__ = ["InputError", "counted", "not_on_hub"]
 
 
 class InputError(ValueError):
@@ -52,3 +52,8 @@ def not_on_hub(error: BaseException, name: str, kind: str = "model", revision: s
     else:
         return None
     return InputError(f"{name}: {message}")
+
+
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """A number of things for a message: `1 scan`, `2,000 scans`."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import shutil
 import socket
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from tablet_hf.datasets import TabletCollator, TokenDataset, TokenStoreWriter, average_by
 from tablet_hf.datasets.export import export_parquet
 from tablet_hf.datasets.run_files import token_column
+from tablet_hf.datasets.store_files import sidecar_of
 from tablet_hf.datasets.streaming import StreamedWindows, mixed
 from tablet_hf.errors import InputError
 from tablet_hf.sources import Problem, ScanRecord
@@ -39,8 +39,8 @@ def processes():
     return context
 
 
-def runs_as_rank(rank, port, told, source, dispatch_batches):
-    """As one of two processes that torchrun starts, read windows as accelerate prepares them; tell places of runs."""
+def runs_as_rank(rank, port, out, source, dispatch_batches):
+    """As one of two processes of torchrun, read windows as accelerate prepares them; write the indices of runs."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     from accelerate import Accelerator
@@ -55,7 +55,7 @@ def runs_as_rank(rank, port, told, source, dispatch_batches):
     for batch in accelerator.prepare(loader):
         found["own"] += batch["run_index"].tolist()
         found["gathered"] += accelerator.gather_for_metrics(batch["run_index"]).tolist()
-    told.write_text(json.dumps(found))
+    out.write_text(json.dumps(found))
     accelerator.end_training()
 
 
@@ -78,21 +78,20 @@ def test_it_comes_back_as_it_was(exported, own_cache):
         assert means == (None, None) if means[1] is None else torch.equal(*means)
     assert back.check() == []
     assert (back.folder / "splits" / "sex.csv").is_file()
+    with pytest.raises(InputError, match=export.name):
+        export_parquet(store, export)  # nothing is overwritten
 
 
-def test_it_is_unpacked_once(exported, own_cache):
+def test_it_is_unpacked_once_and_continued_when_interrupted(exported, own_cache):
     first = TokenDataset.load(exported[1])
     times = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.arrow")}
+    (first.folder / "runs.parquet").unlink()
+    lost = sidecar_of(first.folder / first.runs[1].file)
+    lost.unlink()
     second = TokenDataset.load(exported[1])
-    assert {path: path.stat().st_mtime_ns for path in second.folder.rglob("*.arrow")} == times
-
-
-def test_unpacking_that_was_cut_short_is_finished(exported, own_cache):
-    whole = TokenDataset.load(exported[1])
-    (whole.folder / "runs.parquet").unlink()
-    lost = whole.folder / whole.runs[1].file
-    lost.with_name(lost.name.replace(".arrow", ".json")).unlink()
-    assert torch.equal(TokenDataset.load(exported[1]).window(1), whole.window(1))
+    changed = [path for path, time in times.items() if path.stat().st_mtime_ns != time]
+    assert changed == [second.folder / first.runs[1].file]
+    assert TokenDataset.load(exported[1]).check() == []
 
 
 def test_datasets_reads_typed_rows(exported, tmp_path):
@@ -108,35 +107,21 @@ def test_datasets_reads_typed_rows(exported, tmp_path):
         np.testing.assert_array_equal(np.asarray(row["tokens"], np.float16), store.window(1, 3, 1)[0])
 
 
-def test_a_phenotype_called_like_a_column_keeps_its_values(write_store, tmp_path, own_cache, preprocessing):
+def test_a_phenotype_named_like_a_column_keeps_its_values(tmp_path, own_cache, preprocessing):
     writer = TokenStoreWriter(tmp_path / "store", preprocessing)
-    writer.write(
-        ScanRecord("01", Path("x"), phenotypes={"frame": 7, "tokens": "many"}), torch.zeros(2, 27, 96), 1.0, {}
-    )
+    phenotypes = {"frame": 7, "tokens": "many"}
+    writer.write(ScanRecord("01", Path("x"), phenotypes=phenotypes), torch.zeros(2, 27, 96), 1.0, {})
     export = export_parquet(writer.finish(), tmp_path / "export")
-    assert TokenDataset.load(export).runs[0].phenotypes == {"frame": 7, "tokens": "many"}
+    assert TokenDataset.load(export).runs[0].phenotypes == phenotypes
     rows = datasets.load_dataset(str(export), split="train", cache_dir=str(tmp_path / "rows"))
     assert (rows[1]["frame"], rows[1]["phenotype_frame"]) == (1, 7)
 
 
-def test_nothing_is_overwritten(exported):
-    with pytest.raises(InputError, match="there already"):
-        export_parquet(*exported)
-
-
-def test_a_lost_file_is_told(exported, own_cache, tmp_path):
-    shutil.copytree(exported[1], tmp_path / "copy")
-    sorted((tmp_path / "copy" / "data").iterdir())[1].unlink()
-    with pytest.raises(InputError, match=r"1 of its 3 runs.*ABIDE/sub-02_task-rest"):
-        TokenDataset.load(tmp_path / "copy")
-
-
 class TestDamage:
-    """What is damaged is never read as numbers, nor given a checksum of its own."""
+    """What is damaged is never read as numbers, nor given a new checksum."""
 
     @pytest.fixture
     def plain(self, write_store, tmp_path):
-        """A store and its export without compression, so that a changed number changes nothing else."""
         store = write_store(tmp_path / "store")
         return store, export_parquet(store, tmp_path / "export", shard_bytes=1)
 
@@ -146,48 +131,35 @@ class TestDamage:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"sub-02.*content is not what was written; delete it and tokenize"):
+        with pytest.raises(InputError, match=path.name):
             export_parquet(TokenDataset.load(store.folder), tmp_path / "again")
         assert not (tmp_path / "again").exists()
 
-    def test_pages_have_checksums_that_are_looked_at(self, plain, own_cache, monkeypatch):
-        _, export = plain
-        flip_in_column(sorted((export / "data").iterdir())[1], "tokens")
-        with pytest.raises(InputError, match=r"train-00001-of-00003.parquet: it is damaged .*; copy or download"):
-            TokenDataset.load(export)
-
-    def test_numbers_that_were_changed_with_their_page_are_found(self, plain, own_cache):
-        """As by somebody who wrote the file anew, or by a reader that does not look at the checksums of pages."""
+    @pytest.mark.parametrize("damage", ["flip", "cut", "rewritten"])
+    def test_a_damaged_file_is_neither_unpacked_nor_streamed(self, plain, own_cache, damage):
         _, export = plain
         path = sorted((export / "data").iterdir())[1]
-        rows = pq.read_table(path)
-        values = rows["tokens"].combine_chunks()
-        storage = values.storage if hasattr(values, "storage") else values
-        numbers = storage.flatten().flatten().to_numpy().copy()
-        numbers[5] += 1
-        column = token_column(numbers.reshape(64, 27, 96), rows.schema.field("tokens").type)
-        place = rows.schema.names.index("tokens")
-        pq.write_table(rows.set_column(place, rows.schema.field("tokens"), column), path, write_page_checksum=True)
-        told = r"the tokens of sub-02_task-rest are not those that were exported; copy or download"
-        with pytest.raises(InputError, match=told):
-            TokenDataset.load(export)
-        with pytest.raises(InputError, match=told):
-            list(StreamedWindows(export, 20))
+        if damage == "flip":  # which checksums of pages find
+            flip_in_column(path, "tokens")
+        elif damage == "cut":
+            path.write_bytes(path.read_bytes()[:3000])
+        else:  # which only the checksum of the run's numbers finds
+            rows = pq.read_table(path)
+            values = rows["tokens"].combine_chunks()
+            storage = values.storage if hasattr(values, "storage") else values
+            numbers = storage.flatten().flatten().to_numpy().copy()
+            numbers[5] += 1
+            column = token_column(numbers.reshape(64, 27, 96), rows.schema.field("tokens").type)
+            index = rows.schema.names.index("tokens")
+            pq.write_table(rows.set_column(index, rows.schema.field("tokens"), column), path, write_page_checksum=True)
+        for read in (TokenDataset.load, lambda source: list(StreamedWindows(source, 20))):
+            with pytest.raises(InputError, match=path.name):
+                read(export)
 
-    def test_a_flipped_bit_is_found_by_streaming_too(self, plain, own_cache):
-        _, export = plain
-        flip_in_column(sorted((export / "data").iterdir())[1], "tokens")
-        with pytest.raises(InputError, match=r"copy or download the dataset again"):
-            list(StreamedWindows(export, 20))
-
-    def test_a_file_that_was_cut(self, plain, own_cache):
-        _, export = plain
-        path = sorted((export / "data").iterdir())[1]
-        path.write_bytes(path.read_bytes()[:3000])
-        stream = StreamedWindows(export, 20)
-        for read in (lambda: list(stream), lambda: TokenDataset.load(export)):
-            with pytest.raises(InputError, match=r"it is damaged or out of reach .*; copy or download"):
-                read()
+    def test_a_lost_file_is_reported(self, plain, own_cache):
+        sorted((plain[1] / "data").iterdir())[1].unlink()
+        with pytest.raises(InputError, match="sub-02_task-rest"):
+            TokenDataset.load(plain[1])
 
 
 def flip_in_column(path, name):
@@ -199,55 +171,32 @@ def flip_in_column(path, name):
     path.write_bytes(content)
 
 
-class TestWhatStaysBehind:
-    def test_scans_and_folders_are_not_told(self, write_store, tmp_path, preprocessing, known_tokens):
-        secret = tmp_path / "hospital-7" / "my-autoencoder"
-        made = preprocessing | {"autoencoder": str(secret)}
-        writer = TokenStoreWriter(tmp_path / "store", made, is_restricted=True)
-        scan = {"name": "MRN-4711_bold.nii.gz", "bytes": 77_123_401, "modified_ns": 1_600_000_000_123_456_789}
-        beside = {"mask": scan | {"name": "MRN-4711_mask.nii.gz"}, "repetition_time": None, "sidecars": []}
-        writer.write(ScanRecord("01", Path("x")), known_tokens["03"], 2.0, scan, beside=beside)
-        writer.write_problems([Problem(str(secret / "scan.nii.gz"), "it is damaged.")])
-        (writer.folder / "logs").mkdir()
-        (writer.folder / "logs" / "tokenize-0.tsv").write_text(str(secret))
-        export = export_parquet(writer.finish(), tmp_path / "export")
-        assert {path.name for path in export.iterdir()} == {"README.md", "store.json", "runs.parquet", "data"}
+def test_names_of_scans_and_folders_stay_behind(tmp_path, preprocessing, known_tokens):
+    folder = tmp_path / "hospital-7" / "my-autoencoder"
+    writer = TokenStoreWriter(tmp_path / "store", preprocessing | {"autoencoder": str(folder)}, is_restricted=True)
+    scan = {"name": "MRN-4711_bold.nii.gz", "bytes": 77_123_401, "modified_ns": 1_600_000_000_123_456_789}
+    companions = {"mask": scan | {"name": "MRN-4711_mask.nii.gz"}, "repetition_time": None, "sidecars": []}
+    writer.write(ScanRecord("01", Path("x")), known_tokens["03"], 2.0, scan, companions=companions)
+    writer.write_problems([Problem(str(folder / "scan.nii.gz"), "it is damaged.")])
+    export = export_parquet(writer.finish(), tmp_path / "export")
+    assert {path.name for path in export.iterdir()} == {"README.md", "store.json", "runs.parquet", "data"}
+    (row,) = pq.read_table(export / "runs.parquet").to_pylist()
+    for secret in ("hospital-7", "MRN-4711", "77123401", "1600000000123456789"):
+        assert secret not in str(row)
         for path in (path for path in export.rglob("*") if path.is_file()):
-            for told in ("hospital-7", "MRN-4711", "77123401", "1600000000123456789"):
-                assert told.encode() not in path.read_bytes()
-        (row,) = pq.read_table(export / "runs.parquet").to_pylist()
-        assert not any(told in str(row) for told in ("hospital-7", "MRN-4711", "77123401", "1600000000123456789"))
-        known = json.loads((export / "store.json").read_text())["preprocessing"]
-        assert (known["autoencoder"], known["autoencoder_revision"]) == ("my-autoencoder", "sha256:0123456789ab")
-        card = (export / "README.md").read_text()
-        assert "`my-autoencoder sha256:0123456789ab`" in card
-        assert "Restricted." in card
-
-    def test_an_open_dataset_is_not_called_restricted(self, exported):
-        assert "Restricted" not in (exported[1] / "README.md").read_text()
+            assert secret.encode() not in path.read_bytes()
+    made = json.loads((export / "store.json").read_text())["preprocessing"]
+    assert (made["autoencoder"], made["autoencoder_revision"]) == ("my-autoencoder", "sha256:0123456789ab")
+    assert "`my-autoencoder sha256:0123456789ab`" in (export / "README.md").read_text()
 
 
 def test_a_name_that_nothing_has(own_cache):
-    with pytest.raises(InputError, match=r"nobody/nothing: .* the Hub cannot be reached now"):
-        TokenDataset.load("nobody/nothing")
-    with pytest.raises(InputError, match="/no/such/store: there is no such folder"):
-        TokenDataset.load("/no/such/store")
+    for name in ("nobody/nothing", "/no/such/store"):
+        with pytest.raises(InputError, match=name):
+            TokenDataset.load(name)
 
 
 class TestStreaming:
-    def test_another_export_of_the_same_name_does_not_lend_its_types(
-        self, write_store, tmp_path, monkeypatch, own_cache
-    ):
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "shared"))
-        exports = {}
-        for dtype in ("float16", "int8"):
-            store = write_store(tmp_path / dtype / "store", dtype)
-            exports[dtype] = export_parquet(store, tmp_path / dtype / "export")
-        datasets.load_dataset(str(exports["float16"]), split="train")
-        streamed = {window["run"]: window["input_values"] for window in StreamedWindows(exports["int8"], 999)}
-        for run in store.runs:
-            torch.testing.assert_close(streamed[run.key], store.window(run.key), atol=2e-3, rtol=1e-3)
-
     def test_windows_are_those_of_the_store(self, exported):
         store, export = exported
         for source in (store.folder, export):
@@ -281,7 +230,7 @@ class TestStreaming:
         chosen = StreamedWindows(export, 8, labels, runs=[store.runs[1].key, store.runs[2].key])
         assert [w["run"] for w in chosen] == [store.runs[1].key]
 
-    def test_people_are_known_of_windows(self, exported):
+    def test_windows_have_subjects(self, exported):
         store, export = exported
         for source in (store.folder, export):
             windows = StreamedWindows(source, 50, is_training=False)
@@ -289,11 +238,11 @@ class TestStreaming:
             assert [store.runs[item["run_index"]].key for item in items] == [item["run"] for item in items]
             assert windows.subjects == {run.key: run.subject for run in store.runs}
             assert windows.window_subjects == ["01", "01", "01", "02", "03"]
-            people, means = average_by(np.array([1.0, 2, 6, 4, 5]), windows.window_subjects)
-            assert (people, means.tolist()) == (["01", "02", "03"], [3.0, 4.0, 5.0])
+            subjects, means = average_by(np.array([1.0, 2, 6, 4, 5]), windows.window_subjects)
+            assert (subjects, means.tolist()) == (["01", "02", "03"], [3.0, 4.0, 5.0])
         batch = TabletCollator(keep_run_index=True)(items)
         assert batch["run_index"].tolist() == [0, 0, 0, 1, 2]
-        with pytest.raises(ValueError, match="is_training=False"):
+        with pytest.raises(ValueError, match="is_training"):
             _ = StreamedWindows(export, 50).window_subjects
 
     def test_processes_of_an_own_loop_share_the_files(self, exported):
@@ -304,7 +253,7 @@ class TestStreaming:
                 assert all(shares)
                 assert sorted(shares[0] + shares[1]) == [run.key for run in exported[0].runs]
         assert len(list(stream)) == 3
-        with pytest.raises(ValueError, match="from 0 to 1"):
+        with pytest.raises(ValueError, match="index"):
             stream.shard(2, 2)
 
     def test_two_processes_of_accelerate_see_every_run_once(self, write_store, tmp_path, processes):
@@ -316,16 +265,16 @@ class TestStreaming:
         for source, dispatch_batches in ((store.folder, False), (export, None), (export, False)):
             with socket.create_server(("127.0.0.1", 0)) as server:
                 port = server.getsockname()[1]
-            told = [tmp_path / f"{source.name}-{rank}.json" for rank in (0, 1)]
+            outputs = [tmp_path / f"{source.name}-{rank}.json" for rank in (0, 1)]
             both = [
-                processes.Process(target=runs_as_rank, args=(rank, port, told[rank], source, dispatch_batches))
+                processes.Process(target=runs_as_rank, args=(rank, port, outputs[rank], source, dispatch_batches))
                 for rank in (0, 1)
             ]
             for process in both:
                 process.start()
             for process in both:
                 process.join()
-            first, second = (json.loads(path.read_text()) for path in told)
+            first, second = (json.loads(path.read_text()) for path in outputs)
             assert first["gathered"] == second["gathered"]
             assert sorted(first["gathered"]) == sorted(first["own"] + second["own"]) == list(range(8))
             assert len(first["own"]) == 4
@@ -337,7 +286,7 @@ class TestStreaming:
 
     def test_more_readers_than_files(self, exported):
         loader = torch.utils.data.DataLoader(StreamedWindows(exported[1], 8), batch_size=None, num_workers=4)
-        with pytest.raises(InputError, match="3 files cannot be shared out among 4"):
+        with pytest.raises(InputError, match=exported[1].name):
             list(loader)
 
     def test_mixing_keeps_everything(self):

@@ -264,7 +264,7 @@ def test_dataset_check(store, folder):
 
 def test_dataset_describe(store):
     said = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in run("dataset", "describe", store).stdout.splitlines())
-    assert (said["people"], said["runs"], said["repetition time"]) == ("8", "8", "2 s")
+    assert (said["subjects"], said["runs"], said["repetition time"]) == ("8", "8", "2 s")
     assert {"phenotype sex", "phenotype age"} <= said.keys()
 
 

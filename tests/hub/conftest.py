@@ -86,7 +86,9 @@ def make_store(tmp_path_factory):
             )
             scan = {"name": f"{subject}_MRN-4711_bold.nii.gz", "bytes": 77, "modified_ns": 1_551_657_600_000_000_000}
             tokens = torch.randn(5, 27, token_size, generator=generator)
-            writer.write(record, tokens, 0.72, scan, beside={"mask": scan, "repetition_time": None, "sidecars": [scan]})
+            writer.write(
+                record, tokens, 0.72, scan, companions={"mask": scan, "repetition_time": None, "sidecars": [scan]}
+            )
         store = writer.finish()
         parts = dict(zip(SUBJECTS, ["train"] * 4 + ["validation", "test"], strict=True))
         write_splits([Split("fold-1", parts, 0, {"made by": "hospital-7", "folds": 1})], folder / "splits" / "sex.csv")

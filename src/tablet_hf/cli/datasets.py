@@ -2,8 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +14,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tablet_hf.cli.terminal import choose_device, messages, one_sentence, output, show_facts
-from tablet_hf.errors import InputError
+from tablet_hf.errors import InputError, counted
 from tablet_hf.progress import Bars
 
 app = typer.Typer(name="dataset", help="Describe, check, split, merge and export token datasets.", no_args_is_help=True)
+
+LABELS = ("dataset", "site", "session", "task", "run", "family")
 
 SourceOption = Annotated[
     str | None,
@@ -60,36 +63,35 @@ def tokenize_source(
     check_space: bool,
     dry_run: bool,
 ) -> None:
-    """Find the scans of a source and tokenize this process's share of them; the main process tells and finishes."""
+    """Find the scans of a source and tokenize this process's share; the main process reports and finishes the store."""
     from tablet_hf.sources import find_scans
 
     if len(roots) != 1:
         raise InputError(f"--source takes one folder or table, but {len(roots)} were given.")
     cohort = find_scans(source, roots[0], **options)
     if dry_run:
-        _tell_cohort(cohort)
-        _show_labels(cohort)
+        _show_cohort(cohort)
+        _show_labels(cohort.records)
         raise typer.Exit(2 if cohort.problems else 0)
     if not cohort.records:
-        _tell_cohort(cohort)
+        _show_cohort(cohort)
         _forget_withdrawn(out, options)
         raise InputError(f"{roots[0]}: --source {source} found no scan there that can be used; nothing was tokenized.")
 
-    from dataclasses import replace
-
     import torch
+    from accelerate.utils import gather_object
 
-    from tablet_hf.datasets.tokenization import Resources, gathered, shared_out, tokenize_scans
+    from tablet_hf.datasets.tokenization import Resources, share_records, tokenize_scans
     from tablet_hf.datasets.writer import TokenStoreWriter
 
     chosen = choose_device(device)
-    with shared_out(cohort.records, cpu=chosen == "cpu") as (share, state):
+    with share_records(cohort.records, cpu=chosen == "cpu") as (share, state):
         if state.num_processes > 1 and state.device.type == "cuda":
             chosen = str(state.device)
         if state.is_main_process:
-            _tell_cohort(cohort)
+            _show_cohort(cohort)
         extractor = make_extractor(chosen)
-        extractor.slice_autoencoder  # noqa: B018  (loaded now: what it is called stands in the store)
+        extractor.slice_autoencoder  # noqa: B018  (loaded now, since the store records its revision)
         with state.main_process_first():
             writer = TokenStoreWriter(out, extractor.to_dict(), dtype, cohort.is_restricted)
             if state.is_main_process:
@@ -99,136 +101,108 @@ def tokenize_source(
         if readers is not None:
             resources = replace(resources, readers=readers)
         with _progress(state.is_main_process) as on_progress:
-            outcome = tokenize_scans(
-                share, extractor, writer, resources, check_space, on_progress, f"tokenize-{state.process_index}"
-            )
-        outcomes = gathered(outcome, state)
-        if not state.is_main_process:
-            return
-        _tell_outcome(outcomes, cohort, writer, options)
+            outcome = tokenize_scans(share, extractor, writer, resources, check_space, on_progress)
+        outcomes = gather_object([outcome])
+        if state.is_main_process:
+            _finish(outcomes, cohort, writer)
 
 
-def _said(what: Any) -> str:
-    """As text to print: names of files need not be text, and what is not is reported as its number."""
+def _text(what: Any) -> str:
+    """As text to print: names of files need not be text, and what is not is printed as its number."""
     return escape(str(what).encode("utf-8", "backslashreplace").decode())
 
 
-def _counted(number: int, one: str, several: str | None = None) -> str:
-    """`1 scan`, `2 scans`."""
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
+def _show_problems(problems: Sequence[Any], most: int = 50) -> None:
+    for problem in problems[:most]:
+        messages.print(f"  {_text(problem)}")
+    if len(problems) > most:
+        messages.print(f"  and {len(problems) - most:,} more.")
 
 
 def _forget_withdrawn(store: Path, options: dict[str, Any]) -> None:
-    """Delete from a store what it has of subjects who withdrew, and say so."""
-    from tablet_hf.datasets.store_files import STORE_FILE, forget_people
+    """Delete the runs of subjects who withdrew from a store."""
+    from tablet_hf.datasets.store_files import STORE_FILE, forget_subjects
     from tablet_hf.sources.ukb import withdrawn_subjects
 
     if options.get("withdrawn") is None or not (store / STORE_FILE).is_file():
         return
-    gone = forget_people(store, withdrawn_subjects(Path(options["withdrawn"])))
-    if gone:
+    if gone := forget_subjects(store, withdrawn_subjects(Path(options["withdrawn"]))):
         messages.print(
-            f"{_said(store)}: {_counted(len(gone), 'run')} of people who withdrew "
-            f"{'was' if len(gone) == 1 else 'were'} deleted: {_said(', '.join(run.key for run in gone))}. Copies and "
-            "exports of the store, and splits, still have them; make these anew."
+            f"{_text(store)}: deleted {counted(len(gone), 'run')} of subjects who withdrew: "
+            f"{_text(', '.join(run.key for run in gone))}. Delete them from copies, exports and splits too."
         )
 
 
-def _warn_of_lost_scans(store: Path, runs: list[Any], cohort: Any, options: dict[str, Any]) -> None:
-    """Warn about runs of a store that the source no longer finds; they are not deleted."""
-    from tablet_hf.sources.records import same_labels
-
-    found: dict[str, list[Any]] = {}
-    for record in cohort.records:
-        found.setdefault(str(record.subject), []).append(record)
-    datasets = {record.dataset for record in cohort.records}
-    asked = {name: options[f"{name}s"] for name in ("task", "session") if options.get(f"{name}s")}
-    lost = [
-        run
-        for run in runs
-        if (run.dataset in datasets or None in datasets)
-        and all(getattr(run, name) in values for name, values in asked.items())
-        and not any(same_labels(run, record) for record in found.get(run.subject, ()))
-    ]
-    if lost:
-        files = ", ".join(run.file for run in lost[:5]) + (", ..." if len(lost) > 5 else "")
-        message = (
-            f"{store}: {_counted(len(lost), 'run')} with a scan that is no longer found, delete to remove: {files}."
-        )
-        warnings.warn(message, stacklevel=2)
+def _show_cohort(cohort: Any) -> None:
+    subjects = {(record.dataset, record.subject) for record in cohort.records}
+    messages.print(f"{counted(len(cohort.records), 'scan')} of {counted(len(subjects), 'subject')}.")
+    _show_problems(cohort.problems, most=20)
 
 
-def _tell_cohort(cohort: Any) -> None:
-    people = {(record.dataset, record.subject) for record in cohort.records}
-    messages.print(f"{_counted(len(cohort.records), 'scan')} of {_counted(len(people), 'person', 'people')}.")
-    for problem in cohort.problems[:20]:
-        messages.print(f"  {_said(problem)}")
-    if len(cohort.problems) > 20:
-        messages.print(f"  and {len(cohort.problems) - 20} more like these.")
-
-
-def _show_labels(cohort: Any) -> None:
-    """What was found next to the scans: an example, and how many of them have what."""
-    records = cohort.records
+def _show_labels(records: Sequence[Any]) -> None:
+    """What was found of the scans: an example, and how many have which label or phenotype."""
     if not records:
         return
     facts = {"first scan": str(records[0].scan)}
-    for name in ("dataset", "site", "session", "task", "run", "family"):
-        values = [getattr(record, name) for record in records]
-        known = {value for value in values if value is not None}
-        if known:
-            facts[name] = f"{len(known)} different, of {sum(value is not None for value in values)} scans"
-    facts["mask beside it"] = f"{sum(record.mask is not None for record in records)} scans"
+    columns = {name: [getattr(record, name) for record in records] for name in LABELS}
     for name in sorted({name for record in records for name in record.phenotypes}):
-        values = [record.phenotypes.get(name) for record in records]
-        known = [value for value in values if value is not None]
-        some = ", ".join(str(value) for value in sorted(set(known), key=str)[:4])
-        more = ", ..." if len(set(known)) > 4 else ""
-        facts[f"phenotype {name}"] = f"{len(known)} of {len(records)} scans: {some}{more}"
+        columns[f"phenotype {name}"] = [record.phenotypes.get(name) for record in records]
+    for name, cells in columns.items():
+        if values := [cell for cell in cells if cell is not None]:
+            different = sorted(set(values), key=str)
+            some = ", ".join(map(str, different[:4])) + (", ..." if len(different) > 4 else "")
+            facts[name] = f"{len(values)} of {counted(len(records), 'scan')}: {some}"
+    facts["mask"] = f"{sum(record.mask is not None for record in records)} of {counted(len(records), 'scan')}"
     show_facts(facts)
 
 
-def _tell_outcome(outcomes: list[Any], cohort: Any, writer: Any, options: dict[str, Any]) -> None:
-    """Say what was done and what failed, before anything is written that a full disk may not take."""
+def _finish(outcomes: Sequence[Any], cohort: Any, writer: Any) -> None:
+    """Report what was done, write the tables of runs and of problems, and exit with 2 if anything was left out."""
+    from tablet_hf.datasets.store_files import INDEX_FILE
+
     failed = [problem for outcome in outcomes for problem in outcome.failed]
-    done, kept = (sum(len(getattr(outcome, name)) for outcome in outcomes) for name in ("done", "kept"))
+    done, existing = (sum(len(getattr(outcome, name)) for outcome in outcomes) for name in ("done", "existing"))
     frames, seconds = sum(outcome.frames for outcome in outcomes), max(outcome.seconds for outcome in outcomes)
-    rate = f", {frames / seconds:.1f} frames/s" if frames else ""
-    messages.print(
-        f"{_counted(done, 'run')} tokenized ({_counted(frames, 'frame')} in {seconds:,.0f} s{rate}), {kept:,} "
-        f"{'was' if kept == 1 else 'were'} there already."
-    )
+    rate = f" in {seconds:,.0f} s, {frames / seconds:.1f} frames/s" if frames else ""
+    messages.print(f"{counted(done, 'run')} tokenized ({counted(frames, 'frame')}{rate}), {existing:,} existing.")
     if failed:
-        messages.print(f"{len(failed):,} of {_counted(len(cohort.records), 'scan')} could not be used:")
-        for problem in failed[:50]:
-            messages.print(f"  {_said(problem)}")
-        if len(failed) > 50:
-            messages.print(f"  and {len(failed) - 50} more.")
-    is_whole = not failed and not cohort.problems
-    if writer.has_runs():
-        try:
-            store = writer.finish()
-        except OSError as error:
-            is_whole = False
-            messages.print(
-                f"{_said(writer.folder)}: the table of runs could not be written ({error.strerror}); make room, "
-                "and run this again, which keeps the runs that are whole."
-            )
-        else:
-            _warn_of_lost_scans(writer.folder, store.runs, cohort, options)
-            held = _counted(sum(run.num_frames for run in store.runs), "frame")
-            output.print(f"{_said(store.folder)}  {_counted(len(store), 'run')}, {held}")
-    for problem in writer.unreadable:
-        is_whole = False
-        messages.print(f"  {_said(problem)}")
+        messages.print(f"{len(failed):,} of {counted(len(cohort.records), 'scan')} could not be used:")
+        _show_problems(failed)
+    is_complete = not cohort.problems and not failed
+    try:
+        store = writer.finish()
+        _warn_of_lost_scans(store, cohort)
+        output.print(f"{_text(store.folder)}  {counted(len(store), 'run')}")
+    except OSError as error:  # a full disk: the runs that are complete stay, and problems are reported
+        is_complete = False
+        messages.print(f"{_text(writer.folder / INDEX_FILE)}: not written ({error.strerror}); run this again.")
+    except InputError as error:
+        is_complete = False
+        messages.print(_text(error))
+    _show_problems(writer.unreadable)
     try:
         writer.write_problems([*cohort.problems, *failed, *writer.unreadable])
     except OSError as error:
-        messages.print(f"{_said(writer.problems_file)}: it could not be written ({error.strerror}).")
+        messages.print(f"{_text(writer.problems_file)}: not written ({error.strerror}).")
         raise typer.Exit(2) from error
-    if not is_whole:
-        messages.print(f"All that was left out, and why: {_said(writer.problems_file)}")
+    if writer.unreadable or not is_complete:
+        messages.print(f"Table of what could not be used: {_text(writer.problems_file)}")
         raise typer.Exit(2)
+
+
+def _warn_of_lost_scans(store: Any, cohort: Any) -> None:
+    """Warn of runs of these studies whose scans the source no longer has; they are not deleted."""
+    from tablet_hf.sources.records import store_key
+
+    datasets, found = {record.dataset for record in cohort.records}, {store_key(record) for record in cohort.records}
+    lost = [run.key for run in store.runs if run.dataset in datasets and run.key not in found]
+    if lost:
+        names = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        warnings.warn(
+            f"{store.folder}: the scans of {counted(len(lost), 'run')} are not among these ({names}); to remove a "
+            "subject, delete its folder and run this again.",
+            stacklevel=2,
+        )
 
 
 @contextmanager
@@ -242,10 +216,10 @@ def _progress(is_shown: bool) -> Iterator[Callable[[Any, int], None] | None]:
         task = bars.add_task("scans", total=None, rate="", left="")
 
         def show(outcome: Any, total: int) -> None:
-            rate = f"{outcome.frames / outcome.seconds:.1f} frames/s" if outcome.frames and outcome.seconds else ""
-            # Told by the work itself: a bar forgets what is longer ago than half a minute, and a scan may take longer.
+            rate = f"{outcome.frames / outcome.seconds:.1f} frames/s" if outcome.frames else ""
+            # Estimated by the work itself: a bar forgets what is older than half a minute, and a scan may take longer.
             left = "" if outcome.seconds_left is None else f"{timedelta(seconds=round(outcome.seconds_left))} left"
-            finished = len(outcome.done) + len(outcome.kept) + len(outcome.failed)
+            finished = len(outcome.done) + len(outcome.existing) + len(outcome.failed)
             bars.update(task, completed=finished, total=total, rate=rate, left=left)
 
         yield show
@@ -254,16 +228,15 @@ def _progress(is_shown: bool) -> Iterator[Callable[[Any, int], None] | None]:
 @app.command()
 @one_sentence
 def check(store: Store) -> None:
-    """Read every file of a store again, compare checksums, and say what is in it."""
+    """Read every file of a store again and compare it with its checksum."""
     from tablet_hf.datasets.store import TokenDataset
 
     tokens = TokenDataset.load(store)
     show_facts(tokens.describe())
-    faults = tokens.check()
-    for fault in faults:
-        messages.print(_said(fault))
-    if faults:
-        messages.print(f"{_counted(len(faults), 'fault')}.")
+    if faults := tokens.check():
+        for fault in faults:
+            messages.print(_text(fault))
+        messages.print(f"{counted(len(faults), 'fault')}.")
         raise typer.Exit(2)
     output.print("All files are as they were written.")
 
@@ -271,7 +244,7 @@ def check(store: Store) -> None:
 @app.command()
 @one_sentence
 def describe(store: Store) -> None:
-    """Say what a store holds: subjects, runs, frames, how it was made, phenotypes."""
+    """Describe a store: subjects, runs, frames, how the tokens were made, phenotypes."""
     from tablet_hf.datasets.store import TokenDataset
 
     show_facts(TokenDataset.load(store).describe())
@@ -311,10 +284,7 @@ def split(
         raise InputError(f"{out}: this split is there already; choose another --out, so that results stay comparable.")
     runs = TokenDataset.load(store).runs
     if (Path(store) / STORE_FILE).is_file() and not (Path(store) / INDEX_FILE).is_file():
-        messages.print(
-            f"Note: {_said(store)}: tablet-hf tokenize has not come to its end there, so people may be missing, who "
-            "would stand in no part; draw the split again when it has."
-        )
+        warnings.warn(f"{store}: tablet-hf tokenize is not finished, so subjects may be missing.", stacklevel=2)
     labels = None if label is None else phenotype_values(runs, label, store)
     subjects, families, sites = splits.subject_ids(runs), splits.family_ids(runs), [run.site for run in runs]
     if stratify and not any(site is not None for site in sites):
@@ -329,8 +299,8 @@ def split(
     write_splits(drawn, out)
     for one in drawn:
         counts = "  ".join(f"{part} {count}" for part, count in one.counts.items())
-        output.print(f"{_said(one.name):12}  {counts}")
-    output.print(_said(out))
+        output.print(f"{_text(one.name):12}  {counts}")
+    output.print(_text(out))
 
 
 @app.command()
@@ -346,9 +316,9 @@ def merge(
     from tablet_hf.datasets.writer import merge_stores
 
     merged = merge_stores(stores, out)
-    output.print(f"{_said(merged.folder)}  {len(merged)} runs")
+    output.print(f"{_text(merged.folder)}  {counted(len(merged), 'run')}")
     if any((store / SPLITS_FOLDER).is_dir() for store in stores):
-        messages.print("Splits are not merged: there are more people now; draw new ones with tablet-hf dataset split.")
+        messages.print("Splits are not merged, since there are more subjects now; draw new ones.")
 
 
 @app.command()
@@ -371,13 +341,10 @@ def export(
         path = export_parquet(
             tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)
         )
-    output.print(_said(path))
-    messages.print(
-        "People, families, sites and phenotypes are called there as in the store, and splits name them; tablet-hf push "
-        "gives people other names before anything leaves."
-    )
+    output.print(_text(path))
+    messages.print("Subjects, families and sites are named as in the store; tablet-hf push pseudonymises them.")
     if tokens.settings["is_restricted"]:
         messages.print(
-            "These data are restricted: their terms forbid passing on what concerns single people. Keep the export "
-            "where the scans may be kept, and do not upload it to a public place."
+            "These data are restricted: their terms forbid passing on data of single subjects. Keep the export where "
+            "the scans may be kept, and do not upload it to a public place."
         )

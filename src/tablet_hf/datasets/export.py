@@ -1,22 +1,22 @@
 """Writing a store as Parquet, for the Hub; `tablet_hf.datasets.parquet` describes the files, and reads them."""
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tablet_hf.datasets.parquet import DATA_FOLDER
-from tablet_hf.datasets.run_files import ONCE, MappedRun
+from tablet_hf.datasets.run_files import FIRST_ROW, LABELS, open_rows, tokens_in
 from tablet_hf.datasets.split_files import DELIMITERS, read_splits, write_splits
-from tablet_hf.datasets.splits import Split, subject_ids
+from tablet_hf.datasets.splits import subject_ids
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import (
     IDENTITY,
     SPLITS_FOLDER,
     StoredRun,
     file_fault,
+    typed_runs,
     write_index,
     write_settings,
 )
@@ -27,7 +27,18 @@ from tablet_hf.sources.records import typed_columns
 __all__ = ["export_parquet", "without_paths"]
 
 SHARD_BYTES = 500_000_000
+# Rows of one piece of a file: 10.6 MB of float16.
+FRAMES_PER_GROUP = 64
 PUBLISHED_SETTINGS = ("format", "dtype", "preprocessing", "is_restricted", "software")
+PUBLISHED_PREPROCESSING = (*IDENTITY, "autoencoder", "autoencoder_subfolder", "feature_extractor_type")
+RUN_COLUMNS = {
+    "repetition_time": "float64",
+    "key": "string",
+    "site": "string",
+    "family": "string",
+    "num_frames": "int64",
+    "intensity_scale": "float64",
+}
 
 README = """---
 configs:
@@ -35,8 +46,8 @@ configs:
   data_files: data/*.parquet
 tags: [fmri, neuroimaging, nifti, tablet, dc-ae]
 ---
-Tokens of fMRI (runs: {runs:,}, people: {subjects:,}, frames: {frames:,}), a row a frame, made by tablet-hf with the
-autoencoder `{autoencoder}`.
+Tokens of fMRI (subjects: {subjects:,}, runs: {runs:,}, frames: {frames:,}), one row per frame, made by tablet-hf with
+the autoencoder `{autoencoder}`.
 {restricted}
 ```python
 from tablet_hf.datasets import TokenDataset
@@ -44,10 +55,9 @@ tokens = TokenDataset.load("this folder, or its Hub id")
 ```
 """
 
-
 RESTRICTED = """
-**Restricted.** The terms of these data forbid passing on what concerns single people. Tokens are such data, since scans
-can be decoded from them: keep them where the scans may be kept, and do not upload them to a public place.
+**Restricted.** The terms of these data forbid passing on data of single subjects. Tokens are such data, since scans can
+be decoded from them: keep them where the scans may be kept, and do not upload them to a public place.
 """
 
 
@@ -60,17 +70,17 @@ def export_parquet(
 ) -> Path:
     """Write a store as Parquet files of whole runs.
 
-    Each run is compared with its checksum as it is read, and the checksum of its numbers goes along. Names and times of
-    scans, and where a local autoencoder is, stay behind; so do problems.tsv and logs. Subjects and splits go along.
+    Each run is compared with its checksum as it is read, and the checksum of its numbers is exported. Names and times
+    of scans, the folder of a local autoencoder and problems.tsv stay behind; subjects and splits are exported.
 
     Args:
-        out: a folder that is not there yet or empty. It is made under another name first, so a folder of that name is
-            always whole.
+        store: the store.
+        out: a folder that does not exist or is empty; it appears once it is complete.
         shard_bytes: size of tokens at which a file is closed; a run is never divided.
-        on_progress: is reported runs done and runs in all.
-        published: what is reported of each run, in the order of `store.runs`, with other names for subjects say (see
+        on_progress: called with runs done and runs in all.
+        published: records to export in place of `store.runs`, in their order, with pseudonyms for example (see
             `tablet_hf.hub.privacy.published_runs`); splits get these names too, and of the settings only those that
-            every store has go along. None says what the store does.
+            every store has are exported.
 
     Raises:
         InputError: `out` holds something, or a run is damaged.
@@ -78,170 +88,131 @@ def export_parquet(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it is there already; choose another folder for the export.")
+    records = list(store.runs if published is None else published)
+    settings = store.settings | {"preprocessing": without_paths(store.preprocessing)}
+    if published is not None:
+        settings = {name: settings[name] for name in PUBLISHED_SETTINGS if name in settings}
+        preprocessing = settings["preprocessing"]
+        settings["preprocessing"] = {
+            name: preprocessing[name] for name in PUBLISHED_PREPROCESSING if name in preprocessing
+        }
+    kinds = typed_columns([run.phenotypes for run in records])
+    columns = phenotype_columns(kinds)
+    settings["phenotype_columns"] = {column: name for name, column in columns.items()}
     with atomic_folder(out) as unfinished:
-        told = list(store.runs if published is None else published)
-        columns, runs = _write_shards(store, told, unfinished / DATA_FOLDER, shard_bytes, on_progress)
-        settings = store.settings | {"preprocessing": without_paths(store.preprocessing)}
-        if published is not None:
-            settings = {name: settings[name] for name in PUBLISHED_SETTINGS if name in settings}
-            known = (*IDENTITY, "autoencoder", "autoencoder_subfolder", "feature_extractor_type")
-            settings["preprocessing"] = {
-                name: value for name, value in settings["preprocessing"].items() if name in known
-            }
-        write_settings(unfinished, settings | {"phenotype_columns": columns})
+        runs = _write_shards(store, records, unfinished / DATA_FOLDER, shard_bytes, on_progress)
+        write_settings(unfinished, settings)
         write_index(unfinished, runs)
-        if (store.folder / SPLITS_FOLDER).is_dir():
-            if published is None:
-                shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
-            else:
-                _publish_splits(store, published, unfinished / SPLITS_FOLDER)
-        people = {(run.dataset, run.subject) for run in store.runs}
+        _write_splits(store, published, unfinished / SPLITS_FOLDER)
+        made = settings["preprocessing"]
         text = README.format(
-            runs=len(store.runs),
-            subjects=len(people),
-            frames=sum(run.num_frames for run in store.runs),
-            autoencoder=" ".join(
-                filter(None, (settings["preprocessing"].get(name) for name in ("autoencoder", "autoencoder_revision")))
-            ),
+            runs=len(runs),
+            subjects=len(set(subject_ids(runs))),
+            frames=sum(run.num_frames for run in runs),
+            autoencoder=" ".join(filter(None, (made.get("autoencoder"), made.get("autoencoder_revision")))),
             restricted=RESTRICTED if settings["is_restricted"] else "",
         )
         (unfinished / "README.md").write_text(text, encoding="utf-8")
     return out
 
 
-def _publish_splits(store: TokenDataset, published: Sequence[StoredRun], folder: Path) -> None:
-    for path in sorted((store.folder / SPLITS_FOLDER).iterdir()):
-        if path.suffix.lower() in DELIMITERS:
-            splits = read_splits(path, runs=store.runs)
-            write_splits([_published_split(split, store, published) for split in splits], folder / path.name)
-
-
-def _published_split(split: Split, store: TokenDataset, published: Sequence[StoredRun]) -> Split:
-    """A split with the names that subjects have in the published runs, without how it was drawn but for numbers."""
-    names = dict(zip(subject_ids(store.runs), subject_ids(published), strict=True))
-    settings = {name: value for name, value in split.settings.items() if isinstance(value, int | float | bool)}
-    return Split(
-        split.name,
-        {names[subject]: part for subject, part in split.assignment.items()},
-        split.seed,
-        settings,
-        tuple(names[subject] for subject in split.left_out),
-    )
-
-
-def _write_shards(
-    store: TokenDataset,
-    told: Sequence[StoredRun],
-    folder: Path,
-    shard_bytes: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> tuple[dict[str, str], list[StoredRun]]:
-    """Write the rows of all runs, and give the phenotype that each column of them holds, and the runs as exported."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir()
-    kinds = typed_columns([run.phenotypes for run in told])
-    names = phenotype_columns(kinds)
-    # By the names that are reported: the order of others would tell of these.
-    pairs = sorted(zip(store.runs, told, strict=True), key=lambda pair: pair[1].key)
-    shards = _shards(pairs, shard_bytes)
-    exported: list[StoredRun] = []
-    for number, runs in enumerate(shards):
-        path = folder / f"train-{number:05d}-of-{len(shards):05d}.parquet"
-        writer = None
-        for run, known in runs:
-            file = store.folder / run.file
-            if fault := file_fault(file, run):
-                raise InputError(fault)
-            for batch in _rows(file, store.dtype, known, kinds, names):
-                if writer is None:
-                    # The numbers are noise to any general compressor; zstd's lowest level takes what little there is.
-                    writer = pq.ParquetWriter(path, batch.schema, compression="zstd", compression_level=1,
-                                              use_dictionary=False, write_statistics=False,
-                                              write_page_checksum=True)  # fmt: skip
-                # A run without tokens of its mean has those columns last.
-                writer.write_table(pa.Table.from_batches([batch]).select(writer.schema.names))
-            kept = MappedRun(file, store.geometry, store.dtype, run.num_frames).whole()
-            checksum = kept.checksum()
-            if known is not run:
-                # That of a file which has the names that subjects have would tell them to who tries all names.
-                known = replace(known, sha256=checksum)
-            exported.append(_without_source(replace(known, tokens_sha256=checksum)))
-            if on_progress is not None:
-                on_progress(len(exported), len(store.runs))
-        writer.close()
-    return {column: name for name, column in names.items()}, exported
-
-
-def _without_source(run: StoredRun) -> StoredRun:
-    """The run without name and time of its scan, which may tell a hospital's numbers or a subject's day of visit."""
-    scan = checksum(run.scan)
-    return replace(run, scan=run.scan if set(run.scan) == {"sha256"} else {"sha256": scan}, beside=None)
-
-
 def without_paths(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """What made the tokens; of an autoencoder in a folder, the folder's name alone. Its revision tells its weights."""
+    """How tokens were made, with only the name of an autoencoder's folder; its revision identifies the weights."""
     name = str(preprocessing["autoencoder"])
     is_folder = Path(name).is_dir() or name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
     return dict(preprocessing) | ({"autoencoder": Path(name).name} if is_folder else {})
 
 
-def phenotype_columns(kinds: dict[str, type]) -> dict[str, str]:
-    """The column of each phenotype: its own name, unless a column of the tokens is called so."""
-    taken = {"subject", "session", "task", "run", "dataset", "site", "family", "frame", "num_frames", "tokens"}
-    taken |= {"key", "repetition_time", "intensity_scale", "frame_scale", *ONCE}
+def phenotype_columns(kinds: Mapping[str, type]) -> dict[str, str]:
+    """The column of each phenotype: its own name, unless that is taken."""
+    taken = {*LABELS, *RUN_COLUMNS, *FIRST_ROW, "frame", "frame_scale", "tokens"}
     return {name: f"phenotype_{name}" if name in taken else name for name in kinds}
 
 
-def _shards(runs: Sequence[tuple[StoredRun, StoredRun]], shard_bytes: int) -> list[list[tuple[StoredRun, StoredRun]]]:
-    shards: list[list[tuple[StoredRun, StoredRun]]] = [[]]
-    size = 0
-    for run, told in runs:
+def _write_splits(store: TokenDataset, published: Sequence[StoredRun] | None, out: Path) -> None:
+    """Copy the splits of a store; of published records with their names, and of the settings only the numbers."""
+    folder = store.folder / SPLITS_FOLDER
+    if not folder.is_dir():
+        return
+    if published is None:
+        shutil.copytree(folder, out)
+        return
+    names = dict(zip(subject_ids(store.runs), subject_ids(published), strict=True))
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in DELIMITERS):
+        splits = [
+            replace(
+                split,
+                assignment={names[subject]: part for subject, part in split.assignment.items()},
+                settings={name: value for name, value in split.settings.items() if isinstance(value, int | float)},
+                left_out=tuple(names[subject] for subject in split.left_out),
+            )
+            for split in read_splits(path, runs=store.runs)
+        ]
+        write_splits(splits, out / path.name)
+
+
+def _write_shards(
+    store: TokenDataset,
+    records: Sequence[StoredRun],
+    folder: Path,
+    shard_bytes: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[StoredRun]:
+    """Write the rows of all runs, and return the exported records."""
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    columns = phenotype_columns(typed_columns([record.phenotypes for record in records]))
+    schema = _schema(store, records, columns)
+    # In the order of the exported names: that of the store's would reveal those.
+    pairs = sorted(zip(store.runs, typed_runs(records), strict=True), key=lambda pair: pair[1].key)
+    shards, size = [[]], 0
+    for run, record in pairs:
         if shards[-1] and size + run.num_bytes > shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append((run, told))
+        shards[-1].append((run, record))
         size += run.num_bytes
-    return shards
+    exported: list[StoredRun] = []
+    for number, shard in enumerate(shards):
+        path = folder / f"train-{number:05d}-of-{len(shards):05d}.parquet"
+        # The numbers are noise to any general compressor; zstd's lowest level takes what little there is.
+        with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1, use_dictionary=False,
+                              write_statistics=False, write_page_checksum=True) as writer:  # fmt: skip
+            for run, record in shard:
+                if fault := file_fault(store.folder / run.file, run):
+                    raise InputError(fault)
+                rows = open_rows(store.folder / run.file)
+                writer.write_table(_rows(rows, record, schema, columns), row_group_size=FRAMES_PER_GROUP)
+                stored = tokens_in(rows, store.geometry, store.dtype)
+                # Names and times of scans may hold a hospital's numbers or the day of a visit.
+                scan = {"sha256": checksum(run.scan)}
+                exported.append(replace(record, scan=scan, companions=None, sha256=stored.checksum()))
+                if on_progress is not None:
+                    on_progress(len(exported), len(store.runs))
+    return exported
 
 
-def _rows(file: Path, dtype: str, run: StoredRun, kinds: dict[str, type], names: dict[str, str]) -> Iterator[Any]:
-    """The rows of a run's file as record batches, with what is reported of the run in each."""
+def _schema(store: TokenDataset, records: Sequence[StoredRun], columns: Mapping[str, str]) -> Any:
+    """The Arrow columns of an export, the same in all of its files."""
+    from datasets import Array2D, Features, Value
+
+    types = {bool: "bool", int: "int64", float: "float64", str: "string"}
+    kinds = typed_columns([record.phenotypes for record in records])
+    features = dict.fromkeys(LABELS, Value("string")) | {"frame": Value("int32")}
+    features |= {name: Value(kind) for name, kind in RUN_COLUMNS.items()}
+    features |= {column: Value(types[kinds[name]]) for name, column in columns.items()}
+    features |= {"frame_scale": Value("float32")} if store.dtype == "int8" else {}
+    features |= dict.fromkeys(FIRST_ROW, Value("binary"))
+    return Features(features | {"tokens": Array2D(store.geometry.shape, store.dtype)}).arrow_schema
+
+
+def _rows(stored: Any, record: StoredRun, schema: Any, columns: Mapping[str, str]) -> Any:
+    """The stored rows of a run with the labels and phenotypes of its record."""
     import pyarrow as pa
-    from datasets import Features, Value
 
-    arrow = {bool: "bool", int: "int64", float: "float64", str: "string"}
-    with pa.memory_map(os.fsencode(file)) as source:
-        for batch in pa.ipc.open_stream(source):
-            count = len(batch)
-            kept_elsewhere = (*ONCE, "tokens", "frame_scale")
-            columns = {name: batch.column(name) for name in batch.schema.names if name not in kept_elsewhere}
-            features = dict(Features.from_arrow_schema(batch.schema))
-            for name in ("subject", "session", "task", "run", "dataset"):
-                if name in columns:
-                    columns[name] = pa.array([getattr(run, name)] * count, features[name].pa_type)
-            added = {
-                "repetition_time": (run.repetition_time, float),
-                "key": (run.key, str),
-                "site": (run.site, str),
-                "family": (run.family, str),
-                "num_frames": (run.num_frames, int),
-            }
-            added |= {"intensity_scale": (run.intensity_scale, float)}
-            added |= {names[name]: (run.phenotypes.get(name), kind) for name, kind in kinds.items()}
-            for name, (value, kind) in added.items():
-                features[name] = Value(arrow[kind])
-                cell = None if value is None else kind(value)
-                columns[name] = pa.array([cell] * count, features[name].pa_type)
-            if dtype == "int8":
-                features["frame_scale"] = Value("float32")
-                columns["frame_scale"] = batch.column("frame_scale")
-            for name in ONCE:
-                # Every file of one export has the same columns, whichever of them a run needs.
-                features[name] = Value("binary")
-                has_it = name in batch.schema.names
-                columns[name] = batch.column(name) if has_it else pa.array([None] * count, pa.binary())
-            columns["tokens"], tokens = batch.column("tokens"), features.pop("tokens")
-            schema = Features(features | {"tokens": tokens}).arrow_schema
-            yield pa.record_batch([columns[name] for name in schema.names], schema=schema)
+    cells = {name: getattr(record, name) for name in (*LABELS, *RUN_COLUMNS)}
+    cells |= {column: record.phenotypes[name] for name, column in columns.items()}
+    arrays = {name: pa.repeat(pa.scalar(value, schema.field(name).type), len(stored)) for name, value in cells.items()}
+    arrays |= {name: pa.nulls(len(stored), pa.binary()) for name in FIRST_ROW if name not in stored.column_names}
+    return pa.table([arrays[name] if name in arrays else stored[name] for name in schema.names], schema=schema)

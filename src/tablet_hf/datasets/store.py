@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tablet_hf.datasets.parquet import unpacked
-from tablet_hf.datasets.run_files import MappedRun
+from tablet_hf.datasets.run_files import StoredTokens, open_tokens
 from tablet_hf.datasets.store_files import (
     RUNS_FOLDER,
     STORE_FILE,
@@ -31,7 +31,7 @@ from tablet_hf.sources.records import typed_columns
 
 __all__ = ["TokenDataset"]
 
-# Memory-mapped files that are kept open; a file descriptor each, of which a process commonly has 1,024.
+# Memory-mapped files that stay open: each takes a file descriptor, of which a process commonly has 1,024.
 OPEN_RUNS = 256
 
 
@@ -42,16 +42,16 @@ class TokenDataset(torch.utils.data.Dataset):
         tokens.runs[0].subject, tokens.runs[0].phenotypes["age"]
         tokens.window(tokens.runs[0], start=100, frames=256)  # (256, 27, 3072) float16
 
-    As a torch dataset it has one item a run: `input_values (frames, cells, features)` and `repetition_time`. Windows to
-    train on are cut by `tablet_hf.datasets.windows`.
+    As a torch dataset it has one item per run: `input_values (frames, cells, features)` and `repetition_time`. Windows
+    to train on are cut by `tablet_hf.datasets.windows`.
 
     Attributes:
-        folder: of the store.
-        runs: sorted by key.
-        geometry: of the tokens.
-        preprocessing: what `TabletFeatureExtractor.to_dict()` said of the extractor that made the tokens.
-        dtype: "float16", or "int8": deviations from the run's mean token, which `window` gives back as float16.
-        settings: all that store.json says.
+        folder: folder of the store.
+        runs: records of the runs, sorted by key.
+        geometry: shape of the tokens of a frame.
+        preprocessing: `TabletFeatureExtractor.to_dict()` of the extractor that made the tokens.
+        dtype: "float16", or "int8": deviations from the run's mean token, which `window` returns as float16.
+        settings: content of store.json.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], runs: Sequence[StoredRun]):
@@ -62,7 +62,7 @@ class TokenDataset(torch.utils.data.Dataset):
         self.dtype = settings["dtype"]
         self.runs = list(runs)
         self._index = {run.key: index for index, run in enumerate(self.runs)}
-        self._forget_open_runs()
+        self._open = lru_cache(maxsize=OPEN_RUNS)(self._open_run)
 
     @classmethod
     def load(cls, path_or_repo: str | Path, revision: str | None = None) -> "TokenDataset":
@@ -74,33 +74,24 @@ class TokenDataset(torch.utils.data.Dataset):
             revision: branch, tag or commit on the Hub.
 
         Raises:
-            InputError: no store is there, it is of another format, or a file that it lists is missing.
+            InputError: no store is there, it is of another format, or it holds no run.
         """
         folder = Path(path_or_repo)
         if not (folder / STORE_FILE).is_file() or not (folder / RUNS_FOLDER).is_dir():
             folder = unpacked(path_or_repo, revision)
-        settings = read_settings(folder)
-        runs = read_runs(folder)
+        settings, runs = read_settings(folder), read_runs(folder)
         if not runs:
-            raise InputError(f"{folder}: this store holds no finished run yet; run tablet-hf tokenize to its end.")
+            raise InputError(f"{folder}: this store holds no complete run yet; run tablet-hf tokenize to its end.")
         return cls(folder, settings, runs)
 
     def __len__(self) -> int:
         return len(self.runs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        run = self.runs[index]
-        return {"input_values": self.window(index), "repetition_time": run.repetition_time}
+        return {"input_values": self.window(index), "repetition_time": self.runs[index].repetition_time}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget_open_runs()
-
-    def _forget_open_runs(self) -> None:
-        self._open = lru_cache(maxsize=OPEN_RUNS)(self._open_run)
+    def __reduce__(self) -> tuple:
+        return type(self), (self.folder, self.settings, self.runs)
 
     def index(self, run: StoredRun | str | int) -> int:
         """The index in `runs` of a run given by its record, its key or its index.
@@ -121,9 +112,7 @@ class TokenDataset(torch.utils.data.Dataset):
             if run not in self._index:
                 raise InputError(f"{self.folder}: it holds no run {run!r}; the first is {self.runs[0].key!r}.")
             return self._index[run]
-        if not -len(self.runs) <= run < len(self.runs):
-            raise IndexError(f"run {run} of {len(self.runs)}")
-        return run % len(self.runs)
+        return range(len(self.runs))[run]
 
     def window(
         self, run: StoredRun | str | int, start: int = 0, frames: int | None = None, out: Tensor | None = None
@@ -133,11 +122,11 @@ class TokenDataset(torch.utils.data.Dataset):
         Args:
             run: a record of `runs`, its key, or its index.
             start: first frame.
-            frames: how many; None for all that are left.
+            frames: number of frames; None for all that are left.
             out: (frames, cells, features) float16 to fill instead of new memory, e.g. a part of a pinned batch.
 
         Returns:
-            (frames, cells, features) float16, the caller's own.
+            (frames, cells, features) float16, a copy.
 
         Raises:
             InputError: a run that the store does not hold, frames that the run does not have, or a damaged file.
@@ -151,86 +140,66 @@ class TokenDataset(torch.utils.data.Dataset):
                 "ask for fewer."
             )
         shape = (frames, *self.geometry.shape)
-        if out is None:
-            out = torch.empty(shape, dtype=torch.float16)
-        elif out.shape != shape or out.dtype != torch.float16 or not out.is_contiguous():
+        if out is not None and (out.shape != shape or out.dtype != torch.float16 or not out.is_contiguous()):
             raise ValueError(f"out must be contiguous float16 of shape {shape}, not {out.dtype} {tuple(out.shape)}")
-        self._open(index).read(start, out)
-        return out
-
-    def windows(
-        self, requests: Sequence[tuple[StoredRun | str | int, int]], frames: int, pin_memory: bool = False
-    ) -> Tensor:
-        """A batch of windows, read straight into its place: (windows, frames, cells, features) float16.
-
-        Args:
-            requests: run (as in `window`) and first frame of each.
-            frames: of every window.
-            pin_memory: put the batch into page-locked memory, from which a GPU copies without waiting.
-        """
-        batch = torch.empty((len(requests), frames, *self.geometry.shape), dtype=torch.float16, pin_memory=pin_memory)
-        for part, (run, start) in zip(batch, requests, strict=True):
-            self.window(run, start, frames, out=part)
-        return batch
+        return self._open(index)[start : start + frames].widen(out)
 
     def mean_tokens(self, run: StoredRun | str | int) -> Tensor | None:
-        """(1, cells, features) float16: the run's mean volume where it is kept, for `TabletFeatureExtractor.decode`."""
-        return self._open(self.index(run)).mean_tokens
+        """Tokens of a run's mean volume for `TabletFeatureExtractor.decode`, (1, cells, features) float16, or None."""
+        tokens = self._open(self.index(run)).mean_tokens
+        return None if tokens is None else tokens[None]
 
     def phenotype_types(self) -> dict[str, type]:
         """The type of each phenotype over all runs."""
         return typed_columns([run.phenotypes for run in self.runs])
 
     def describe(self) -> dict[str, Any]:
-        """What it holds, by name: subjects, runs, frames, how it was made and kept, phenotypes."""
-        people = {(run.dataset, run.subject) for run in self.runs}
+        """Facts by name: subjects, runs, frames, how the tokens were made and stored, phenotypes."""
         frames = [run.num_frames for run in self.runs]
         seconds = sorted({round(run.repetition_time, 4) for run in self.runs})
-        size = sum(run.num_bytes for run in self.runs)
-        made = self.preprocessing
+        size, made = sum(run.num_bytes for run in self.runs), self.preprocessing
         facts = {
-            "people": f"{len(people):,}",
+            "subjects": f"{len({(run.dataset, run.subject) for run in self.runs}):,}",
             "runs": f"{len(self.runs):,}",
-            "frames": f"{sum(frames):,}, {min(frames)} to {max(frames)} a run",
+            "frames": f"{sum(frames):,}, {min(frames)} to {max(frames)} per run",
             "repetition time": ", ".join(f"{value:g} s" for value in seconds[:6]) + (", ..." if seconds[6:] else ""),
-            "datasets": _counted(run.dataset for run in self.runs),
-            "sites": _counted(run.site for run in self.runs),
-            "tasks": _counted(run.task for run in self.runs),
-            "tokens": f"{self.geometry.num_cells} x {self.geometry.token_size:,} a frame, kept as {self.dtype}",
-            "size": f"{size / 1e6:,.1f} MB, {size / sum(frames):,.0f} bytes a frame",
+            "datasets": _frequencies(run.dataset for run in self.runs),
+            "sites": _frequencies(run.site for run in self.runs),
+            "tasks": _frequencies(run.task for run in self.runs),
+            "tokens": f"{self.geometry.num_cells} x {self.geometry.token_size:,} per frame, stored as {self.dtype}",
+            "size": f"{size / 1e6:,.1f} MB, {size / sum(frames):,.0f} bytes per frame",
             "autoencoder": f"{made['autoencoder']}, {made.get('autoencoder_revision') or 'no recorded revision'}",
             "signal": f"{made.get('signal')}, scaling {made.get('scaling')}",
-            "restricted": "yes: its terms forbid passing on single people's data"
+            "restricted": "yes: its terms forbid passing on data of single subjects"
             if self.settings["is_restricted"]
-            else "not marked so",
+            else "not marked as such",
         }
         if errors := [run.error for run in self.runs if run.error]:
-            worst = max(error["of_temporal_deviation"] for error in errors)
-            facts["error of int8"] = f"at most {worst:.2%} of the temporal deviation of a run"
-            usual, most = (max(error[name] for error in errors) for name in ("of_median_frame", "of_worst_frame"))
-            facts["error of int8"] += f"; of a run's median frame {usual:.2%}, of a single frame {most:.2%}"
+            names = ("of_temporal_deviation", "of_median_frame", "of_worst_frame")
+            run, median, worst = (max(error[name] for error in errors) for name in names)
+            facts["error of int8"] = (
+                f"at most {run:.2%} of the temporal deviation of a run; of a run's median frame {median:.2%}, of a "
+                f"single frame {worst:.2%}"
+            )
         for name, kind in self.phenotype_types().items():
-            cells = [run.phenotypes.get(name) for run in self.runs]
-            known = [cell for cell in cells if cell is not None]
-            if kind in (int, float) and len(set(known)) > 6:
-                what = f"{min(known):g} to {max(known):g}"
-            else:
-                what = _counted(str(cell) for cell in known)
-            missing = f"{len(cells) - len(known)} missing" if len(known) < len(cells) else ""
-            facts[f"phenotype {name}"] = "; ".join(part for part in (what, missing) if part)
+            values = [value for run in self.runs if (value := run.phenotypes.get(name)) is not None]
+            is_range = kind in (int, float) and len(set(values)) > 6
+            what = f"{min(values):g} to {max(values):g}" if is_range else _frequencies(map(str, values))
+            missing = f"{len(self.runs) - len(values)} missing" if len(values) < len(self.runs) else ""
+            facts[f"phenotype {name}"] = "; ".join(filter(None, (what, missing)))
         return {name: value for name, value in facts.items() if value}
 
     def check(self) -> list[str]:
-        """Read every file again and compare it with what is recorded; one sentence for each fault."""
+        """Read every file again and compare it with the records; one sentence per fault."""
         return faults_in(self.folder, self.settings, self.runs)
 
-    def _open_run(self, index: int) -> MappedRun:
+    def _open_run(self, index: int) -> StoredTokens:
         run = self.runs[index]
-        return MappedRun(self.folder / run.file, self.geometry, self.dtype, run.num_frames)
+        return open_tokens(self.folder / run.file, self.geometry, self.dtype, run.num_frames)
 
 
-def _counted(values: Iterable[str | None], most: int = 8) -> str:
-    """`a (12), b (3)`, the most frequent first; empty where nothing is known."""
+def _frequencies(values: Iterable[str | None], most: int = 8) -> str:
+    """`a (12), b (3)`, the most frequent first; empty where there are none."""
     counts = Counter(value for value in values if value is not None).most_common()
     listed = ", ".join(f"{value} ({count:,})" for value, count in counts[:most])
     return f"{listed} and {len(counts) - most} more" if len(counts) > most else listed

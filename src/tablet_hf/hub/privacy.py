@@ -249,7 +249,7 @@ def published_runs(
             **told,
             scan={"sha256": mark},
             made=made,
-            beside=None,
+            companions=None,
             phenotypes={
                 name: _in_whole_years(run.phenotypes.get(name)) if name in in_years else run.phenotypes.get(name)
                 for name in kept
@@ -424,7 +424,7 @@ class Secrets:
                 # A study may be called after its place.
                 if is_renamed and not (name == "site" and value in (run.dataset or "")):
                     texts.add(value)
-            for known in (run.scan, *_identities(run.beside)):
+            for known in (run.scan, *_identities(run.companions)):
                 texts.add(str(known.get("name") or ""))
             kept = {} if other is None else other.phenotypes
             for name, value in run.phenotypes.items():
@@ -695,7 +695,7 @@ def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from tablet_hf.datasets.run_files import ONCE
+    from tablet_hf.datasets.run_files import FIRST_ROW
 
     try:
         file = pq.ParquetFile(path)
@@ -716,7 +716,7 @@ def _of_parquet(path: Path, _: Mapping[str, str]) -> list[tuple[str, str, bool]]
         column = pq.read_table(path, columns=[name]).column(0)
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
             texts = [_decoded(cell) for cell in column.to_pylist() if cell is not None]
-            if name in ONCE:  # numbers, in which a date is found by chance
+            if name in FIRST_ROW:  # numbers, in which a date is found by chance
                 parts += [(f"the column {name}", text, False) for text in texts if text.isascii()]
                 continue
         elif pa.types.is_integer(kind):
