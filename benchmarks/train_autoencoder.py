@@ -1,22 +1,22 @@
-"""Trains the autoencoder that ships with the package, on natural photographs and nothing else.
+"""Train the autoencoder that ships with the package, on natural photographs only.
 
     python -m benchmarks.train_autoencoder PHOTOGRAPHS OUT
 
-PHOTOGRAPHS is a folder of images whose shorter side is at least 96 pixels; files named `held_out*` are never trained
-on, only measured. No brain is ever shown to it, which is the claim of arXiv:2604.03619: an autoencoder of natural
-images carries fMRI.
+PHOTOGRAPHS is a folder of images with a shorter side of at least 96 pixels; files named `held_out*` are used for
+measurement only. No brain image is used: the claim of arXiv:2604.03619 is that an autoencoder of natural images carries
+fMRI.
 
 The network is diffusers' `AutoencoderDC`. Two things make a small one useful for fMRI, and neither needs a scan:
 
-- What it is shown. A slice of a brain is grey, smooth, and stands on an empty background, so photographs are also shown
-  grey, magnified, at low contrast and cut out by random silhouettes.
-- What it is asked. A BOLD signal is a change of a percent or two on still anatomy, and an autoencoder that is good at
-  images may still lose all small changes. So it sees some images twice, the second time with a faint other photograph
-  laid over it, and is asked for the *difference* of the two as well as for the images.
+- Views. A slice of a brain is grey and smooth on an empty background, so photographs are also shown grey, magnified, at
+  low contrast, and cut out by random silhouettes.
+- Loss. A BOLD signal is a change of one or two per cent on a constant anatomy, and a good autoencoder of images may
+  lose all small changes. Some images are therefore shown twice, the second time with another photograph as a faint
+  overlay, and the loss includes the error of the *difference* of the two.
 
-Most views are photographs as they are, and errors are also counted in decibels, so that fidelity to photographs is not
-given away for the rest. Later stages alter the photographs more (colours, proportions, two in one), because after the
-first one those trained on came back 0.7 dB better than held-out ones (training.json beside the weights).
+Most views are unaltered photographs, and the loss also counts errors in decibels, which preserves the fidelity to
+photographs. Later stages alter the photographs more (colours, proportions, blends of two), because after the first one
+training photographs were reconstructed 0.7 dB better than held-out ones (training.json of the weights).
 Convolutions are trained with `Muon`.
 """
 
@@ -60,17 +60,19 @@ ARCHITECTURE = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage trains; the defaults are the shipped weights' first stage, and `STAGES` has all of them.
+    """Settings of one stage; the defaults are those of the first stage of the shipped weights, `STAGES` has all.
 
-    `minutes` are those of an H200, without compilation.
-
-    `learning_rate` is that of the convolutions under `Muon`, `other_learning_rate` that of everything else under AdamW.
-    `pair_share` of a batch is also seen with its overlay; `difference_weight` weighs the error of that change, relative
-    to the change's own power, against the image errors. Overlay strengths are factors on a photograph in [-1, 1]; the
-    BOLD signal of a run scaled by its maximum has a standard deviation of about 0.01 on that scale, and the step of
-    bfloat16 arithmetic sets the lower bound. `stretch` is the largest factor between the sides of a crop,
-    `filled_share` how many of the cut-out images stand on another photograph, and `blended_share` how many images are
-    two photographs seen through each other.
+    Args:
+        minutes: Training time, on an H200 without compilation.
+        pair_share: Share of a batch that is also shown with an overlay.
+        learning_rate: Of the convolutions, under `Muon`.
+        other_learning_rate: Of everything else, under AdamW.
+        difference_weight: Weight of the error of the change, relative to its power, against the image errors.
+        overlay_strengths: Range of factors on a photograph in [-1, 1]. The BOLD signal of a run scaled by its maximum
+            has a standard deviation of about 0.01 on that scale; the step of bfloat16 sets the lower bound.
+        stretch: Largest ratio of the sides of a crop.
+        filled_share: Share of the cut-out images that have another photograph as their background.
+        blended_share: Share of the images that are a blend of two photographs.
     """
 
     minutes: float = 8.1
@@ -126,7 +128,7 @@ STAGES = (
         blended_share=0.25,
         seed=2,
     ),
-    # Photographs hardly altered, and too short a time to learn them by heart.
+    # Photographs almost unaltered, for too short a time to memorise them.
     Recipe(
         minutes=4.0,
         batch_size=384,
@@ -146,41 +148,41 @@ STAGES = (
 
 
 class Photographs:
-    """A set of photographs held on one device.
+    """Photographs in the memory of one device.
 
     Args:
-        paths: image files, shorter side at least 96 pixels.
+        paths: Image files with a shorter side of at least 96 pixels.
 
     Raises:
-        ValueError: no files, or one that is too small.
+        ValueError: If there are no files, or one is too small.
     """
 
     def __init__(self, paths: list[Path], device: torch.device | str):
         from PIL import Image
 
         if not paths:
-            raise ValueError("There are no photographs to train on or to measure with.")
+            raise ValueError("There are no photographs to train on, or none that are held out.")
         images = [Image.open(path).convert("RGB") for path in paths]
         for path, image in zip(paths, images, strict=True):
             if min(image.size) < IMAGE_SIZE:
                 raise ValueError(f"{path}: {image.size} pixels; the shorter side must have at least {IMAGE_SIZE}.")
         self.sizes = torch.tensor([(image.height, image.width) for image in images], device=device)
         pixels = torch.zeros(len(paths), 3, *self.sizes.amax(0).tolist(), dtype=torch.uint8)
-        for place, image in zip(pixels, images, strict=True):
+        for photograph, image in zip(pixels, images, strict=True):
             flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-            place[:, : image.height, : image.width] = flat.view(image.height, image.width, 3).permute(2, 0, 1)
+            photograph[:, : image.height, : image.width] = flat.view(image.height, image.width, 3).permute(2, 0, 1)
         self.pixels = pixels.to(device)
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def crop(self, index: Tensor, corner: Tensor, side: Tensor) -> Tensor:
-        """Crops brought to 96 x 96 pixels by bilinear interpolation.
+        """Crop photographs and resize the crops to 96 x 96 pixels by bilinear interpolation.
 
         Args:
-            index: (N,) which photographs.
-            corner: (N, 2) upper left corner, in pixels (row, column).
-            side: (N, 2) edges of the crop in pixels.
+            index: (N,) indices of photographs.
+            corner: (N, 2) upper left corners in pixels (row, column).
+            side: (N, 2) sides of the crops in pixels.
 
         Returns:
             (N, 3, 96, 96) float32 in [-1, 1].
@@ -195,17 +197,14 @@ class Photographs:
         return F.grid_sample(self.pixels[index].float() / 127.5 - 1, grid, align_corners=False, padding_mode="border")
 
     def centre_crops(self) -> Tensor:
-        """(photographs, 3, 96, 96) float32 in [-1, 1]: the middle of each, at its own scale."""
+        """Return the centre of each photograph at its own scale: (photographs, 3, 96, 96) float32 in [-1, 1]."""
         corner = (self.sizes - IMAGE_SIZE) // 2
-        return self.crop(
-            torch.arange(len(self), device=corner.device),
-            corner,
-            torch.full((len(self), 2), IMAGE_SIZE, device=corner.device),
-        )
+        index = torch.arange(len(self), device=corner.device)
+        return self.crop(index, corner, torch.full_like(self.sizes, IMAGE_SIZE))
 
 
 class TrainingViews:
-    """Draws what the network is shown: images, and faint overlays for those of them that are shown twice."""
+    """Draw training images, and faint overlays for those that are shown twice."""
 
     def __init__(self, photographs: Photographs, recipe: Recipe):
         self.photographs = photographs
@@ -217,7 +216,7 @@ class TrainingViews:
         return torch.rand(shape, generator=self.generator, device=self.device) * (high - low) + low
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """(batch, 3, 96, 96) images in [-1, 1], and the overlays that may be added to them without leaving it."""
+        """Return images (batch, 3, 96, 96) in [-1, 1], and overlays that may be added to them in that range."""
         images = self._views()
         overlays = self._views()
         silhouettes = self._silhouettes()
@@ -225,7 +224,7 @@ class TrainingViews:
         strength = self.uniform(len(images), 1, 1, 1, low=low, high=high).exp()
         inside = silhouettes > 0
         overlays = (overlays - overlays.mean((2, 3), keepdim=True)) * strength * inside
-        # An empty surrounding is either the background of an intensity frame or the zero of a frame of changes.
+        # An empty background is that of an intensity frame, or the zero of a frame of changes.
         surround = torch.where(self.uniform(len(images), 1, 1, 1) < 0.75, BACKGROUND, 0.0)
         filled = self.uniform(len(images), 1, 1, 1) < self.recipe.filled_share
         images = torch.where(inside, images, torch.where(filled, images.roll(1, 0), surround))
@@ -253,7 +252,7 @@ class TrainingViews:
         gains = self.uniform(count, 3, 1, 1, low=0.8, high=1.2)
         recoloured = self.uniform(count, 1, 1, 1) < recipe.recoloured_share
         views = torch.where(recoloured, (views.gather(1, order) * gains).clamp(-1, 1), views)
-        # Weights whose squares sum to one keep the contrast of a photograph.
+        # Weights with squares that sum to one keep the contrast of a photograph.
         angle = self.uniform(count, 1, 1, 1, high=math.pi / 2)
         blended = self.uniform(count, 1, 1, 1) < recipe.blended_share
         both = (views * angle.cos() + views.roll(1, 0) * angle.sin()).clamp(-1, 1)
@@ -266,7 +265,7 @@ class TrainingViews:
         return torch.where(low_contrast, views * contrast + brightness, views).clamp(-1, 1)
 
     def _silhouettes(self) -> Tensor:
-        """(batch, 1, 96, 96): positive inside a random blob; everywhere for the images that are not cut out."""
+        """Return (batch, 1, 96, 96): positive inside a random blob, and everywhere in images that are not cut out."""
         count = self.recipe.batch_size
         steps = torch.linspace(-1, 1, IMAGE_SIZE, device=self.device)
         radius = self.uniform(count, 1, 1, low=0.3, high=1.1)
@@ -281,11 +280,11 @@ class TrainingViews:
 
 
 class Muon:
-    """Momentum made orthogonal: each weight matrix moves by the nearest semi-orthogonal matrix to its momentum.
+    """Keller Jordan's optimizer for hidden layers: weights move by the orthogonal matrix nearest to their momentum.
 
-    Keller Jordan's optimizer for hidden layers (kellerjordan.github.io/posts/muon, 2024), with the five Newton-Schulz
-    steps and coefficients given there. Its namesake in torch takes matrices only; here a convolution's kernel counts as
-    one matrix (out, in * height * width), and weights of one shape are moved together.
+    The five Newton-Schulz steps and their coefficients are those of kellerjordan.github.io/posts/muon (2024).
+    `torch.optim.Muon` takes matrices only; here the kernel of a convolution is one matrix (out, in * height * width),
+    and weights of one shape are updated together.
     """
 
     def __init__(
@@ -307,14 +306,14 @@ class Muon:
             gradients = torch.stack([weight.grad.reshape(shape[0], -1) for weight in group])
             average = self.averages[shape].lerp_(gradients, 1 - self.momentum)
             updates = self.orthogonalize(gradients.lerp(average, self.momentum))
-            # A tall matrix has fewer directions than rows: without this its rows would move less than a wide one's.
+            # A tall matrix has fewer directions than rows: without this factor its rows would move less.
             updates = updates * max(1.0, updates.shape[1] / updates.shape[2]) ** 0.5
             torch._foreach_mul_(group, 1 - learning_rate * self.weight_decay)
             torch._foreach_add_(group, [update.reshape(shape) for update in updates], alpha=-learning_rate)
 
 
 def nearly_orthogonal(matrices: Tensor) -> Tensor:
-    """(N, rows, columns) with every singular value brought near 1 (0.7 to 1.2), singular vectors kept; float32."""
+    """Return matrices (N, rows, columns) with singular values near 1 (0.7 to 1.2) and the same singular vectors."""
     tall = matrices.shape[1] > matrices.shape[2]
     result = matrices.mT if tall else matrices
     result = result / (result.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -327,17 +326,17 @@ def nearly_orthogonal(matrices: Tensor) -> Tensor:
 
 
 def training_loss(autoencoder: nn.Module, images: Tensor, overlays: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """The loss and its parts for images (N, 3, H, W), the first `len(overlays)` of them seen with overlays as well."""
+    """Return the loss and its parts for images (N, 3, H, W), of which the first `len(overlays)` are shown twice."""
     pairs = len(overlays)
     shown = torch.cat([images, images[:pairs] + overlays])
     decoded = autoencoder(shown).sample.float()
     plain, overlaid = decoded[:pairs], decoded[len(images) :]
     by_image = (decoded - shown).square().mean((1, 2, 3))
     squared = by_image.mean()
-    # Below 33 dB (0.002 of the squared range of 2) an image is good enough not to draw all attention to itself.
+    # The constant bounds the weight of images that are already good (33 dB is 0.002 of the squared range of 2).
     decibels = (by_image + 0.002).log().mean()
     power = overlays.square().mean((1, 2, 3))
-    # Where clipping left nothing of an overlay there is no change to ask for.
+    # Clipping may leave nothing of an overlay.
     relative = (overlaid - plain - overlays).square().mean((1, 2, 3)) / power.clamp_min(1e-5)
     difference = relative.clamp_max(4).mean()
     total = squared + recipe.decibel_weight * decibels + recipe.difference_weight * difference
@@ -346,7 +345,7 @@ def training_loss(autoencoder: nn.Module, images: Tensor, overlays: Tensor, reci
 
 @torch.no_grad()
 def photograph_psnr(autoencoder: nn.Module, images: Tensor) -> dict[str, float]:
-    """PSNR in dB of the images (N, 3, 96, 96) in [-1, 1], in colour and grey: the mean over images."""
+    """Return the mean PSNR in dB of images (N, 3, 96, 96) in [-1, 1], in colour and in grey."""
     grey = images.mean(1, keepdim=True).expand_as(images)
 
     def mean_psnr(shown: Tensor) -> float:
@@ -366,16 +365,15 @@ def train(
     architecture: dict | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> nn.Module:
-    """Trains for a given time, from `start` or from random weights.
+    """Train for a given time, from `start` or from random weights; in bfloat16 on CUDA.
 
-    The learning rate follows the time that is left, not a number of steps, so that the schedule ends where the time
-    does on any machine. On CUDA the arithmetic is bfloat16.
+    The learning rate follows the remaining time, not the number of steps, so that the schedule ends with the time.
 
     Returns:
-        The running average of the weights, an `AutoencoderDC` in float32 on the photographs' device.
+        `AutoencoderDC` with the running average of the weights, float32, on the device of the photographs.
 
     Raises:
-        FloatingPointError: the loss was not finite any more.
+        FloatingPointError: If the loss is not finite.
     """
     from diffusers import AutoencoderDC
 
@@ -387,7 +385,7 @@ def train(
     average = deepcopy(autoencoder).requires_grad_(False).eval()
     views = TrainingViews(training, recipe)
     measured = held_out.centre_crops()
-    # The first and the last convolution have three channels on one side: next to nothing to make orthogonal.
+    # The first and the last convolution have three channels on one side, too few to make orthogonal.
     convolutions = [weight for weight in autoencoder.parameters() if weight.ndim == 4 and min(weight.shape[:2]) > 3]
     others = [weight for weight in autoencoder.parameters() if not any(weight is taken for taken in convolutions)]
     muon = Muon(convolutions, weight_decay=recipe.weight_decay, compiled=compiled)
@@ -403,9 +401,9 @@ def train(
             losses = compute_loss(autoencoder, images, overlays[:pairs], recipe)
         autoencoder.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        # Reading the loss waits for the device, so it is not read at every step.
+        # Reading the loss waits for the device, so it is not read in every step.
         if step % 20 == 0 and not losses["loss"].isfinite():
-            raise FloatingPointError(f"The loss is not finite any more at step {step}.")
+            raise FloatingPointError(f"The loss is not finite at step {step}.")
         adam.step()
         muon.step(recipe.learning_rate * factor)
         decay = min(recipe.average_decay, (1 + step) / (10 + step))
@@ -413,7 +411,7 @@ def train(
             torch._foreach_lerp_(list(average.parameters()), list(autoencoder.parameters()), 1 - decay)
         return losses
 
-    one_step(0, 0.0)  # compilation is not training time
+    one_step(0, 0.0)  # compilation does not count as training time
     step, started, seconds = 1, clock(), 60 * recipe.minutes
     while (elapsed := clock() - started) < seconds:
         losses = one_step(step, elapsed / seconds)
@@ -428,28 +426,25 @@ def train(
 def main(
     photographs: Annotated[Path, typer.Argument(help="Folder of natural photographs.")],
     out: Annotated[Path, typer.Argument(help="Folder for the weights (float16) and the training record.")],
-    minutes: Annotated[float | None, typer.Option(help="Time of each stage, in place of its recipe's.")] = None,
-    stages: Annotated[int, typer.Option(help="How many stages to train, all that are left if there are fewer.")] = len(
-        STAGES
-    ),
-    start_from: Annotated[Path | None, typer.Option(help="Result of the stages that are then left out.")] = None,
-    device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, in place of the recipe's.")] = None,
-    compiled: Annotated[bool, typer.Option()] = True,
+    minutes: Annotated[float | None, typer.Option(help="Minutes per stage (default: recipe).")] = None,
+    stages: Annotated[int, typer.Option(help="Number of stages to train.")] = len(STAGES),
+    start_from: Annotated[Path | None, typer.Option(help="Output folder of earlier stages to continue from.")] = None,
+    device: Annotated[str, typer.Option(help="Device.")] = "cuda" if torch.cuda.is_available() else "cpu",
+    batch_size: Annotated[int | None, typer.Option(help="Images per step (default: recipe).")] = None,
+    compiled: Annotated[bool, typer.Option(help="Use torch.compile.")] = True,
 ) -> None:
     """Train an autoencoder on natural photographs."""
     from diffusers import AutoencoderDC
 
     out.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in photographs.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
-    held_out = [path for path in files if path.name.startswith("held_out")]
     training = Photographs([path for path in files if not path.name.startswith("held_out")], device)
-    measured = Photographs(held_out, device)
+    held_out = Photographs([path for path in files if path.name.startswith("held_out")], device)
     record = {
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "training_photographs": len(training),
-        "held_out_photographs": len(measured),
+        "held_out_photographs": len(held_out),
         "stages": [],
     }
     autoencoder = None
@@ -458,16 +453,16 @@ def main(
         record["stages"] += json.loads((start_from / "training.json").read_text())["stages"]
     recipes = STAGES[len(record["stages"]) :][:stages]
     if not recipes:
-        raise typer.BadParameter(f"{start_from or 'stages'}: no stage is left to train.")
+        raise typer.BadParameter(f"{start_from or 'stages'}: there is no further stage to train.")
     for recipe in recipes:
         recipe = replace(recipe, minutes=minutes or recipe.minutes, batch_size=batch_size or recipe.batch_size)
-        autoencoder = train(training, measured, recipe, compiled=compiled, start=autoencoder)
+        autoencoder = train(training, held_out, recipe, compiled=compiled, start=autoencoder)
         figures = {
-            "held_out_psnr_db": photograph_psnr(autoencoder, measured.centre_crops()),
+            "held_out_psnr_db": photograph_psnr(autoencoder, held_out.centre_crops()),
             "training_psnr_db": photograph_psnr(autoencoder, training.centre_crops()[:: max(1, len(training) // 100)]),
         }
         record["stages"].append({**figures, "recipe": asdict(recipe)})
-    # A path on the machine that trained is nobody's business.
+    # The config is published and must not contain a local path.
     autoencoder.register_to_config(_name_or_path=None)
     autoencoder.half().save_pretrained(out)
     with atomic_write(out / "training.json") as unfinished:
