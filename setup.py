@@ -7,7 +7,7 @@ here = Path(__file__).parent
 
 
 class BuildWithCards(build_py):
-    """Puts the templates of cards, which lie in hub_cards/ for everybody to see, into the package that is built."""
+    """Copy the card templates of hub_cards/ into the package that is built."""
 
     def run(self) -> None:
         super().run()

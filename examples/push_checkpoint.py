@@ -38,7 +38,7 @@ def main() -> None:
             print(f"{size:>14,}  {name}")
         print("not sent:", ", ".join(prepared.left_behind) or "nothing")
         published = publish(prepared, arguments.repo, tag=arguments.tag)
-    print(published.url)
+    print(published.repo_url)
 
 
 if __name__ == "__main__":

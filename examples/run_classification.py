@@ -10,7 +10,7 @@ rates, intervals and baselines on the same subjects there is `tablet-hf finetune
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import (
@@ -25,7 +25,7 @@ from tablet_hf.datasets import (
 )
 from tablet_hf.datasets.tasks import find_task
 from tablet_hf.evaluation.metrics import class_probabilities, classification_metrics, metrics_for
-from tablet_hf.hub.trainer import PublishingTrainer
+from tablet_hf.hub.publishing import PublishCallback
 
 
 @dataclass
@@ -63,15 +63,16 @@ def main() -> None:
     training = TrainingWindows(store, data.num_frames, runs["train"], data.label, classes=task.classes)
     validation = EvaluationWindows(store, data.num_frames, runs["validation"], data.label, classes=task.classes)
     test = EvaluationWindows(store, data.num_frames, runs["test"], data.label, classes=task.classes)
-    # As `Trainer`, but a push sends no names, and what restricted data gave only with the right to share it.
-    trainer = PublishingTrainer(
+    # With --hub_model_id (and without --push_to_hub, which uploads everything) checkpoints are published.
+    callbacks = [EpochCallback(), PublishCallback(training, validation, arguments.hub_model_id)]
+    trainer = Trainer(
         model,
         arguments,
         TabletCollator(model.config.problem_type),
         training,
         validation,
         compute_metrics=metrics_for(model.config),
-        callbacks=[EpochCallback()],
+        callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model()

@@ -9,7 +9,7 @@ pictures.
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from tablet_hf import TabletConfig, TabletForMaskedTokenModeling
 from tablet_hf.datasets import (
@@ -21,7 +21,7 @@ from tablet_hf.datasets import (
     read_splits,
     runs_in,
 )
-from tablet_hf.hub.trainer import PublishingTrainer
+from tablet_hf.hub.publishing import PublishCallback
 from tablet_hf.training.pretraining import MaskedWindows
 
 
@@ -59,8 +59,9 @@ def main() -> None:
         held_out = runs_in(split, store.runs, "validation")
         validation = MaskedWindows(EvaluationWindows(store, data.num_frames, held_out), model.config)
 
-    # As `Trainer`, but a push sends no names, and what restricted data gave only with the right to share it.
-    trainer = PublishingTrainer(model, arguments, TabletCollator(), training, validation, callbacks=[EpochCallback()])
+    # With --hub_model_id (and without --push_to_hub, which uploads everything) checkpoints are published.
+    callbacks = [EpochCallback(), PublishCallback(training, validation, arguments.hub_model_id)]
+    trainer = Trainer(model, arguments, TabletCollator(), training, validation, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model()
     if validation is not None:

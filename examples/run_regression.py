@@ -9,7 +9,7 @@ standard deviation of the training part, which the model keeps, so that it predi
 
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import (
@@ -24,7 +24,7 @@ from tablet_hf.datasets import (
 )
 from tablet_hf.datasets.tasks import find_task
 from tablet_hf.evaluation.metrics import metrics_for, regression_metrics
-from tablet_hf.hub.trainer import PublishingTrainer
+from tablet_hf.hub.publishing import PublishCallback
 
 
 @dataclass
@@ -62,15 +62,16 @@ def main() -> None:
     training = TrainingWindows(store, data.num_frames, runs["train"], data.label)
     validation = EvaluationWindows(store, data.num_frames, runs["validation"], data.label)
     test = EvaluationWindows(store, data.num_frames, runs["test"], data.label)
-    # As `Trainer`, but a push sends no names, and what restricted data gave only with the right to share it.
-    trainer = PublishingTrainer(
+    # With --hub_model_id (and without --push_to_hub, which uploads everything) checkpoints are published.
+    callbacks = [EpochCallback(), PublishCallback(training, validation, arguments.hub_model_id)]
+    trainer = Trainer(
         model,
         arguments,
         TabletCollator(model.config.problem_type),
         training,
         validation,
         compute_metrics=metrics_for(model.config),
-        callbacks=[EpochCallback()],
+        callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.save_model()

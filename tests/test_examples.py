@@ -69,6 +69,6 @@ def test_trainer_scripts_run_as_they_are_written(tmp_path, monkeypatch, capsys, 
     assert said in capsys.readouterr().out
     assert (tmp_path / "model" / "model.safetensors").is_file()
     (training,) = TrainingData.read(tmp_path / "model")
-    assert (training.task, training.people) == (label or "masked token modeling", 12)
+    assert (training.task, training.num_subjects) == (label or "masked token modeling", 12)
     if label:
         assert TabletFeatureExtractor.from_pretrained(tmp_path / "model").signal == "intensity"

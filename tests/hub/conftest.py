@@ -1,31 +1,30 @@
-"""A Hub to write to, and small things to send to it."""
+"""A Hub to write to, and small things to publish: each holds secrets wherever one could be."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from loopback_hub import LoopbackHub
-from planted import LAB, OTHER, READER, SUBJECTS
+from planted import LAB, OTHER, PLANTED, READER, SITES, SUBJECTS
+from safetensors.torch import load_file, save_file
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.datasets import Split, TokenStoreWriter, write_splits
+from tablet_hf.files import saved_weights_checksum
+from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, load_autoencoder
 from tablet_hf.sources import ScanRecord
 
 
 @pytest.fixture
-def online(monkeypatch, tmp_path):
-    """The client in this process may ask a Hub, and has no token of its own."""
+def hub(tmp_path, monkeypatch):
+    """A Hub that the client in this process asks, without an access token of its own."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-
-
-@pytest.fixture
-def hub(tmp_path, online, monkeypatch):
     hub = LoopbackHub(tmp_path / "hub", users={LAB: "lab", OTHER: "other", READER: "lab"})
     hub.readers.add(READER)
     hub.answer_here(monkeypatch, tmp_path / "cache")
@@ -35,7 +34,7 @@ def hub(tmp_path, online, monkeypatch):
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """A small model with its extractor, saved as a user would, and what training leaves beside them."""
+    """A small model with its extractor, and what training leaves next to them."""
     folder = tmp_path_factory.mktemp("saved") / "sex"
     torch.manual_seed(0)
     made = {"autoencoder": "natural-f32c32", "signal": "intensity", "scaling": "max", "volume_size": 96}
@@ -46,54 +45,73 @@ def model_folder(tmp_path_factory):
     TabletForSequenceClassification(config).save_pretrained(folder)
     TabletFeatureExtractor().save_pretrained(folder)
     torch.save({"output_dir": "hospital-7"}, folder / "training_args.bin")
-    (folder / "trainer_state.json").write_text(json.dumps({"people": SUBJECTS}))
+    (folder / "trainer_state.json").write_text(json.dumps({"subjects": SUBJECTS}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def telling_model(model_folder, tmp_path_factory):
+    """The same model, with secrets in each of its files."""
+    folder = tmp_path_factory.mktemp("hospital-7") / "model"
+    folder.mkdir()
+    secrets = {"_name_or_path": f"/data/{SUBJECTS[0]}", "made_by": PLANTED, "autoencoder": "/home/hospital-7/own"}
+    secrets |= {"autoencoder_subfolder": "/home/hospital-7", "autoencoder_revision": "/home/hospital-7/own"}
+    for name in ("config.json", "preprocessor_config.json"):
+        content = json.loads((model_folder / name).read_text()) | secrets
+        if name == "config.json":
+            content |= {"target_name": "site", "id2label": {"0": SITES[0]}, "negative_label": SITES[1]}
+        (folder / name).write_text(json.dumps(content))
+    weights = load_file(model_folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "from": "/home/hospital-7/2019-03-04"})
+    stage = asdict(TrainingData("site", ("ADHD-200",), 112, 12, 130, 5_000, False, "/home/hospital-7/own"))
+    (folder / "training_data.json").write_text(json.dumps({"stages": [stage | {"names": SUBJECTS}], "by": "MRN-4711"}))
+    (folder / "notes.txt").write_text("MRN-4711")
     return folder
 
 
 @pytest.fixture(scope="session")
 def make_store(tmp_path_factory):
-    """A function that writes a store in which the source's secrets stand wherever they could."""
+    """A function that writes a store in which the source's secrets are wherever they can be."""
 
     def make(is_restricted=False, dataset="ADHD-200", folder=None, dtype="float16", token_size=96):
         folder = folder or tmp_path_factory.mktemp("stores") / "hospital-7"
-        settings = {"autoencoder": "natural-f32c32", "autoencoder_revision": "sha256:0123456789ab"}
-        settings |= {
-            "signal": "intensity",
-            "scaling": "max",
-            "volume_size": 96,
-            "grid_size": 3,
-            "token_size": token_size,
-        }
-        writer = TokenStoreWriter(folder, settings, dtype, is_restricted=is_restricted)
+        made = {"autoencoder": "/home/hospital-7/own", "autoencoder_revision": "sha256:0123456789ab"}
+        made |= {"signal": "intensity", "scaling": "max", "volume_size": 96, "grid_size": 3, "token_size": token_size}
+        made["autoencoder_subfolder"] = "/home/hospital-7"
+        writer = TokenStoreWriter(folder, made, dtype, is_restricted=is_restricted)
         generator = torch.Generator().manual_seed(0)
         for number, subject in enumerate(SUBJECTS):
-            phenotypes = {
-                "age": 20.5 + number,
-                "sex": "FM"[number % 2],
-                "scan_day": 20190304 + number,
-                "dx": number % 2,
-            }
-            phenotypes |= {"remark": f"was {number} afraid of the scanner", "eid": int(subject), "seen": "2019-03-04"}
             record = ScanRecord(
                 subject,
                 Path(f"hospital-7/{subject}/MRN-4711_bold.nii.gz"),
                 task="rest",
-                session="20190304" if number == 0 else "01",
+                session=f"2019030{number}",
                 dataset=dataset,
-                site="NYU",
+                site=SITES[number % 2],
                 family="51488_82122" if number < 2 else f"fam{number}_82",
-                phenotypes=phenotypes,
+                phenotypes={
+                    "age": 20.5 + number,
+                    "sex": "FM"[number % 2],
+                    "centre": SITES[number % 2],
+                    "dx": number % 2,
+                    "remark": f"was {number} afraid of the scanner",
+                    "eid": int(subject),
+                    "seen": "2019-03-04",
+                },
             )
             scan = {"name": f"{subject}_MRN-4711_bold.nii.gz", "bytes": 77, "modified_ns": 1_551_657_600_000_000_000}
             tokens = torch.randn(5, 27, token_size, generator=generator)
-            writer.write(
-                record, tokens, 0.72, scan, companions={"mask": scan, "repetition_time": None, "sidecars": [scan]}
-            )
+            how = {"mask": "MRN-4711_mask.nii.gz", "tokens": {"signal": "intensity", "autoencoder": "hospital-7"}}
+            companions = {"mask": scan, "repetition_time": None, "sidecars": [scan]}
+            writer.write(record, tokens, 0.72, scan, made=how, companions=companions)
         store = writer.finish()
         parts = dict(zip(SUBJECTS, ["train"] * 4 + ["validation", "test"], strict=True))
-        write_splits([Split("fold-1", parts, 0, {"made by": "hospital-7", "folds": 1})], folder / "splits" / "sex.csv")
+        names = ("fold-1", f"site-{SITES[0]}", "hospital-7")
+        splits = [Split(name, parts, 0, {"made by": "hospital-7", "hospital-7": 1}) for name in names]
+        write_splits(splits, folder / "splits" / "hospital-7.csv")
         (folder / "logs").mkdir()
         (folder / "logs" / "tokenize.tsv").write_text("hospital-7/MRN-4711")
+        (folder / "problems.tsv").write_text(f"{SUBJECTS[0]}\thospital-7")
         return store
 
     return make
@@ -104,26 +122,24 @@ def shipped_autoencoder():
     return SHIPPED_WEIGHTS / "natural-f32c32"
 
 
-@pytest.fixture(scope="session")
-def evaluation(tmp_path_factory):
-    """A results.json as `tablet-hf evaluate` writes it."""
-    import numpy as np
+@pytest.fixture
+def results(model_folder):
+    """What results.json of `tablet-hf evaluate` holds, of the model in `model_folder`."""
 
-    from tablet_hf.evaluation.predictions import Predictions
-    from tablet_hf.report import evaluation_page as results
+    def metrics(**figures):
+        return {
+            "metrics": {name: dict(zip(("value", "low", "high"), each, strict=True)) for name, each in figures.items()}
+        }
 
-    random = np.random.default_rng(0)
-    targets = np.arange(40) % 2
-
-    def method(name, skill):
-        positive = 1 / (1 + np.exp(-(skill * (targets - 0.5) + random.standard_normal(40))))
-        people = tuple(f"{number:02}" for number in range(40))
-        outputs = np.stack([1 - positive, positive], 1)
-        return Predictions(name, "sex", ("F", "M"), people, targets, outputs, (None,) * 40, ("all",) * 40)
-
-    folder = tmp_path_factory.mktemp("judged")
-    methods = [method("TABLeT", 2), method("functional connectivity", 3)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "_write_page", lambda *_: None)  # seconds for pictures, which nobody looks at here
-        results.write_results(folder, methods, num_bootstraps=100, num_permutations=100)
-    return folder / "results.json"
+    baseline = metrics(accuracy=(0.7, 0.6, 0.8), auroc=(0.7654, 0.6, 0.9))
+    model = metrics(accuracy=(0.8, 0.7, 0.9), auroc=(0.8764, 0.75, 0.95))
+    return {
+        "label": "sex",
+        "num_subjects": 40,
+        "main_metric": "auroc",
+        "methods": {"functional connectivity": baseline, "TABLeT": model},
+        "baselines": ["functional connectivity"],
+        "warnings": [f"{SUBJECTS[0]} stands twice in /home/hospital-7"],
+        "are_held_out": True,
+        "about": {"weights": f"0123456789abcdef, {saved_weights_checksum(model_folder)}", "model": "/home/hospital-7"},
+    }

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, load_autoencoder, shipped_autoencoders
 
@@ -73,14 +72,6 @@ def test_the_script_still_trains_as_the_weights_were_trained(name):
     config = json.loads((SHIPPED_WEIGHTS / name / "config.json").read_text())
     architecture = json.loads(json.dumps(ARCHITECTURE))
     assert {key: config[key] for key in architecture} == architecture
-
-
-def test_the_header_is_what_the_hub_reads(card):
-    _, header, _ = card.split("---\n", maxsplit=2)
-    fields = yaml.safe_load(header)
-    assert fields["license"] == "apache-2.0"
-    assert fields["library_name"] == "diffusers"
-    assert {"fmri", "neuroimaging", "dc-ae", "tablet"} <= set(fields["tags"])
 
 
 def test_refreshing_a_card_replaces_the_figures_alone(name, benchmark, figures, card, tmp_path):

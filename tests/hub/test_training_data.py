@@ -1,12 +1,11 @@
-"""The record of what a model learnt from: counts and studies of runs, written, read, and fetched from a Hub."""
+"""The record of a model's training data: counts and studies of runs, written, read, and fetched from a Hub."""
 
-import dataclasses
 import json
 import warnings
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
-from loopback_hub import LoopbackHub
 
 from tablet_hf.errors import InputError
 from tablet_hf.hub.files import fetch
@@ -21,74 +20,77 @@ def runs(*who):
 
 
 class TestRuns:
-    def test_people_are_counted_once_and_runs_each(self):
-        learnt = runs(("A", "01"), ("A", "01"), ("B", "01"), ("B", "02"))
-        record = TrainingData.of_runs("age", learnt, runs(("A", "03"), ("A", "03")), True)
+    def test_subjects_are_counted_once_and_runs_each(self):
+        training = runs(("A", "01"), ("A", "01"), ("B", "01"), ("B", "02"))
+        record = TrainingData.of_runs("age", training, runs(("A", "03"), ("A", "03")), True)
         assert record == TrainingData("age", ("A", "B"), 3, 1, 4, 40, True, None)
 
-    def test_a_study_without_a_name_is_none_alone(self):
+    def test_a_study_without_a_name(self):
         assert TrainingData.of_runs("age", runs((None, "01")), [], False).studies == ()
-        beside = TrainingData.of_runs("age", runs((None, "01"), ("A", "01")), [], False)
-        assert (beside.studies, beside.people) == (("A", UNNAMED), 2)
+        record = TrainingData.of_runs("age", runs((None, "01"), ("A", "01")), [], False)
+        assert (record.studies, record.num_subjects) == (("A", UNNAMED), 2)
 
-    def test_where_a_folder_lies_is_not_told(self, tmp_path):
+    def test_the_path_of_a_folder_is_not_recorded(self, tmp_path):
         folder = tmp_path / "hospital-7" / "model"
         folder.mkdir(parents=True)
         for name in (folder, str(folder)):
             assert TrainingData.of_runs("age", runs((None, "01")), [], False, name).started_from == "model"
         assert TrainingData.of_runs("age", runs((None, "01")), [], False, "lab/tablet").started_from == "lab/tablet"
 
+    def test_in_words(self):
+        assert str(replace(FIRST, studies=(), num_subjects=1)) == "masked token modeling (1 subject)"
+        assert str(SECOND) == "sex (1,024 subjects of ADHD-200, HCP, restricted)"
+
 
 class TestFile:
-    def test_goes_to_a_folder_and_back(self, tmp_path):
+    def test_round_trip(self, tmp_path):
         assert TrainingData.read(tmp_path) == TrainingData.of_model(tmp_path) == ()
         TrainingData.write(tmp_path, [FIRST, SECOND])
         assert TrainingData.read(tmp_path) == TrainingData.of_model(tmp_path) == (FIRST, SECOND)
         assert [path.name for path in tmp_path.iterdir()] == [TRAINING_DATA_FILE]
 
-    def test_fields_of_a_later_version_are_passed_over(self, tmp_path):
-        stage = dataclasses.asdict(FIRST) | {"scanners": 3}
-        (tmp_path / TRAINING_DATA_FILE).write_text(json.dumps({"stages": [stage], "made": "later"}))
+    def test_other_fields_are_ignored(self, tmp_path):
+        content = {"stages": [asdict(FIRST) | {"scanners": 3}], "made": "later"}
+        (tmp_path / TRAINING_DATA_FILE).write_text(json.dumps(content))
         assert TrainingData.read(tmp_path) == (FIRST,)
 
-    @pytest.mark.parametrize("text", ["{", "[]", '{"stages": [{}]}', '{"stages": [1]}', "{}"])
-    def test_what_is_none_is_told(self, tmp_path, text):
-        (tmp_path / TRAINING_DATA_FILE).write_text(text)
+    @pytest.mark.parametrize(
+        "content",
+        ["{", [], {}, {"stages": [{}]}, {"stages": [1]}, {"stages": 1}, b"\xff",
+         *({"stages": [asdict(FIRST) | wrong]} for wrong in (
+             {"num_subjects": "Ann"}, {"num_runs": -1}, {"num_frames": 1.5}, {"studies": [1]}, {"studies": "ADHD-200"},
+             {"is_restricted": "no"}, {"task": None}, {"started_from": 3}))],
+    )  # fmt: skip
+    def test_damaged_ones(self, tmp_path, content):
+        text = content if isinstance(content, str) else json.dumps(content) if content != b"\xff" else None
+        (tmp_path / TRAINING_DATA_FILE).write_bytes(content if text is None else text.encode())
         for read in (TrainingData.read, TrainingData.of_model):
-            with pytest.raises(InputError, match=r"training_data\.json: it does not say what a model learnt from"):
+            with pytest.raises(InputError, match=r"training_data\.json"):
                 read(tmp_path)
-
-    def test_in_words(self):
-        assert str(FIRST) == "masked token modeling (112 people of ADHD-200)"
-        assert str(SECOND) == "sex (1,024 people of ADHD-200, HCP, restricted)"
-        assert str(dataclasses.replace(FIRST, studies=())) == "masked token modeling (112 people)"
 
 
 class TestHub:
     @pytest.fixture
-    def hub(self, tmp_path, monkeypatch):
-        """A Hub that this process asks."""
-        for owner in ("with", "without"):
-            folder = tmp_path / "hub" / "models" / "lab" / owner
+    def hub(self, hub):
+        for name, stages in (("with", [FIRST, SECOND]), ("without", [])):
+            folder = hub.folder / "models" / "lab" / name
             folder.mkdir(parents=True)
             (folder / "config.json").write_text("{}")
-        TrainingData.write(tmp_path / "hub" / "models" / "lab" / "with", [FIRST, SECOND])
-        hub = LoopbackHub(tmp_path / "hub")
-        hub.answer_here(monkeypatch, tmp_path / "cache")
-        yield hub
-        hub.stop()
+            if stages:
+                TrainingData.write(folder, stages)
+        return hub
 
     def test_a_record_is_fetched_where_there_is_one(self, hub):
         assert TrainingData.of_model("lab/with") == (FIRST, SECOND)
         assert TrainingData.of_model("lab/without") == ()
         assert TrainingData.of_model("lab/nothing") == ()
 
-    def test_that_the_hub_could_not_be_asked_is_told(self, hub, monkeypatch):
+    def test_a_hub_that_cannot_be_reached_is_a_warning(self, hub, monkeypatch):
         assert TrainingData.of_model("lab/without") == ()
         fetch("lab/with", "config.json")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.warns(UserWarning, match="lab/with: the Hub cannot be asked what it learnt from"):
+        with pytest.warns(UserWarning, match="lab/with"):
             assert TrainingData.of_model("lab/with") == ()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert TrainingData.of_model("lab/without") == ()  # known from when it was asked
+            assert TrainingData.of_model("lab/without") == ()  # known from the first time

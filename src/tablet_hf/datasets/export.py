@@ -1,5 +1,6 @@
 """Writing a store as Parquet, for the Hub; `tablet_hf.datasets.parquet` describes the files, and reads them."""
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -8,7 +9,6 @@ from typing import Any
 
 from tablet_hf.datasets.parquet import DATA_FOLDER
 from tablet_hf.datasets.run_files import FIRST_ROW, LABELS, open_rows, tokens_in
-from tablet_hf.datasets.split_files import DELIMITERS, read_splits, write_splits
 from tablet_hf.datasets.splits import subject_ids
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import (
@@ -24,7 +24,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_folder, checksum
 from tablet_hf.sources.records import typed_columns
 
-__all__ = ["export_parquet", "without_paths"]
+__all__ = ["PUBLISHED_PREPROCESSING", "export_parquet", "without_paths"]
 
 SHARD_BYTES = 500_000_000
 # Rows of one piece of a file: 10.6 MB of float16.
@@ -79,8 +79,7 @@ def export_parquet(
         shard_bytes: size of tokens at which a file is closed; a run is never divided.
         on_progress: called with runs done and runs in all.
         published: records to export in place of `store.runs`, in their order, with pseudonyms for example (see
-            `tablet_hf.hub.privacy.published_runs`); splits get these names too, and of the settings only those that
-            every store has are exported.
+            `tablet_hf.hub.privacy.published_runs`); splits and settings of the user's own are left out then.
 
     Raises:
         InputError: `out` holds something, or a run is damaged.
@@ -103,7 +102,8 @@ def export_parquet(
         runs = _write_shards(store, records, unfinished / DATA_FOLDER, shard_bytes, on_progress)
         write_settings(unfinished, settings)
         write_index(unfinished, runs)
-        _write_splits(store, published, unfinished / SPLITS_FOLDER)
+        if published is None and (store.folder / SPLITS_FOLDER).is_dir():
+            shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
         made = settings["preprocessing"]
         text = README.format(
             runs=len(runs),
@@ -117,38 +117,21 @@ def export_parquet(
 
 
 def without_paths(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """How tokens were made, with only the name of an autoencoder's folder; its revision identifies the weights."""
-    name = str(preprocessing["autoencoder"])
-    is_folder = Path(name).is_dir() or name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
-    return dict(preprocessing) | ({"autoencoder": Path(name).name} if is_folder else {})
+    """Preprocessing settings without paths of this machine: a local autoencoder is named by its folder alone."""
+    settings = dict(preprocessing)
+    name = settings.get("autoencoder")
+    if name is not None and (not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) or Path(name).is_dir()):
+        settings["autoencoder"] = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    for field in ("autoencoder_revision", "autoencoder_subfolder"):
+        if not re.fullmatch(r"(?:sha256:)?\w[\w.-]*(?:/\w[\w.-]*)*", str(settings.get(field) or "none")):
+            del settings[field]
+    return settings
 
 
 def phenotype_columns(kinds: Mapping[str, type]) -> dict[str, str]:
     """The column of each phenotype: its own name, unless that is taken."""
     taken = {*LABELS, *RUN_COLUMNS, *FIRST_ROW, "frame", "frame_scale", "tokens"}
     return {name: f"phenotype_{name}" if name in taken else name for name in kinds}
-
-
-def _write_splits(store: TokenDataset, published: Sequence[StoredRun] | None, out: Path) -> None:
-    """Copy the splits of a store; of published records with their names, and of the settings only the numbers."""
-    folder = store.folder / SPLITS_FOLDER
-    if not folder.is_dir():
-        return
-    if published is None:
-        shutil.copytree(folder, out)
-        return
-    names = dict(zip(subject_ids(store.runs), subject_ids(published), strict=True))
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in DELIMITERS):
-        splits = [
-            replace(
-                split,
-                assignment={names[subject]: part for subject, part in split.assignment.items()},
-                settings={name: value for name, value in split.settings.items() if isinstance(value, int | float)},
-                left_out=tuple(names[subject] for subject in split.left_out),
-            )
-            for split in read_splits(path, runs=store.runs)
-        ]
-        write_splits(splits, out / path.name)
 
 
 def _write_shards(

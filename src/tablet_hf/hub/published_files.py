@@ -1,0 +1,227 @@
+"""The files of a repository: of a folder, what others need and what may be published."""
+
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tablet_hf.datasets.export import PUBLISHED_PREPROCESSING, without_paths
+from tablet_hf.datasets.store import TokenDataset
+from tablet_hf.datasets.store_files import STORE_FILE
+from tablet_hf.errors import InputError
+from tablet_hf.files import saved_weights_checksum
+from tablet_hf.hub.cards import CardFacts, read_evaluation, template_file
+from tablet_hf.hub.files import count_parameters
+from tablet_hf.hub.privacy import holds_ages, published_classes
+from tablet_hf.hub.training_data import TrainingData
+
+__all__ = ["is_shipped", "kind_of", "published_stages", "rows_of_runs", "write_autoencoder", "write_model"]
+
+CARD, CONFIG, EXTRACTOR = "README.md", "config.json", "preprocessor_config.json"
+PLAIN = re.compile(r"[\w.:+-]{0,80}")
+
+
+def kind_of(path: str | Path) -> str:
+    """What a folder holds: "model", "autoencoder" or "dataset" (a store or its Parquet export).
+
+    Raises:
+        InputError: nothing that can be published.
+    """
+    folder = Path(path)
+    if (folder / STORE_FILE).is_file():
+        return "dataset"
+    if (folder / CONFIG).is_file():
+        config = _read_json(folder / CONFIG)
+        if "_class_name" in config:
+            return "autoencoder"
+        if config.get("model_type") == "tablet":
+            return "model"
+        if "input_feature_size" in config:
+            raise InputError(f"{path}: a checkpoint in the released layout; convert it first (tablet-hf convert).")
+    raise InputError(f"{path}: not a folder of a TABLeT model, an autoencoder or a token dataset.")
+
+
+def published_stages(path: Path) -> tuple[TrainingData, ...]:
+    """The trainings of a model; a folder that one started from is named without its path."""
+
+    def plain(name: str | None) -> str | None:
+        is_hub_id = name is None or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
+        return name if is_hub_id else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+    return tuple(replace(stage, started_from=plain(stage.started_from)) for stage in TrainingData.read(path))
+
+
+def is_shipped(path: Path) -> bool:
+    from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
+
+    return path.resolve().parent == SHIPPED_WEIGHTS.resolve()
+
+
+def write_model(
+    path: Path, folder: Path, facts: CardFacts, evaluation: str | Path | None, with_code: bool
+) -> CardFacts:
+    """Write the files of a model, and complete its facts."""
+    from tablet_hf.hub.conversion import converted_from
+    from tablet_hf.hub.custom_code import write_custom_code
+
+    config = _published_config(path)
+    _write_json(folder / CONFIG, config)
+    if (path / EXTRACTOR).is_file():
+        extractor = without_paths(_read_json(path / EXTRACTOR))
+        _write_json(
+            folder / EXTRACTOR, {name: extractor[name] for name in PUBLISHED_PREPROCESSING if name in extractor}
+        )
+    else:
+        warnings.warn(f"{path}: no {EXTRACTOR}, so that others cannot tokenize scans for the model.", stacklevel=3)
+    parameters = _copy_weights(path, folder, "model")
+    if facts.stages:
+        TrainingData.write(folder, facts.stages)
+    source = None if facts.stages else converted_from(path)
+    if not facts.stages and facts.counts is None and source is None:
+        warnings.warn(f"{path}: its training data are not recorded; name them with --dataset STORE.", stacklevel=3)
+    if with_code:
+        write_custom_code(folder)
+    figures = None if evaluation is None else read_evaluation(evaluation)
+    if figures is not None:
+        if figures.weights and saved_weights_checksum(path) not in figures.weights:
+            raise InputError(
+                f"{evaluation}: its figures are of other weights than those in {path}; evaluate this model."
+            )
+        if not figures.weights or not figures.is_held_out:
+            warnings.warn(
+                f"{evaluation}: not known to be of held-out subjects and of these weights, so its figures are in the "
+                "text of the card only.",
+                stacklevel=3,
+            )
+    return replace(
+        facts,
+        settings=config,
+        parameters=parameters,
+        converted_from=source,
+        evaluation=figures,
+        with_code=with_code,
+    )
+
+
+def _published_config(path: Path) -> dict[str, Any]:
+    """The configuration of a model: only what a `TabletConfig` has, without paths, and sites numbered.
+
+    Raises:
+        InputError: not the configuration of a TABLeT, or class names that may not be published.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    from tablet_hf.configuration_tablet import TabletConfig
+
+    settings = _read_json(path / CONFIG)
+    try:
+        TabletConfig.from_dict(dict(settings))
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise InputError(f"{path / CONFIG}: not the configuration of a TABLeT; save the model again.") from error
+    named = {"target_name", "negative_label", "id2label", "label2id"}
+    fields = {*TabletConfig.__dataclass_fields__, *TabletConfig().to_dict(), "model_type"}
+    config = {
+        name: value
+        for name, value in without_paths(settings).items()
+        if name in fields - named and not name.startswith("_") and name not in ("auto_map", "custom_pipelines")
+        if name.startswith("autoencoder") or not isinstance(value, str) or PLAIN.fullmatch(value)
+    }
+    if config.get("autoencoder") != settings.get("autoencoder"):
+        warnings.warn(
+            f"{path}: its autoencoder is a local folder; publish it too, for others to tokenize.", stacklevel=4
+        )
+    classes = {str(key): str(name) for key, name in (settings.get("id2label") or {}).items()}
+    names = sorted({*classes.values(), *filter(None, [settings.get("negative_label")])})
+    if label := settings.get("target_name"):
+        config["target_name"] = label
+    published = dict(zip(names, published_classes(label or "label", names), strict=True))
+    if classes:
+        config["id2label"] = {key: published[name] for key, name in classes.items()}
+        config["label2id"] = {name: int(key) for key, name in config["id2label"].items()}
+    if settings.get("negative_label"):
+        config["negative_label"] = published[settings["negative_label"]]
+    return config
+
+
+def _copy_weights(path: Path, folder: Path, stem: str) -> int:
+    """Write the tensors of safetensors files, and nothing else that the files hold; returns how many numbers.
+
+    Raises:
+        InputError: no such files, or an index that names files elsewhere.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    index, names = path / f"{stem}.safetensors.index.json", [f"{stem}.safetensors"]
+    if index.is_file():
+        places = {str(name): str(file) for name, file in _read_json(index).get("weight_map", {}).items()}
+        names = sorted(set(places.values()))
+        if any(Path(name).name != name for name in names):
+            raise InputError(f"{index}: it names files outside of its folder; save the model again.")
+        total = sum((path / name).stat().st_size for name in names if (path / name).is_file())
+        _write_json(folder / index.name, {"metadata": {"total_size": total}, "weight_map": places})
+    for name in names:
+        try:
+            save_file(load_file(path / name), folder / name, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path / name}: not a safetensors file; save the model with save_pretrained.") from error
+    return sum(count_parameters(folder / name) for name in names)
+
+
+def write_autoencoder(path: Path, folder: Path, facts: CardFacts) -> CardFacts:
+    """Write the files of an autoencoder, and complete its facts; one of this package brings its own card."""
+    import inspect
+
+    import diffusers
+
+    from tablet_hf.slice_autoencoder import weights_fingerprint
+
+    config = _read_json(path / CONFIG)
+    network = getattr(diffusers, str(config["_class_name"]), None)
+    if network is None:
+        raise InputError(
+            f"{path / CONFIG}: diffusers has no class {config['_class_name']}; save the autoencoder again."
+        )
+    fields = {"_class_name", "_diffusers_version", *inspect.signature(network.__init__).parameters}
+    config = {name: value for name, value in config.items() if name in fields}
+    _write_json(folder / CONFIG, config)
+    parameters = _copy_weights(path, folder, "diffusion_pytorch_model")
+    if is_shipped(path):
+        if facts.license not in (None, "apache-2.0"):
+            raise InputError(f"--license {facts.license}: {path.name} is under apache-2.0; leave it out.")
+        (folder / CARD).write_bytes(template_file(f"{path.resolve().name}.md").read_bytes())
+        (folder / "training.json").write_bytes((path / "training.json").read_bytes())
+    rows = {"weights": weights_fingerprint(path)}
+    return replace(facts, settings=config, parameters=parameters, rows=rows)
+
+
+def rows_of_runs(store: TokenDataset, runs: Sequence[Any]) -> dict[str, str]:
+    """Rows of the card of a token dataset."""
+    frames, seconds = {run.num_frames for run in runs}, sorted({round(run.repetition_time, 4) for run in runs})
+    phenotypes = [
+        f"`{name}`" + " (in whole years, 90 for 90 and over)" * holds_ages(name) for name in runs[0].phenotypes
+    ]
+    phenotypes += ["families"] * any(run.family is not None for run in runs)
+    return {
+        "frames per run": f"{min(frames)} to {max(frames)}" if len(frames) > 1 else str(min(frames)),
+        "repetition time": ", ".join(f"{value:g} s" for value in seconds[:6]) + ", ..." * bool(seconds[6:]),
+        "tokens": f"{store.geometry.num_cells} of {store.geometry.token_size:,} numbers per frame, {store.dtype}",
+        "phenotypes": ", ".join(phenotypes) or "none",
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: it cannot be read as JSON ({error}); save it again.") from error
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
