@@ -19,12 +19,17 @@ from tablet_hf.sources import ScanRecord
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub that the client in this process asks, without an access token of its own."""
+def online(monkeypatch, tmp_path):
+    """The client in this process may ask a Hub, and has no access token of its own."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+
+
+@pytest.fixture
+def hub(tmp_path, online, monkeypatch):
     hub = LoopbackHub(tmp_path / "hub", users={LAB: "lab", OTHER: "other", READER: "lab"})
     hub.readers.add(READER)
     hub.answer_here(monkeypatch, tmp_path / "cache")
