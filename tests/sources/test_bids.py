@@ -161,7 +161,7 @@ class TestSpaces:
         root = plant(bold("sub-01_task-rest"), bold("sub-02_task-rest", "space-T1w"), bold("sub-02_task-rest", ""))
         cohort = find_scans("bids", root)
         assert keys(cohort) == ["sub-01_task-rest"]
-        assert reasons(cohort, "sub-02_task-rest", "T1w, native")
+        assert reasons(cohort, "sub-02_task-rest", "T1w:res-native")
 
     def test_a_cohort_in_two_spaces_is_warned_of(self, plant):
         root = plant(bold("sub-01_task-rest"), bold("sub-02_task-rest", "space-MNI152NLin6Asym_res-2"))

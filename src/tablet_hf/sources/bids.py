@@ -30,7 +30,7 @@ SUBJECT_COLUMNS = ("participant_id", "subject_id", "subject", "participant", "su
 SESSION_COLUMNS = ("session_id", "session")
 """BIDS prescribes the first of each."""
 
-RESOLUTIONS = ("2", "1", None)
+RESOLUTIONS = ("2", "1", "native")
 SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
 """Preferred versions of a run, in this order."""
 
@@ -117,14 +117,14 @@ def _find_runs(
         problems += absent
     records: list[ScanRecord] = []
     for candidates in grouped(versions).values():
-        fitting = [version for version in candidates if _fits(_space_of(version), wanted)]
+        fitting = [version for version in candidates if f"{_space(version)}:".startswith(wanted)]
         if not fitting:
-            spaces = ", ".join(sorted({_space_name(version) for version in candidates}))
+            spaces = ", ".join(sorted({_space(version) for version in candidates}))
             why = f"this run exists in {spaces}, not in {space or 'an MNI152 space'}; run fMRIPrep with that output."
             problems.append(Problem(str(candidates[0].scan), why))
         # A run that exists compressed and uncompressed has two best versions, which `make_cohort` reports.
         records += [version for version in fitting if _rank(version) == min(map(_rank, fitting))]
-    warn_if_mixed(root, map(_space_name, records), "--space")
+    warn_if_mixed(root, map(_space, records), "--space")
     return records, problems
 
 
@@ -161,45 +161,37 @@ def _why_misplaced(path: Path, root: Path) -> str | None:
     return None
 
 
-def _parse_space(space: str | None) -> tuple[str | None, str | None]:
-    """Return the wanted space and resolution: None for any, "native" for the voxel size of the scan."""
+def _parse_space(space: str | None) -> str:
+    """Return how the `_space` of wanted versions begins, with a colon behind it."""
     if space is None:
-        return None, None
+        return "MNI152"
     parts = re.fullmatch(r"(?:space-)?([A-Za-z0-9]+)(?:[:_]res-([A-Za-z0-9]+))?", space.strip())
-    if not parts:
-        raise InputError(f"The space {space!r} is not valid; write MNI152NLin2009cAsym or MNI152NLin2009cAsym:res-2.")
-    if is_native_space(parts[1]):
-        raise InputError(f"The space {parts[1]} is not an MNI152 space; choose one that is.")
-    return parts[1], parts[2] and _resolution(parts[2])
+    if not parts or is_native_space(parts[1]):
+        raise InputError(
+            f"The space {space!r} is not a template space; give one such as MNI152NLin2009cAsym or "
+            "MNI152NLin2009cAsym:res-2."
+        )
+    return f"{parts[1]}:" + (f"res-{_resolution(parts[2])}:" if parts[2] else "")
 
 
 def _resolution(label: str) -> str:
     return label.lstrip("0").removesuffix("mm")  # "2" for res-2, res-02 and res-2mm
 
 
-def _space_of(version: ScanRecord) -> tuple[str, str | None]:
+def _space(version: ScanRecord) -> str:
+    """Return space and resolution as in fMRIPrep's option: `MNI152NLin2009cAsym:res-2`, `T1w:res-native`."""
     entities = read_entities(version.scan)
-    return entities.get("space", "native"), _resolution(entities["res"]) if "res" in entities else None
-
-
-def _space_name(version: ScanRecord) -> str:
-    space, resolution = _space_of(version)
-    return f"{space}:res-{resolution}" if resolution else space
-
-
-def _fits(found: tuple[str, str | None], wanted: tuple[str | None, str | None]) -> bool:
-    is_of_space = found[0] == wanted[0] if wanted[0] else found[0].startswith("MNI152")
-    return is_of_space and wanted[1] in (None, found[1] or "native")
+    return f"{entities.get('space', 'func')}:res-{_resolution(entities.get('res', 'native'))}"
 
 
 def _rank(version: ScanRecord) -> tuple[int, int, str]:
     """Smaller is preferred."""
-    space, resolution = _space_of(version)
-    ranks = [
+    space, resolution = _space(version).split(":res-")
+    ranks = (
         order.index(item) if item in order else len(order)
         for item, order in ((resolution, RESOLUTIONS), (space, SPACES))
-    ]
-    return (*ranks, _space_name(version))
+    )
+    return (*ranks, _space(version))
 
 
 def _study_name(folder: Path) -> str | None:

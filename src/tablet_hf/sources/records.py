@@ -17,7 +17,6 @@ __all__ = [
     "Problem",
     "ScanRecord",
     "phenotype_values",
-    "same_labels",
     "store_key",
     "typed_columns",
     "typed_rows",
@@ -184,20 +183,10 @@ def store_key(record: Any) -> str:
     return key if record.dataset is None else f"{_label(record.dataset, allowed='+-')}/{key}"
 
 
-def same_labels(one: Any, other: Any) -> bool:
-    """Return whether two records, or runs of a store, have the same subject, session, task and run."""
-    return all(_normal(getattr(one, name)) == _normal(getattr(other, name)) for name in ENTITIES.values())
-
-
 def _label(value: str, allowed: str = "+") -> str:
     """Return a label fit for a file name; a checksum keeps labels apart that differ only in what was removed."""
-    value = _normal(value)
+    value = unicodedata.normalize("NFC", str(value))  # file systems differ in how they compose letters
     plain = re.sub(rf"[^0-9A-Za-z{re.escape(allowed)}]", "", unicodedata.normalize("NFKD", value)) or "x"
     if plain == value:
         return plain
     return f"{plain}+{hashlib.sha256(value.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-
-
-def _normal(value: str | None) -> str | None:
-    # Whether a folder's name has composed or decomposed letters depends on the file system.
-    return None if value is None else unicodedata.normalize("NFC", str(value))
