@@ -14,7 +14,6 @@ import yaml
 
 import tablet_hf
 import tablet_hf.datasets
-from tablet_hf import auto_classes
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("diffusers", "datasets", "evaluate", "nibabel", "nilearn", "sklearn", "pandas", "matplotlib", "typer")
@@ -73,10 +72,9 @@ def loaded_of(names, code):
     return f"import sys; {code}; print(*[name for name in {names} if name in sys.modules])"
 
 
-def test_the_import_waits_for_neither_torch_nor_transformers():
-    slow = (*HEAVY, "torch", "transformers", "scipy", "numpy")
-    assert run_python(loaded_of(slow, "import tablet_hf.datasets; dir(tablet_hf), dir(tablet_hf.datasets)")) == ""
-    assert "transformers" not in run_python(loaded_of(slow, "import tablet_hf.tokens, tablet_hf.volumes")).split()
+def test_help_waits_for_neither_torch_nor_transformers():
+    code = "sys.argv = ['/usr/bin/tablet-hf', '--help']; import tablet_hf.cli.__main__"
+    assert run_python(loaded_of((*HEAVY[:-1], "torch", "transformers", "scipy", "numpy"), code)) == ""
 
 
 @pytest.mark.parametrize("package", ["tablet_hf", "tablet_hf.datasets"])
@@ -95,26 +93,14 @@ def test_promised_names():
     assert set(tablet_hf.__all__) <= set(dir(tablet_hf))
     for name in tablet_hf.__all__:
         assert getattr(tablet_hf, name) is not None
-    assert tablet_hf.tokens.latents_to_tokens is not None
     with pytest.raises(AttributeError, match="no attribute 'TabletForCausalLM'"):
         _ = tablet_hf.TabletForCausalLM
 
 
 def test_promised_names_of_datasets():
     assert set(tablet_hf.datasets.__all__) <= set(dir(tablet_hf.datasets))
-    for module, public in {
-        "collator": {"TabletCollator"},
-        "export": {"export_parquet"},
-        "splits": set(tablet_hf.datasets.splits.__all__) - {"PARTS", "check", "without_prefix"},
-        "split_files": {"read_splits", "write_splits"},
-        "store": {"TokenDataset"},
-        "store_files": {"StoredRun"},
-        "streaming": {"StreamedWindows"},
-        "windows": set(tablet_hf.datasets.windows.__all__),
-        "writer": {"TokenStoreWriter", "merge_stores"},
-    }.items():
-        for name in public:
-            assert getattr(tablet_hf.datasets, name) is getattr(getattr(tablet_hf.datasets, module), name)
+    for name in tablet_hf.datasets.__all__:
+        assert getattr(tablet_hf.datasets, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'load_dataset'"):
         _ = tablet_hf.datasets.load_dataset
 
@@ -124,7 +110,7 @@ def test_a_type_checker_sees_what_is_exported(package):
     """What stands under `TYPE_CHECKING` and what is imported on demand are the same names from the same modules."""
     module = importlib.import_module(package)
     tree = ast.parse(Path(module.__file__).read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {name.name: node.module for node in block.body for name in node.names}
     assert seen == module._MODULE_OF
     assert set(seen) <= set(module.__all__)
@@ -141,51 +127,36 @@ def saved(tmp_path_factory):
     return folder
 
 
-OTHER_RELEASE = """
-import importlib.metadata as metadata
-real = metadata.version
-metadata.version = lambda name: "5.99.0" if name == "transformers" else real(name)
-import tablet_hf
-assert "tablet_hf.modeling_tablet" in sys.modules
-import tablet_hf.hub.loading  # loads those of transformers
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("imports", "is_entered"),
+    "imports",
     [
-        ("import tablet_hf, transformers", True),
-        ("import transformers, tablet_hf; from transformers import Trainer, pipeline", True),
-        ("from tablet_hf.configuration_tablet import TabletConfig", True),
-        ("import tablet_hf; del sys.modules['tablet_hf']; import tablet_hf", True),
-        ("from transformers import AutoModel; import tablet_hf", False),
-        (OTHER_RELEASE, False),
+        "import tablet_hf, transformers",
+        "import transformers, tablet_hf; from transformers import Trainer, pipeline",
+        "from tablet_hf.configuration_tablet import TabletConfig",
+        "from transformers import AutoModel; import tablet_hf",
     ],
 )
-def test_auto_classes_know_tablet_after_the_import(imports, is_entered, saved, run_beside_torch):
+def test_auto_classes_know_tablet_after_the_import(imports, saved, run_beside_torch):
     code = f"""
-import sys
 {imports}
 import transformers
-print("transformers.models.tablet" in sys.modules)
 for auto in ("AutoConfig", "AutoFeatureExtractor", "AutoModel", "AutoModelForPreTraining",
              "AutoModelForSequenceClassification"):
     found = type(getattr(transformers, auto).from_pretrained({str(saved)!r}))
     print(found.__module__, found.__name__)
 for task in ("fmri-classification", "fmri-feature-extraction"):
     found = transformers.pipelines.PIPELINE_REGISTRY.check_task(task)[1]["impl"]
-    print(found if isinstance(found, str) else f"{{found.__module__}}.{{found.__name__}}")
+    print(found.__module__, found.__name__)
 """
     assert run_beside_torch(code).splitlines() == [
-        str(is_entered),
         "tablet_hf.configuration_tablet TabletConfig",
         "tablet_hf.feature_extraction_tablet TabletFeatureExtractor",
         "tablet_hf.modeling_tablet TabletModel",
         "tablet_hf.modeling_tablet TabletForMaskedTokenModeling",
         "tablet_hf.modeling_tablet TabletForSequenceClassification",
-        "tablet_hf.pipeline_tablet.FmriClassificationPipeline",
-        "tablet_hf.pipeline_tablet.FmriFeatureExtractionPipeline",
+        "tablet_hf.pipeline_tablet FmriClassificationPipeline",
+        "tablet_hf.pipeline_tablet FmriFeatureExtractionPipeline",
     ]
 
 
@@ -193,11 +164,6 @@ def test_a_config_from_another_process_is_known(saved, run_beside_torch):
     config = pickle.dumps(tablet_hf.TabletConfig.from_pretrained(saved))
     code = f"import pickle, transformers; config = pickle.loads({config!r}); AutoModel = transformers.AutoModel"
     assert run_beside_torch(f"{code}; print(type(AutoModel.from_config(config)).__name__)") == "TabletModel"
-
-
-def test_the_tables_were_tried_in_the_pinned_release():
-    (pinned,) = re.findall(r"^transformers==(\d+)\.(\d+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert auto_classes.OLDEST_TRIED <= tuple(map(int, pinned)) <= auto_classes.NEWEST_TRIED
 
 
 def test_auto_feature_extractor(tmp_path):

@@ -1,8 +1,9 @@
 """TABLeT for Hugging Face: whole fMRI runs as tokens of a natural-image autoencoder, and a transformer over them."""
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .auto_classes import introduce_tablet
 from .errors import InputError
 from .exports import imported_on_demand
 from .version import __version__
@@ -26,9 +27,14 @@ _MODULE_OF = {
     "TabletPreTrainedModel": "modeling_tablet",
     "TokenizedRun": "feature_extraction_tablet",
 }
-__getattr__, __dir__ = imported_on_demand(__name__, _MODULE_OF, submodules={"tokens", "volumes"})
+__getattr__, __dir__ = imported_on_demand(__name__, _MODULE_OF)
 
-introduce_tablet()
+# Registering imports torch and transformers. `tablet-hf --help` should not wait 5 s for that, and no command uses the
+# Auto classes, so the command line alone leaves it out.
+if Path(sys.argv[0]).stem != "tablet-hf":
+    from .auto_classes import register_auto_classes
+
+    register_auto_classes()
 
 __all__ = [
     "InputError",

@@ -1,30 +1,50 @@
 """TABLeT model configuration."""
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-logger = logging.get_logger(__name__)
+from .errors import InputError
 
-# Keys of a configuration of the code released with arXiv 2604.03619 that no configuration of the library has.
-RELEASED_KEYS = frozenset({"input_feature_size", "num_kv_heads", "d_model"})
+# Fields of the configuration of the code released with arXiv 2604.03619, and what they are called here.
+RELEASED_FIELDS = {
+    "input_feature_size": "token_size",
+    "num_classes": "num_labels",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "hidden_act": "hidden_act",
+    "mlp_type": "mlp_type",
+    "norm_type": "norm_type",
+    "input_norm": "use_input_norm",
+    "out_norm": "use_output_norm",
+    "feature_norm": "use_feature_norm",
+}
+RELEASED_NORMS = {"ln": "layer_norm", "rms": "rms_norm"}
 
-
-class ReleasedLayoutError(ValueError):
-    """A configuration in the vocabulary of the released code, which the model classes know how to load."""
+# The tokens that the released weights were trained on.
+RELEASED_TOKEN_SIZE, RELEASED_GRID_SIZE = 3072, 3
+RELEASED_TOKENS = {
+    "autoencoder": "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",
+    "signal": "intensity",
+    "scaling": "max",
+    "volume_size": 96,
+}
 
 
 @strict
 class TabletConfig(PreTrainedConfig):
     r"""
-    Everything that makes one TABLeT model: the geometry of its tokens, the network, its training objectives, and the
-    tokens it was trained on. The defaults are the published network (129.5 million parameters, arXiv 2604.03619)
-    with positions in seconds and cells in place of none.
+    Configuration of a TABLeT model: the geometry of its tokens, the network, its training objectives, and the tokens it
+    was trained on. The defaults are the published network (129.5 million parameters, arXiv 2604.03619) with positions
+    in seconds and cells in place of none.
 
     An fMRI run enters the model as `(batch, frames, num_cells, token_size)`: each frame is a cube of
     `grid_size ** 3` cells, each cell one token of `token_size` numbers made by the encoder of a 2D autoencoder.
@@ -33,44 +53,43 @@ class TabletConfig(PreTrainedConfig):
         token_size (`int`, defaults to 3072):
             Numbers in one token: 3 axes x 32 slices x 32 latent channels for DC-AE f32c32.
         grid_size (`int`, defaults to 3):
-            Cells along one edge of a frame. Where `volume_size` is known, a cell has `volume_size / grid_size` slices
+            Cells along one edge of a frame. Where `volume_size` is given, a cell has `volume_size / grid_size` slices
             on each axis, and `token_size` must be a multiple of three times as many.
         hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size:
-            As everywhere in the library. Queries share key and value heads in groups of equal size.
+            As everywhere in the library. Groups of query heads share a key and a value head.
         mlp_type (`"vanilla"` or `"swiglu"`, defaults to `"vanilla"`):
             Two linear layers around `hidden_act`, or the gated kind, whose gate is always SiLU.
         mlp_bias (`bool`, defaults to `True`):
             Whether the linear layers of the MLP have biases.
         hidden_act (`str`, defaults to `"relu"`):
-            The activation of the vanilla MLP.
+            Activation of the vanilla MLP.
         norm_type (`"layer_norm"` or `"rms_norm"`, defaults to `"layer_norm"`):
-            The kind of every norm, with `layer_norm_eps` or `rms_norm_eps`.
+            Kind of every norm, with `layer_norm_eps` or `rms_norm_eps`.
         qk_norm (`bool`, defaults to `False`):
-            Whether queries and keys are normed within each head before they are rotated.
+            Whether queries and keys are normalised within each head before they are rotated.
         qk_norm_type (`"layer_norm"` or `"rms_norm"`, *optional*):
-            The kind of the norm of queries and keys, where it differs from `norm_type`.
+            Kind of the norm of queries and keys, where it differs from `norm_type`.
         use_feature_norm, use_input_norm, use_output_norm (`bool`):
-            A norm over the numbers of a token before they are projected, over the sequence with its CLS state before
-            the first layer, and after the last layer.
+            A norm over the numbers of a token before the projection, over the sequence with its CLS state before the
+            first layer, and after the last layer.
         standardize_tokens (`bool`, defaults to `False`):
-            Whether a window is standardised over time first: from the tokens of each cell their mean over the frames is
-            taken, and the rest is divided by its standard deviation over the window. Of tokens of the signal
-            `"intensity"` 98% of the variance is the still anatomy, which is gone then. Goes with
-            `use_feature_norm=False`, since that norm makes all tokens equally large, whether they swing or not.
+            Whether a window is standardised over time first: the mean over the frames is subtracted from the tokens of
+            each cell, and the rest is divided by its standard deviation over the window. Of tokens of the signal
+            `"intensity"` 98% of the variance is anatomy, which this removes. Use it with `use_feature_norm=False`,
+            since that norm gives all tokens the same size, however much they vary.
         pooling_type (`"cls"`, `"mean"` or `"variability"`, defaults to `"cls"`):
-            What a head reads: the CLS state, as in the paper; the mean of all token states; or how much each number of
-            a cell's states varies over the frames of the window (its standard deviation), for every cell by itself. At
-            rest subjects differ in what varies together, which is where functional connectivity looks, and means over
-            frames and cells keep little of it: of 140 semi-real subjects 69 to 96% were recognised in their other half
-            by variability, 2 to 6% by the CLS state or the mean (docs/semireal.md).
+            What a head reads: the CLS state, as in the paper; the mean of all token states; or the standard deviation
+            of each number of a cell's states over the frames of the window, for every cell by itself. At rest subjects
+            differ in what varies together, which functional connectivity measures and means over frames and cells
+            lose: of 140 semi-real subjects 69 to 96% were recognised in their other half by variability, 2 to 6% by
+            the CLS state or the mean (docs/semireal.md).
         feature_dropout_prob, hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0):
-            Dropout on the numbers of a token, in the residual branches, and on attention weights; all off in
-            evaluation.
+            Dropout on the numbers of a token, in the residual branches, and on attention weights.
         position_embedding_type (`"none"`, `"rope"` or `"spatiotemporal_rope"`, defaults to the last):
-            `"none"` sees a run as a set of tokens (what the released weights need), `"rope"` turns queries and keys
-            by one angle a sequence position, `"spatiotemporal_rope"` shares the head dimension among time in seconds
-            and the three coordinates of a cell. Heads of 32 numbers or more can tell moments apart: of 8 only two are
-            left for the time, and a small model with such heads learned nothing of its neighbours in masked modeling.
+            `"none"` sees a run as a set of tokens (what the released weights need), `"rope"` rotates queries and keys
+            by one angle per sequence position, `"spatiotemporal_rope"` shares the head dimension among time in seconds
+            and the three coordinates of a cell. Use heads of at least 32 numbers: of 8 only two are left for the time,
+            and a small model with such heads learned nothing from neighbouring frames in masked modeling.
         rope_theta (`float`, defaults to 10000):
             Base of the angles of `"rope"`.
         rope_shortest_period, rope_longest_period (`float`, default to 6 and 3600, seconds):
@@ -79,23 +98,23 @@ class TabletConfig(PreTrainedConfig):
         mask_ratio (`float`, defaults to 0.5):
             Share of valid tokens hidden in masked token modeling.
         mask_strategy (`"random"`, `"frame"` or `"tube"`, defaults to `"random"`):
-            Hides single tokens, whole frames, or the same cells in all frames.
+            Hide single tokens, whole frames, or the same cells in all frames.
         norm_target (`bool`, defaults to `False`):
             Whether each target token is standardised before the masked loss.
         regression_loss (`"l1"` or `"mse"`, defaults to `"l1"`):
             Loss of the regression head, on standardised targets.
         target_mean, target_std (`list[float]`, *optional*):
-            Mean and standard deviation of each regression target over the training split, in the target's own unit.
-            The head learns standardised targets and predicts in the target's own unit.
+            Mean and standard deviation of each regression target over the training set, in the target's own unit.
+            The head is trained on standardised targets and predicts in the target's own unit.
         positive_weight (`float`, *optional*):
             Weight of the positive class in the loss of a one-logit classifier; the paper's is the size of the larger
             class over that of the smaller.
         class_weights (`list[float]`, *optional*):
             Weight of each class in the loss of a softmax classifier.
         negative_label (`str`, *optional*):
-            What a one-logit classifier calls the other class, for which `id2label` has no place.
+            Name of the other class of a one-logit classifier, which `id2label` cannot hold.
         target_name (`str`, *optional*):
-            What is predicted: the column of the phenotype the model was trained on.
+            Column of the phenotype the model was trained on.
         num_frames (`int`, *optional*):
             Frames of the windows the model was trained on. Nothing in the model limits a run to them; prediction cuts
             a longer run into such windows.
@@ -105,15 +124,15 @@ class TabletConfig(PreTrainedConfig):
 
     The classification head follows `problem_type`, which is never guessed:
 
-    - `"multi_label_classification"`: one logit and one sigmoid a label, binary cross-entropy, threshold 0.5. Two
-      classes as the paper learns them are this with `num_labels=1`: the one label names the positive class. (The
-      library refuses `"single_label_classification"` with one label, and without a `problem_type` it would take one
-      label for a regression.)
+    - `"multi_label_classification"`: one logit and one sigmoid per label, binary cross-entropy, threshold 0.5. Two
+      classes as in the paper are this with `num_labels=1`: the one label names the positive class. (The library
+      refuses `"single_label_classification"` with one label, and without a `problem_type` it would take one label for
+      a regression.)
     - `"single_label_classification"`: softmax over two labels or more.
-    - `"regression"`: one number a label, in the target's own unit.
+    - `"regression"`: one number per label, in the target's own unit.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: where a value has the wrong type or values contradict.
+        `huggingface_hub.errors.StrictDataclassError`: a value has the wrong type, or values contradict each other.
 
     Example:
 
@@ -125,7 +144,7 @@ class TabletConfig(PreTrainedConfig):
     ```"""
 
     model_type = "tablet"
-    # What decides whether tokens fit, and what else tells one kind of them from another.
+    # Tokens of another geometry do not fit the model; tokens of another provenance fit, but mean something else.
     token_geometry: ClassVar = ("token_size", "grid_size")
     token_provenance: ClassVar = (
         "autoencoder",
@@ -188,22 +207,18 @@ class TabletConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "TabletConfig":
-        if "model_type" not in config_dict and config_dict.keys() >= RELEASED_KEYS:
-            raise ReleasedLayoutError(
-                "This config.json is that of the code released with arXiv:2604.03619, and tells less than the weights "
-                "beside it; load it by a model class, as `TabletModel.from_pretrained`, or convert it (command line: "
-                "tablet-hf convert)."
-            )
-        if not cls.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # Both name code that is next to the file. The installed package has that code, needs no one's trust for
-            # its own pipelines, and would save names of nothing elsewhere.
+        """As everywhere in the library; reads configurations of the code released with arXiv 2604.03619 as well."""
+        if "model_type" not in config_dict and {"input_feature_size", "d_model"} <= config_dict.keys():
+            config_dict = translate_released_config(config_dict, **kwargs)
+        elif not cls.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # Both name code next to the file, which the installed package has itself and would not save along.
             names = ("auto_map", "custom_pipelines")
             config_dict = {name: value for name, value in config_dict.items() if name not in names}
         return super().from_dict(config_dict, **kwargs)
 
     @property
     def pooled_size(self) -> int:
-        """How many numbers a head reads, by `pooling_type`."""
+        """Numbers that a head reads, by `pooling_type`."""
         return self.hidden_size * (self.num_cells if self.pooling_type == "variability" else 1)
 
     @property
@@ -216,136 +231,72 @@ class TabletConfig(PreTrainedConfig):
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
-    def validate_sizes(self):
-        sizes = (
-            "token_size",
-            "grid_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "intermediate_size",
-            "num_frames",
-            "volume_size",
-        )
-        for name in sizes:
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}.")
-
     def validate_architecture(self):
-        # Asked before all that divide by a size: the library goes by the alphabet.
-        self.validate_sizes()
+        sizes = ("token_size", "grid_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        for name in (*sizes, "num_key_value_heads", "intermediate_size", "num_frames", "volume_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         super().validate_architecture()
-
-    def validate_token_geometry(self):
-        if self.volume_size is None:  # tokens of no recorded making may have any size
-            return
-        if self.volume_size % self.grid_size:
+        for whole, part in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"`{whole}` ({getattr(self, whole)}) must be a multiple of `{part}` ({getattr(self, part)})."
+                )
+        smallest = {"none": 1, "rope": 2, "spatiotemporal_rope": 8}[self.position_embedding_type]
+        if self.head_dim < smallest or (smallest > 1 and self.head_dim % 2):
             raise ValueError(
-                f"`volume_size` ({self.volume_size}) must be a multiple of `grid_size` ({self.grid_size}): cells are "
-                "cubes of whole voxels."
+                f"`{self.position_embedding_type}` needs an even `hidden_size / num_attention_heads` of at least "
+                f"{smallest}, got {self.head_dim}."
             )
-        slices_per_cell = self.volume_size // self.grid_size
-        if self.token_size % (3 * slices_per_cell):
+        if self.volume_size is not None and (
+            self.volume_size % self.grid_size or self.token_size % (3 * self.volume_size // self.grid_size)
+        ):
             raise ValueError(
-                f"`token_size` ({self.token_size}) must be a multiple of {3 * slices_per_cell}: with `volume_size` "
-                f"{self.volume_size} and `grid_size` {self.grid_size} each of three axes has {slices_per_cell} slices "
-                "in a cell, each with as many numbers as the autoencoder has latent channels."
-            )
-
-    def validate_heads(self):
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
-                f"({self.num_attention_heads})."
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
-                f"({self.num_key_value_heads})."
+                f"`volume_size` ({self.volume_size}) must be a multiple of `grid_size` ({self.grid_size}), and "
+                f"`token_size` ({self.token_size}) a multiple of 3 * volume_size / grid_size, the slices of a cell."
             )
 
-    def validate_activation(self):
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` is {self.hidden_act!r}, which is none of the library's activations.")
-
-    def validate_probabilities(self):
-        for name in ("feature_dropout_prob", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            probability = getattr(self, name)
-            if not 0 <= probability < 1:
-                raise ValueError(f"`{name}` must be at least 0 and under 1, got {probability}.")
+    def validate_mask_ratio(self):
         if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"`mask_ratio` must lie between 0 and 1, got {self.mask_ratio}.")
-
-    def validate_positions(self):
-        if self.position_embedding_type == "rope" and self.head_dim % 2:
-            raise ValueError(f"`rope` turns pairs of numbers: it needs an even head width, got {self.head_dim}.")
-        if self.position_embedding_type == "spatiotemporal_rope" and (self.head_dim % 2 or self.head_dim < 8):
-            raise ValueError(
-                "`spatiotemporal_rope` needs an even head width (hidden_size / num_attention_heads) of at least 8, "
-                f"one pair for time and one for each coordinate of a cell, got {self.head_dim}."
-            )
-        if self.rope_theta <= 1:
-            raise ValueError(f"`rope_theta` must be over 1, got {self.rope_theta}.")
-        if not 0 < self.rope_shortest_period < self.rope_longest_period:
-            raise ValueError(
-                "`rope_shortest_period` must be over 0 s and under `rope_longest_period`, got "
-                f"{self.rope_shortest_period} s and {self.rope_longest_period} s."
-            )
+            raise ValueError(f"`mask_ratio` must be between 0 and 1, got {self.mask_ratio}.")
 
     def validate_problem_type(self):
-        # The library names the three as the type of this field, but leaves its own fields unchecked.
-        names = ("regression", "single_label_classification", "multi_label_classification")
-        if self.problem_type is not None and self.problem_type not in names:
-            raise ValueError(
-                f"`problem_type` must be one of {', '.join(map(repr, names))}, or None where the task is not decided, "
-                f"got {self.problem_type!r}."
-            )
+        # The library declares these as the type of its field, but does not check it.
+        names = ("regression", "single_label_classification", "multi_label_classification", None)
+        if self.problem_type not in names:
+            raise ValueError(f"`problem_type` must be one of {names}, got {self.problem_type!r}.")
 
     def validate_targets(self):
-        if (self.target_mean is None) != (self.target_std is None):
-            raise ValueError("`target_mean` and `target_std` belong together: give both or neither.")
-        if self.target_mean is not None:
-            if self.problem_type != "regression":
-                raise ValueError(
-                    '`target_mean` and `target_std` need `problem_type="regression"`, '
-                    f"but `problem_type` is {self.problem_type!r}."
-                )
-            if not len(self.target_mean) == len(self.target_std) == self.num_labels:
-                raise ValueError(
-                    f"`target_mean` and `target_std` need one number for each of {self.num_labels} labels, got "
-                    f"{len(self.target_mean)} and {len(self.target_std)}."
-                )
-            if not all(math.isfinite(mean) for mean in self.target_mean):
-                raise ValueError(f"`target_mean` must be finite, got {self.target_mean}.")
-            if not all(math.isfinite(std) and std > 0 for std in self.target_std):
-                raise ValueError(f"`target_std` must be finite and over 0, got {self.target_std}.")
-
-    def validate_positive_weight(self):
-        if self.positive_weight is None:
+        mean, std = self.target_mean, self.target_std
+        if mean is None and std is None:
             return
-        if self.problem_type != "multi_label_classification" or self.num_labels != 1:
+        if self.problem_type != "regression" or not len(mean or ()) == len(std or ()) == self.num_labels:
             raise ValueError(
-                '`positive_weight` is for one logit: it needs `problem_type="multi_label_classification"` and '
-                f"`num_labels=1`, got {self.problem_type!r} and {self.num_labels}."
+                '`target_mean` and `target_std` need `problem_type="regression"` and one number for each of '
+                f"{self.num_labels} labels, got {self.problem_type!r}, {mean} and {std}."
             )
-        if not (math.isfinite(self.positive_weight) and self.positive_weight > 0):
-            raise ValueError(f"`positive_weight` must be finite and over 0, got {self.positive_weight}.")
+        if not (all(map(math.isfinite, [*mean, *std])) and min(std) > 0):
+            raise ValueError(f"`target_mean` must be finite and `target_std` over 0, got {mean} and {std}.")
 
-    def validate_class_weights(self):
-        if self.class_weights is None:
-            return
-        if self.problem_type != "single_label_classification" or len(self.class_weights) != self.num_labels:
+    def validate_weights(self):
+        if self.positive_weight is not None and (
+            self.problem_type != "multi_label_classification" or self.num_labels != 1 or not self.positive_weight > 0
+        ):
             raise ValueError(
-                '`class_weights` need `problem_type="single_label_classification"` and one number for each of '
-                f"{self.num_labels} labels, got {self.problem_type!r} and {len(self.class_weights)} numbers."
+                "`positive_weight` is a number over 0 for one logit: it needs "
+                '`problem_type="multi_label_classification"` and `num_labels=1`.'
             )
-        if not all(math.isfinite(weight) and weight > 0 for weight in self.class_weights):
-            raise ValueError(f"`class_weights` must be finite and over 0, got {self.class_weights}.")
+        weights = self.class_weights
+        if weights is not None and (
+            self.problem_type != "single_label_classification" or len(weights) != self.num_labels or min(weights) <= 0
+        ):
+            raise ValueError(
+                '`class_weights` need `problem_type="single_label_classification"` and a number over 0 for each of '
+                f"{self.num_labels} labels."
+            )
 
     def token_differences(self, record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-        """Which of these fields say something else of tokens than this config, in words; see below for the record."""
+        """Describe which of these fields differ between a record (see below) and this config."""
         pairs = [(name, record.get(name), getattr(self, name)) for name in names]
         return [
             f"{name} {given!r} instead of {expected!r}"
@@ -353,35 +304,77 @@ class TabletConfig(PreTrainedConfig):
             if given is not None and expected is not None and given != expected
         ]
 
-    def check_tokens_compatible(self, tokens_from: Any) -> None:
+    def check_tokens_compatible(self, tokens_from: Any, name: str = "Input") -> None:
         """
-        Compare the tokens a model is about to be given with those it was made for.
+        Compare the tokens a model is about to read with those it was made for.
 
         Args:
             tokens_from (`Mapping`, or an object with `to_dict()`):
                 What made the tokens: a feature extractor, its saved `preprocessor_config.json`, or the preprocessing
-                record of a token dataset. Read are `token_size`, `grid_size`, and the provenance fields of this
-                config by their names here; a field that is absent or `None` on either side is not compared.
+                record of a token dataset. `token_size`, `grid_size` and the provenance fields of this config are
+                compared; a field that is absent or `None` on either side is not.
+            name (`str`): what messages begin with, such as a file.
 
         Raises:
-            `ValueError`: where the geometry differs, so that the tokens do not fit into the model.
+            `InputError`: the geometry differs, so that the tokens do not fit into the model.
 
-        Where the geometry fits but the tokens were made in another way, one warning tells every difference: the
+        Where the geometry fits but the tokens were made in another way, one warning lists every difference: the
         model runs, on numbers that it was not trained on.
         """
         record = tokens_from if isinstance(tokens_from, Mapping) else tokens_from.to_dict()
-        misfits = self.token_differences(record, self.token_geometry)
-        if misfits:
+        if misfits := self.token_differences(record, self.token_geometry):
+            raise InputError(
+                f"{name}: tokens do not fit the model ({', '.join(misfits)}); tokenize the scans with its autoencoder "
+                f"({self.autoencoder or 'not recorded'}), or use a model made for them."
+            )
+        if differences := self.token_differences(record, self.token_provenance):
+            warnings.warn(
+                f"{name}: tokens are not made like those the model was trained on ({', '.join(differences)}); its "
+                "predictions mean little until it is fine-tuned on such tokens.",
+                stacklevel=2,
+            )
+
+
+def translate_released_config(released: Mapping[str, Any], **settings) -> dict[str, Any]:
+    """
+    Translate a configuration of the code released with arXiv 2604.03619.
+
+    Args:
+        released (`Mapping`): its `config.json`.
+        settings: fields of [`TabletConfig`] that are given, such as `grid_size`.
+
+    Returns:
+        Fields of [`TabletConfig`], with the settings that are among them.
+
+    Raises:
+        `ValueError`: the tokens are not of the released size, and `grid_size` is not given.
+    """
+    fields = {ours: released[theirs] for theirs, ours in RELEASED_FIELDS.items() if theirs in released}
+    if isinstance(fields.get("norm_type"), str):
+        fields["norm_type"] = RELEASED_NORMS.get(fields["norm_type"], fields["norm_type"])
+    dropout = released.get("dropout", 0.0)
+    fields |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    fields["feature_dropout_prob"] = dropout if released.get("feature_dropout") else 0.0
+    # The released layer takes `qk_norm` in the place of `use_rope`, so it rotates and does not normalise.
+    fields["position_embedding_type"] = "rope" if released.get("qk_norm") else "none"
+    fields |= {name: value for name, value in settings.items() if name in TabletConfig.__dataclass_fields__}
+
+    if fields["token_size"] != RELEASED_TOKEN_SIZE:
+        if "grid_size" not in fields:
             raise ValueError(
-                f"These tokens do not fit this model: {', '.join(misfits)}; tokenize the scans with the autoencoder "
-                f"the model was trained with ({self.autoencoder or 'not recorded'}), or use a model made for them."
+                f"Tokens of {fields['token_size']} numbers are not those of the released weights; give `grid_size`, "
+                "the cells along one edge of a frame (command line: --grid-size)."
             )
-        surprises = self.token_differences(record, self.token_provenance)
-        if surprises:
-            logger.warning_once(
-                f"These tokens were not made as those the model was trained on: {', '.join(surprises)}. "
-                "Its predictions on them mean little until it is fine-tuned on such tokens."
+    elif fields.setdefault("grid_size", RELEASED_GRID_SIZE) == RELEASED_GRID_SIZE:
+        assumed = {name: value for name, value in RELEASED_TOKENS.items() if name not in fields}
+        fields |= assumed
+        if assumed:
+            warnings.warn(
+                "Released checkpoints do not record how their tokens were made; assumed, as published: "
+                f"{', '.join(f'{name} {value}' for name, value in assumed.items())}.",
+                stacklevel=2,
             )
+    return fields
 
 
-__all__ = ["ReleasedLayoutError", "TabletConfig"]
+__all__ = ["TabletConfig"]

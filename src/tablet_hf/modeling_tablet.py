@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -22,10 +21,28 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_tablet import ReleasedLayoutError, TabletConfig
-from .convert_tablet_to_hf import convert_in_memory
+from .configuration_tablet import TabletConfig
 
 logger = logging.get_logger(__name__)
+
+# Names of weights in checkpoints of the code released with arXiv 2604.03619, and what they are called here.
+RELEASED_WEIGHTS = {
+    r"^(?:module\.|_orig_mod\.)+": "",
+    r"^cls_token$": "embeddings.cls_token",
+    r"^mask_token$": "embeddings.mask_token",
+    r"^feature_projection\.": "embeddings.projection.",
+    r"^feature_norm\.": "embeddings.feature_norm.",
+    r"^input_norm\.": "embeddings.input_norm.",
+    r"^out_norm\.": "output_norm.",
+    r"^fc\.": "classifier.",
+    r"\.norm1\.": ".norm_before.",
+    r"\.norm2\.": ".norm_after.",
+    r"\.self_attn\.out_proj\.": ".attention.o_proj.",
+    r"\.self_attn\.": ".attention.",
+    r"\.ff\.0\.": ".mlp.fc1.",
+    r"\.ff\.3\.": ".mlp.fc2.",
+    r"\.ff\.": ".mlp.",
+}
 
 
 @dataclass
@@ -457,30 +474,19 @@ class TabletPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "embeddings"
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args, **kwargs):
-        r"""
-        As everywhere in the library, and for checkpoints of the code released with arXiv 2604.03619 as well: a folder
-        or repository laid out as `beotborry/TABLeT_pretrained` is converted in memory, a warning telling what was
-        concluded, assumed and left out. Fields of [`TabletConfig`] may be given, as ever, for what it does not tell.
-        Weights are read from safetensors; pickled ones only with `use_safetensors=False`.
-
-        Raises:
-            `InputError`: where the weights of such a checkpoint are not those of this network.
+    def from_pretrained(cls, *model_args, **kwargs):
+        """
+        As everywhere in the library, and also for checkpoints in the layout of the code released with arXiv 2604.03619,
+        such as `beotborry/TABLeT_pretrained`. Weights are read from safetensors, pickled ones only with
+        `use_safetensors=False`.
         """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        except ReleasedLayoutError:
-            pass
-        with_classifier = issubclass(cls, TabletForSequenceClassification)
-        config, weights, kwargs = convert_in_memory(
-            cls, with_classifier, pretrained_model_name_or_path, *model_args, **kwargs
-        )
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=weights, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.config.name_or_path = model.name_or_path = str(pretrained_model_name_or_path)
-        return loaded
+        return super().from_pretrained(*model_args, key_mapping=RELEASED_WEIGHTS, **kwargs)
+
+    def save_pretrained(self, save_directory, save_original_format: bool = False, **kwargs):
+        """As everywhere in the library, but released weights are saved under the names of this model."""
+        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -835,7 +841,6 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
 
         loss = None
         if labels is not None:
-            self.check_labels(labels, batch_size=logits.shape[0])
             loss = self.classification_loss(logits, labels.to(logits.device))
         if self.config.problem_type == "regression":
             logits = logits.float()
@@ -863,42 +868,6 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         std = torch.tensor(self.config.target_std, device=logits.device, dtype=torch.float32)
         return mean, std
 
-    def check_labels(self, labels: torch.Tensor, batch_size: int) -> None:
-        """Raise a `ValueError` unless labels have the shape and the values that `config.problem_type` says."""
-        num_labels, problem_type = self.config.num_labels, self.config.problem_type
-        if problem_type is None:
-            raise ValueError(
-                "A loss needs `config.problem_type`, which is never guessed: pass `problem_type=` with "
-                '"multi_label_classification" (sigmoid; two classes as one logit with `num_labels=1`), '
-                '"single_label_classification" (softmax) or "regression" to `from_pretrained` or the config.'
-            )
-        is_index = problem_type == "single_label_classification"
-        shape = (batch_size,) if is_index or (num_labels == 1 and labels.ndim == 1) else (batch_size, num_labels)
-        if labels.shape != shape and not (is_index and labels.shape == (batch_size, 1)):
-            raise ValueError(
-                f"`labels` has the shape {tuple(labels.shape)}, but with `problem_type` {problem_type!r} and "
-                f"{num_labels} labels it must be {shape}."
-            )
-        if is_tracing(labels):
-            return
-
-        if is_index:
-            is_right = (labels >= 0) & (labels < num_labels) & (labels == labels.long())
-            expected = f"classes from 0 to {num_labels - 1}"
-        elif problem_type == "multi_label_classification":
-            is_right = (labels == 0) | (labels == 1)
-            expected = "0 or 1"
-        else:
-            is_right = labels.isfinite()
-            expected = "finite numbers"
-        if labels.device.type == "cpu" and not is_right.all():
-            raise ValueError(
-                f"`labels` must be {expected} with `problem_type` {problem_type!r}, but they hold "
-                f"{labels[~is_right].unique().tolist()[:5]}."
-            )
-        if labels.device.type == "cuda":
-            torch._assert_async(is_right.all(), f"labels must be {expected}")
-
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean loss of a batch in float32, from logits `(batch_size, num_labels)`; see `forward` for labels."""
         config = self.config
@@ -918,21 +887,9 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         return loss(logits, labels)
 
 
-def register_auto_classes() -> None:
-    """
-    Make the Auto classes of transformers know TABLeT. Called when `tablet_hf` is imported, not when this file is: as
-    custom code from the Hub it must not take the place of an installed package.
-    """
-    AutoConfig.register(TabletConfig.model_type, TabletConfig, exist_ok=True)
-    AutoModel.register(TabletConfig, TabletModel, exist_ok=True)
-    AutoModelForPreTraining.register(TabletConfig, TabletForMaskedTokenModeling, exist_ok=True)
-    AutoModelForSequenceClassification.register(TabletConfig, TabletForSequenceClassification, exist_ok=True)
-
-
 __all__ = [
     "TabletForMaskedTokenModeling",
     "TabletForSequenceClassification",
     "TabletModel",
     "TabletPreTrainedModel",
-    "register_auto_classes",
 ]

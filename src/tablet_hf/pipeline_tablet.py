@@ -1,8 +1,8 @@
 """Pipelines of transformers for TABLeT: scans go in, predictions or embeddings come out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,22 +11,14 @@ from transformers.pipelines.base import ChunkPipeline
 from .errors import InputError
 from .feature_extraction_tablet import FRAMES_PER_BLOCK, TabletFeatureExtractor
 from .scans import check_repetition_time
-from .volumes import open_run
-
-# Frames of a window of embeddings where the model's config tells none: the context of arXiv:2604.03619.
-DEFAULT_NUM_FRAMES = 256
+from .tokens import cut_windows
+from .volumes import BoldRun, open_run
 
 READING = ("mask", "repetition_time", "add_mean", "check_space")
 
 
-@dataclass(frozen=True)
-class Window:
-    """Frames of a run that the model sees together.
-
-    Attributes:
-        start, stop: the first frame, and the one after the last.
-        new_from: the first frame that no window before it has.
-    """
+class Window(NamedTuple):
+    """Frames that the model sees together, from `start` to before `stop`; earlier windows have those to `new_from`."""
 
     start: int
     stop: int
@@ -35,16 +27,15 @@ class Window:
 
 @dataclass(frozen=True)
 class ScanEmbeddings:
-    """What a model makes of one run; float32, on the CPU.
+    """Embeddings of one run; float32, on the CPU.
 
     Attributes:
-        scan: the name of the scan.
-        run: (pooled_size,), what a head would read, by `config.pooling_type` (the CLS state, the mean of the token
-            states, or how much those of each cell vary); of several windows the mean, each by the number of frames
-            that it adds.
-        frames: (num_frames, hidden_size), the mean of a frame's token states.
+        scan: name of the scan.
+        run: (pooled_size,), what a head reads, by `config.pooling_type`; the mean over windows, weighted by the number
+            of frames that each adds.
+        frames: (num_frames, hidden_size), the mean of each frame's token states.
         tokens: (num_frames, num_cells, hidden_size), the token states, cells in the order of
-            `tablet_hf.tokens.latents_to_tokens`; None where they were not asked for.
+            `tablet_hf.tokens.latents_to_tokens`; None with `return_tokens=False`.
         repetition_time: seconds between two frames.
         num_windows: windows that the run was cut into; a state has seen the frames of its own window.
     """
@@ -57,23 +48,18 @@ class ScanEmbeddings:
     num_windows: int
 
 
-def windows_without_remainder(num_frames: int, window: int | None) -> list[Window]:
-    """Windows that do not overlap, without the remainder; a run that is shorter than one window is one by itself."""
-    if window is None or num_frames <= window:
-        return [Window(0, num_frames, 0)]
-    return [Window(start, start + window, start) for start in range(0, num_frames - window + 1, window)]
-
-
-def windows_of_all_frames(num_frames: int, window: int) -> list[Window]:
-    """As above and, for the remainder, a last window that reaches back: no frame is seen with fewer others around."""
-    windows = windows_without_remainder(num_frames, window)
+def choose_windows(num_frames: int, window: int | None, covers_all_frames: bool) -> list[Window]:
+    """Windows that do not overlap; to cover all frames, a last one that reaches back, so that none is short."""
+    windows = [Window(start, start + frames, start) for start, frames in cut_windows(num_frames, window)]
     done = windows[-1].stop
-    return windows if done == num_frames else [*windows, Window(num_frames - window, num_frames, done)]
+    if covers_all_frames and done < num_frames:
+        windows.append(Window(num_frames - window, num_frames, done))
+    return windows
 
 
 def gather_windows(blocks: Iterator[Tensor], windows: list[Window]) -> Iterator[Tensor]:
-    """Tokens (frames, cells, features) of each window, from blocks of a run's frames in their order; what no later
-    window needs is not kept."""
+    """Give the tokens (frames, cells, features) of each window, from consecutive blocks of a run's frames; frames that
+    no later window needs are not kept."""
     held, first, stop = [], 0, 0
     for window, following in zip(windows, [*windows[1:], None], strict=True):
         while stop < window.stop:
@@ -85,37 +71,20 @@ def gather_windows(blocks: Iterator[Tensor], windows: list[Window]) -> Iterator[
             held, first = [tokens[following.start - first :].clone()], following.start
 
 
-def read_logits(logits: Tensor, config: Any) -> tuple[str | float, dict[str, float]]:
-    """What logits (labels,) mean by `config.problem_type`: the prediction, and a score for each label."""
-    names = [config.id2label[index] for index in range(config.num_labels)]
-    if config.problem_type == "regression":
-        scores = dict(zip(names, logits.tolist(), strict=True))
-        return scores[names[0]], scores
-    if config.problem_type == "single_label_classification":
-        scores = dict(zip(names, logits.softmax(-1).tolist(), strict=True))
-        return max(scores, key=scores.__getitem__), scores
-    scores = dict(zip(names, logits.sigmoid().tolist(), strict=True))
-    positive = [name for name in names if scores[name] >= 0.5]
-    if not positive and len(names) == 1 and config.negative_label is not None:
-        return config.negative_label, scores
-    return " ".join(positive) if positive else f"not {' '.join(names)}", scores
-
-
 class ScanPipeline(ChunkPipeline):
     """
-    What the pipelines for scans share: a scan is tokenized a few frames at a time and given to the model window by
-    window.
+    Base of the pipelines for scans: a scan is tokenized a few frames at a time and given to the model window by window.
 
     A scan is a path to a 4D NIfTI, a nibabel image, or a pair (array, affine), as for [`TabletFeatureExtractor`]; a
-    `TokenizedRun`; or a mapping with the key `"scan"` and any of `mask`, `repetition_time`, `add_mean` and
-    `check_space` for this scan alone. A list of scans gives a list of results. `batch_size` windows, of one scan or of
-    several, go through the model at once.
+    `BoldRun` or a `TokenizedRun`; or a mapping with the key `"scan"` and any of `mask`, `repetition_time`, `add_mean`
+    and `check_space` for this scan alone. A list of scans gives a list of results. `batch_size` windows, of one scan or
+    of several, go through the model at once.
 
     Args:
         model, feature_extractor: as of any pipeline. Without an extractor, one as `model.config` records it.
         num_frames (`int`, *optional*): frames of a window; by default those the model was trained on.
-        mask, repetition_time, add_mean, check_space: how scans are read; see [`TabletFeatureExtractor`]. The
-            repetition time is that of the scan unless one is given.
+        mask, repetition_time, add_mean, check_space: how scans are read, see [`TabletFeatureExtractor`].
+        on_progress (`Callable`, *optional*): called with the frames that are tokenized, and all frames of the scan.
 
     All but the first line may be given to the pipeline or to a call. On a GPU slices are encoded and the model runs in
     float16; an extractor that is on another kind of device is moved to the pipeline's.
@@ -124,9 +93,12 @@ class ScanPipeline(ChunkPipeline):
         `InputError`: a scan cannot be used, or its tokens do not fit the model.
     """
 
-    # Loaded where the repository has one; a model's config may tell the same.
+    # Loaded where the repository has one, since a model's config may hold the same.
     _load_feature_extractor = None
     _load_tokenizer = _load_image_processor = _load_video_processor = _load_processor = False
+
+    covers_all_frames: ClassVar[bool]
+    default_num_frames: ClassVar[int | None] = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -137,40 +109,44 @@ class ScanPipeline(ChunkPipeline):
             dtype = torch.float16 if self.device.type == "cuda" else torch.float32
             self.feature_extractor.to(self.device, dtype)
 
-    def _sanitize_parameters(self, num_frames: int | None = None, **reading):
-        if unknown := sorted(reading.keys() - set(READING)):
+    def _sanitize_parameters(self, **parameters):
+        if unknown := sorted(parameters.keys() - {"num_frames", "on_progress", *READING}):
             raise TypeError(f"{type(self).__name__} has no parameter {unknown[0]!r}.")
-        if num_frames is None:
-            return reading, {}, {}
-        if num_frames < 1:
-            raise ValueError(f"A window needs at least one frame, got num_frames={num_frames}.")
-        return reading | {"num_frames": num_frames}, {}, {}
+        if (parameters.get("num_frames") or 1) < 1:
+            raise ValueError(f"A window needs at least one frame, got num_frames={parameters['num_frames']}.")
+        return parameters, {}, {}
 
     def __call__(self, inputs: Any, *args, **kwargs) -> Any:
-        # The library looks at the first of a list, whether or not there is one.
+        # The library looks at the first element of a list, also of an empty one.
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, *args, **kwargs)
 
-    def choose_windows(self, num_frames: int, window: int | None) -> list[Window]:
-        """Windows for a run of so many frames; `window` is their length where one was asked for or is recorded."""
-        raise NotImplementedError
-
-    def preprocess(self, scan: Any, num_frames: int | None = None, **reading) -> Iterator[dict[str, Any]]:
-        """Windows of one scan, as the model takes them, each once its frames are tokenized."""
+    def preprocess(
+        self,
+        scan: Any,
+        num_frames: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+        **reading,
+    ) -> Iterator[dict[str, Any]]:
+        """Give the windows of one scan, as the model reads them, each once its frames are tokenized."""
         if isinstance(scan, dict):
             scan, reading = unpack(scan, reading)
-        if isinstance(getattr(scan, "tokens", None), Tensor):  # of this class, or of custom code from elsewhere
+        if isinstance(getattr(scan, "tokens", None), Tensor):  # a `TokenizedRun`, of this package or of custom code
             name, length = scan.name, len(scan.tokens)
             seconds = check_repetition_time(scan.repetition_time, f"{name}: its repetition time")
             self.check_shape(scan)
             blocks = iter(scan.tokens.split(FRAMES_PER_BLOCK))
         else:
             self.check_extractor()
-            run = open_run(scan, volume_size=self.feature_extractor.volume_size, **reading)
+            is_open = isinstance(scan, BoldRun)
+            run = scan if is_open else open_run(scan, volume_size=self.feature_extractor.volume_size, **reading)
             name, length, seconds = run.name, run.num_frames, run.repetition_time
             blocks = self.feature_extractor.token_blocks(run)
         if not length:
             raise InputError(f"{name}: there are no frames in it; tokenize the scan again.")
-        windows = self.choose_windows(length, num_frames or self.model.config.num_frames)
+        if on_progress is not None:
+            blocks = report_progress(blocks, length, on_progress)
+        window = num_frames or self.model.config.num_frames or self.default_num_frames
+        windows = choose_windows(length, window, self.covers_all_frames)
         for window, tokens in zip(windows, gather_windows(blocks, windows), strict=True):
             yield {
                 "input_values": tokens[None],
@@ -184,20 +160,17 @@ class ScanPipeline(ChunkPipeline):
 
     def check_shape(self, run: Any) -> None:
         """Compare the shape of a run's tokens with those that the model was made for."""
-        found, known = tuple(run.tokens.shape[1:]), (self.model.config.grid_size**3, self.model.config.token_size)
-        if found != known:
+        found = tuple(run.tokens.shape[1:])
+        if found != (expected := (self.model.config.num_cells, self.model.config.token_size)):
             raise InputError(
                 f"{run.name}: its tokens have the shape (frames, {', '.join(map(str, found))}), but this model reads "
-                f"(frames, {known[0]}, {known[1]}); tokenize the scan with the extractor saved beside the model."
+                f"(frames, {expected[0]}, {expected[1]}); tokenize the scan with the extractor saved with the model."
             )
 
     def check_extractor(self) -> None:
         """Load the autoencoder, and compare its tokens with those that the model was made for."""
         _ = self.feature_extractor.slice_autoencoder
-        try:
-            self.model.config.check_tokens_compatible(self.feature_extractor)
-        except ValueError as error:
-            raise InputError(f"{self.feature_extractor.autoencoder}: {error}") from error
+        self.model.config.check_tokens_compatible(self.feature_extractor, self.feature_extractor.autoencoder)
 
     def run_model(self, inputs: dict[str, Any]) -> Any:
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
@@ -209,13 +182,26 @@ class ScanPipeline(ChunkPipeline):
 
 
 def unpack(scan: dict[str, Any], reading: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The scan of a mapping, and how it is read: as all are, but for what the mapping says."""
+    """The scan of a mapping, and how to read it: as all scans, except for what the mapping holds."""
     if "scan" not in scan or scan.keys() - {"scan", *READING}:
         raise InputError(
             f"A mapping in place of a scan has the key 'scan' and may have {', '.join(READING)}, but its keys are "
             f"{', '.join(map(repr, scan)) or 'none'}."
         )
     return scan["scan"], reading | {name: scan[name] for name in READING if name in scan}
+
+
+def report_progress(blocks: Iterator[Tensor], total: int, on_progress: Callable[[int, int], None]) -> Iterator[Tensor]:
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block)
+        on_progress(done, total)
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    if not values.isfinite().all():
+        raise InputError(f"{name}: the result is not finite, so its tokens or the model's weights are not.")
 
 
 class FmriClassificationPipeline(ScanPipeline):
@@ -232,15 +218,17 @@ class FmriClassificationPipeline(ScanPipeline):
     ```
 
     Args:
-        top_k (`int`, *optional*): how many classes are reported; all by default.
+        top_k (`int`, *optional*): number of classes to return; all by default.
 
     Returns for each scan a list of `{"label": ..., "score": ...}`. Of a classifier the most probable class is first,
-    and the score is its probability; a classifier of one logit tells the other class too, as `config.negative_label`
+    and the score is its probability; a classifier of one logit returns the other class too, as `config.negative_label`
     or `"not ..."`. Of a regression the score is the value in its own unit, one for each target in their order. The
     logits of all windows are averaged; frames that do not fill a window are left out, as in the evaluation of
     arXiv:2604.03619, but a run that is shorter than a window is used whole: of 28 frames and windows of 16 the first 16
     decide. [`FmriFeatureExtractionPipeline`] sees all 28.
     """
+
+    covers_all_frames = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -253,31 +241,26 @@ class FmriClassificationPipeline(ScanPipeline):
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         if top_k is not None and top_k < 1:
-            raise ValueError(f"At least one class must be told, got top_k={top_k}.")
+            raise ValueError(f"top_k must be at least 1, got top_k={top_k}.")
         return preprocess, forward, postprocess | ({} if top_k is None else {"top_k": top_k})
-
-    def choose_windows(self, num_frames: int, window: int | None) -> list[Window]:
-        return windows_without_remainder(num_frames, window)
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
         logits = self.run_model(inputs).logits.float()
         return {"logits": logits, "name": inputs["name"], "is_last": inputs["is_last"]}
 
     def postprocess(self, windows: list[dict[str, Any]], top_k: int | None = None) -> list[dict[str, Any]]:
-        config, logits = self.model.config, torch.cat([window["logits"] for window in windows])
-        if not logits.isfinite().all():
-            raise InputError(
-                f"{windows[0]['name']}: no finite prediction comes from it; its tokens hold numbers that are not "
-                "finite, or the model's weights do."
-            )
-        _, scores = read_logits(logits.mean(0), config)
+        config, logits = self.model.config, torch.cat([window["logits"] for window in windows]).mean(0)
+        check_finite(logits, windows[0]["name"])
+        labels = [config.id2label[index] for index in range(config.num_labels)]
         if config.problem_type == "regression":
-            return [{"label": name, "score": score} for name, score in scores.items()]
-        if config.problem_type == "multi_label_classification" and config.num_labels == 1:
-            ((name, score),) = scores.items()
-            scores[config.negative_label or f"not {name}"] = 1 - score
-        ranked = sorted(scores.items(), key=lambda entry: -entry[1])
-        return [{"label": name, "score": score} for name, score in ranked[:top_k]]
+            return [{"label": label, "score": score} for label, score in zip(labels, logits.tolist(), strict=True)]
+        is_softmax = config.problem_type == "single_label_classification"
+        scores = (logits.softmax(-1) if is_softmax else logits.sigmoid()).tolist()
+        if len(labels) == 1:
+            labels.append(config.negative_label or f"not {labels[0]}")
+            scores.append(1 - scores[0])
+        ranked = sorted(zip(labels, scores, strict=True), key=lambda entry: -entry[1])
+        return [{"label": label, "score": score} for label, score in ranked[:top_k]]
 
 
 class FmriFeatureExtractionPipeline(ScanPipeline):
@@ -295,20 +278,19 @@ class FmriFeatureExtractionPipeline(ScanPipeline):
     ```
 
     Args:
-        return_tokens (`bool`, defaults to `True`): whether the token states are kept, which weigh 97 kB a frame in the
-            published network.
+        return_tokens (`bool`, defaults to `True`): whether to keep the token states, 97 kB per frame in the published
+            network.
 
     Returns for each scan a `ScanEmbeddings`. Every frame is there: frames that do not fill a window are seen in a last
-    window that reaches back into the one before, whereas a prediction leaves them out. Windows have 256 frames where
-    neither the call nor the model's config says otherwise.
+    window that reaches back into the one before, whereas a prediction leaves them out. Windows have 256 frames, as in
+    arXiv:2604.03619, where neither the call nor the model's config gives another number.
     """
+
+    covers_all_frames, default_num_frames = True, 256
 
     def _sanitize_parameters(self, return_tokens: bool | None = None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess, forward | ({} if return_tokens is None else {"return_tokens": return_tokens}), postprocess
-
-    def choose_windows(self, num_frames: int, window: int | None) -> list[Window]:
-        return windows_of_all_frames(num_frames, window or DEFAULT_NUM_FRAMES)
 
     def _forward(self, inputs: dict[str, Any], return_tokens: bool = True) -> dict[str, Any]:
         outputs = self.run_model(inputs)
@@ -321,27 +303,23 @@ class FmriFeatureExtractionPipeline(ScanPipeline):
         }
 
     def postprocess(self, windows: list[dict[str, Any]]) -> ScanEmbeddings:
-        def joined(name: str) -> Tensor:
+        def join(name: str) -> Tensor:
             parts = []
             for states in windows:
-                window = states["window"]
-                # A batch may have padded it behind its last frame.
-                parts.append(states[name][0, window.new_from - window.start : window.stop - window.start])
+                start, stop, new_from = states["window"]
+                # A batch may have padded it after its last frame.
+                parts.append(states[name][0, new_from - start : stop - start])
             return torch.cat(parts)
 
-        weights = torch.tensor([float(states["window"].stop - states["window"].new_from) for states in windows])
+        weights = torch.tensor([float(window.stop - window.new_from) for window in (w["window"] for w in windows)])
         pooled = torch.cat([states["pooled"] for states in windows])
         run = (pooled * (weights / weights.sum())[:, None]).sum(0)
-        if not run.isfinite().all():
-            raise InputError(
-                f"{windows[0]['name']}: no finite embedding comes from it; its tokens hold numbers that are not "
-                "finite, or the model's weights do."
-            )
+        check_finite(run, windows[0]["name"])
         return ScanEmbeddings(
             scan=windows[0]["name"],
             run=run,
-            frames=joined("frames"),
-            tokens=None if windows[0]["tokens"] is None else joined("tokens"),
+            frames=join("frames"),
+            tokens=None if windows[0]["tokens"] is None else join("tokens"),
             repetition_time=windows[0]["seconds"],
             num_windows=len(windows),
         )

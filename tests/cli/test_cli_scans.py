@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_autoencoders import residual_autoencoder
+from tablet_hf.cli.prediction_table import PredictionTable
 from typer.testing import CliRunner
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
 from tablet_hf.cli.__main__ import app
-from tablet_hf.cli.prediction_table import PredictionTable
 from tablet_hf.hub.training_data import TrainingData
 
 TINY = {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tablet_hf.cli import datasets, demo, hub, scans, training
+from tablet_hf.cli import datasets, demo, hub, predict, scans, training
 from tablet_hf.version import __version__
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (scans.info, scans.tokenize, scans.reconstruct, scans.predict, scans.convert, demo.demo):
+for command in (scans.info, scans.tokenize, scans.reconstruct, predict.predict, hub.convert, demo.demo):
     app.command()(command)
 app.add_typer(datasets.app, name="dataset")
 for command in (training.pretrain, training.finetune, training.evaluate, hub.push):

@@ -92,14 +92,14 @@ def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
 
     from tablet_hf import TabletConfig
-    from tablet_hf.hub.loading import unusable_config
+    from tablet_hf.hub.loading import unusable
 
     if settings.get("model_type") != "tablet":
         raise InputError(f"{name}: it is a model of type {settings.get('model_type')!r}, not a TABLeT.")
     try:
         config = TabletConfig.from_dict(settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise unusable_config(name, error) from error
+        raise unusable(name, "its config.json cannot be used", error) from error
     parameters = sum(map(count_parameters, weight_files(name)))
     facts = {
         "model": name,

@@ -1,4 +1,4 @@
-"""The command that publishes: `tablet-hf push`."""
+"""The commands `tablet-hf push` and `tablet-hf convert`."""
 
 import tempfile
 from pathlib import Path
@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from tablet_hf.cli.terminal import messages, one_sentence, output
+from tablet_hf.errors import InputError
 from tablet_hf.progress import Bars
 
 Folder = typer.Argument(help="Folder of a model, autoencoder, store or Parquet export.", show_default=False)
@@ -121,3 +122,63 @@ def _prepare(source: Path, out: Path, repo: str, options: dict[str, Any]) -> Any
     if prepared.kind == "dataset" and not options.get("keep_subjects"):
         messages.print(f"Subjects have pseudonyms; their salt {escape(source.name)}.salt stays here.")
     return prepared
+
+
+@one_sentence
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="Folder or Hub id in the released layout, or a .pth file.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder.", show_default=False)] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push",
+            help="Hub repository (owner/name) for the result: private, with its card.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="config.json of the released model, needed for a .pth file.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="Head to convert if there are two: masked or classification.")
+    ] = None,
+    problem_type: Annotated[
+        str | None,
+        typer.Option(
+            help="Problem type: multi_label_classification (one logit), single_label_classification or regression."
+        ),
+    ] = None,
+    grid_size: Annotated[
+        int | None, typer.Option(help="Cells per edge of a frame, for tokens of other than 3,072 numbers.")
+    ] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Autoencoder of its tokens (default: that of the released model).")
+    ] = None,
+    signal: Annotated[str | None, typer.Option(help="Voxel signal of its tokens: intensity or percent_change.")] = None,
+    scaling: Annotated[str | None, typer.Option(help="Intensity scaling of its tokens: max or percentile.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub repository.")] = None,
+) -> None:
+    """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`, and publish it."""
+    from tablet_hf.convert_tablet_to_hf import convert_checkpoint
+    from tablet_hf.hub.publishing import check_may_write
+
+    if out is None and push is None:
+        raise InputError("Nothing says where the result goes; give --out FOLDER, or --push owner/name, or both.")
+    if push is not None:
+        check_may_write(push)
+    settings = {
+        "problem_type": problem_type,
+        "grid_size": grid_size,
+        "autoencoder": autoencoder,
+        "signal": signal,
+        "scaling": scaling,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    with tempfile.TemporaryDirectory(prefix="tablet-hf-convert-") as scratch:
+        folder = out or Path(scratch) / "converted"
+        model = convert_checkpoint(source, folder, config=config, head=head, revision=revision, **settings)
+        output.print(f"{type(model).__name__}, {model.num_parameters():,} parameters: {escape(str(out or push))}")
+        if push is not None:
+            send(folder, push, {})

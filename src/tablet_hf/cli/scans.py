@@ -1,7 +1,6 @@
-"""Commands on single scans and models: predict, tokenize, reconstruct, info and convert."""
+"""Commands on single scans: tokenize, reconstruct and info."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +9,6 @@ import typer
 from rich.markup import escape
 
 from tablet_hf.cli import datasets as cli_datasets
-from tablet_hf.cli import hub as cli_hub
-from tablet_hf.cli.prediction_table import PredictionTable
 from tablet_hf.cli.terminal import (
     AutoencoderOption,
     DeviceOption,
@@ -35,71 +32,10 @@ from tablet_hf.cli.terminal import (
     output,
     progress_bars,
     show_facts,
-    show_rows,
     tell_and_leave,
 )
 from tablet_hf.errors import InputError
-from tablet_hf.files import checksum, source_identity
-
-
-@one_sentence
-def predict(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned model.", show_default=False)],
-    scans: Annotated[
-        list[Path], typer.Argument(help="4D NIfTI files, or token files of `tablet-hf tokenize`.", show_default=False)
-    ],
-    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write; existing rows are kept.")] = None,
-    num_frames: Annotated[
-        int | None, typer.Option("--num-frames", min=1, help="Window length in frames (default: that of the model).")
-    ] = None,
-    mask: MaskOption = None,
-    repetition_time: SecondsOption = None,
-    add_mean: MeanOption = None,
-    space_check: SpaceOption = True,
-    device: DeviceOption = "auto",
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Predict with a fine-tuned model, one row per scan."""
-    for_one_scan("--mask", mask, scans)
-    for_one_scan("--add-mean", add_mean, scans)
-    options = {"num_frames": num_frames, "repetition_time": repetition_time, "space_check": space_check}
-    table = PredictionTable(out, model)
-    identity = model_identity(model)
-    requests = {
-        scan: fingerprint(
-            [source_identity(scan), identity, options | companion_identities(scan, mask, repetition_time, add_mean)]
-        )
-        for scan in scans
-    }
-    todo = [scan for scan in scans if overwrite or not table.holds(scan, requests[scan])]
-    if len(todo) < len(scans):
-        messages.print(f"Already in {escape(str(out))} and kept: {len(scans) - len(todo)} of {len(scans)}.")
-    failures: dict[Path, str] = {}
-    if todo:
-        from tablet_hf.datasets.token_files import SUFFIX
-        from tablet_hf.hub.loading import ScanPredictor
-
-        predictor = ScanPredictor.from_pretrained(model, choose_device(device), num_frames)
-        if not all(scan.name.endswith(SUFFIX) for scan in todo):
-            predictor.prepare()
-        # What is done again is not known any more.
-        table.drop(todo)
-
-        def predict_one(scan: Path, on_progress: Callable) -> None:
-            result = predictor(scan, mask, repetition_time, add_mean, space_check, on_progress)
-            row = {
-                "prediction": result.prediction,
-                **{f"score_{name}": f"{score:.6g}" for name, score in result.scores.items()},
-                "num_frames": result.num_frames,
-                "num_windows": result.num_windows,
-                "repetition_time": result.repetition_time,
-                "request": requests[scan],
-            }
-            table.add(scan, row)
-
-        failures = for_each_scan(todo, predict_one)
-    show_rows(row for scan in scans if scan not in failures and (row := table.get(scan)))
-    tell_and_leave(failures, len(scans), None if out is None or not len(table) else f"Written: {out}")
+from tablet_hf.files import source_identity
 
 
 @one_sentence
@@ -291,66 +227,6 @@ def info(
     show_facts(describe(model_or_scan, mask, repetition_time, space_check, add_mean))
 
 
-@one_sentence
-def convert(
-    source: Annotated[
-        str, typer.Argument(help="Folder or Hub id in the released layout, or a .pth file.", show_default=False)
-    ],
-    out: Annotated[Path | None, typer.Option("--out", help="Output folder.", show_default=False)] = None,
-    push: Annotated[
-        str | None,
-        typer.Option(
-            "--push",
-            help="Hub repository (owner/name) for the result: private, with its card.",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="config.json of the released model, needed for a .pth file.")
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option("--head", help="Head to convert if there are two: masked or classification.")
-    ] = None,
-    problem_type: Annotated[
-        str | None,
-        typer.Option(
-            help="Problem type: multi_label_classification (one logit), single_label_classification or regression."
-        ),
-    ] = None,
-    grid_size: Annotated[
-        int | None, typer.Option(help="Cells per edge of a frame, for tokens of other than 3,072 numbers.")
-    ] = None,
-    autoencoder: Annotated[
-        str | None, typer.Option(help="Autoencoder of its tokens (default: that of the released model).")
-    ] = None,
-    signal: Annotated[str | None, typer.Option(help="Voxel signal of its tokens: intensity or percent_change.")] = None,
-    scaling: Annotated[str | None, typer.Option(help="Intensity scaling of its tokens: max or percentile.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub repository.")] = None,
-) -> None:
-    """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`, and publish it."""
-    from tablet_hf.hub.conversion import convert_checkpoint
-    from tablet_hf.hub.publishing import check_may_write
-
-    if out is None and push is None:
-        raise InputError("Nothing says where the result goes; give --out FOLDER, or --push owner/name, or both.")
-    if push is not None:
-        check_may_write(push)
-    settings = {
-        "problem_type": problem_type,
-        "grid_size": grid_size,
-        "autoencoder": autoencoder,
-        "signal": signal,
-        "scaling": scaling,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
-    with tempfile.TemporaryDirectory(prefix="tablet-hf-convert-") as scratch:
-        folder = out or Path(scratch) / "converted"
-        report = convert_checkpoint(source, folder, config=config, head=head, revision=revision, **settings)
-        output.print(escape(str(report)))
-        if push is not None:
-            cli_hub.send(folder, push, {})
-
-
 def check_not_replaced(out: Path, read: dict[str, Path | None], overwrite: bool) -> None:
     """Refuse to write over what is read, whatever was asked for, and over anything else unasked.
 
@@ -366,27 +242,6 @@ def check_not_replaced(out: Path, read: dict[str, Path | None], overwrite: bool)
             raise InputError(f"{out}: it is the {role} itself, which would be lost; choose another --out.")
     if not overwrite:
         raise InputError(f"{out}: it is there already; choose another --out, or pass --overwrite.")
-
-
-# --- what is remembered of predictions
-
-
-def fingerprint(request: Any) -> str:
-    return checksum(request)[:16]
-
-
-def model_identity(name: str) -> list[Any]:
-    """What tells that a model was trained again into the same folder, or that a Hub id stands for another commit.
-
-    Raises:
-        InputError: neither a folder nor a model on the Hub.
-    """
-    if not Path(name).is_dir():
-        from tablet_hf.hub.files import commit_of
-
-        return [name, commit_of(name)]
-    files = sorted(path for pattern in ("*.json", "*.safetensors") for path in Path(name).glob(pattern))
-    return [str(Path(name)), *([path.name, path.stat().st_size, path.stat().st_mtime] for path in files)]
 
 
 def companion_identities(

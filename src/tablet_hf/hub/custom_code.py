@@ -102,9 +102,9 @@ def pipelines_of(config: dict[str, Any]) -> dict[str, Any]:
     """The pipelines of a model, as `config.json` names them; a bare encoder classifies nothing."""
     has_head = "TabletForSequenceClassification" in (config.get("architectures") or [])
     return {
-        task: {"impl": f"pipeline_tablet.{class_name}", "pt": [auto_class], "type": "multimodal"}
-        for task, (class_name, auto_class) in PIPELINES.items()
-        if has_head or auto_class == "AutoModel"
+        task: {"impl": f"pipeline_tablet.{pipeline.__name__}", "pt": [auto_class.__name__], "type": "multimodal"}
+        for task, (pipeline, auto_class) in PIPELINES.items()
+        if has_head or auto_class.__name__ == "AutoModel"
     }
 
 

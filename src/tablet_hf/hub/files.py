@@ -1,4 +1,4 @@
-"""Files of models by the name that somebody gives: a folder, or a repository of the Hub by way of the cache."""
+"""Files of models by name: a folder, or a repository of the Hub through its cache."""
 
 import json
 import math
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from tablet_hf.errors import InputError, not_on_hub
 
-__all__ = ["check_model_name", "commit_of", "count_parameters", "fetch", "weight_files"]
+__all__ = ["check_model_name", "count_parameters", "fetch", "weight_files"]
 
 
 def check_model_name(name: str | Path) -> None:
     """Refuse what can be neither a folder nor a Hub id, before the Hub is asked for it.
 
     Raises:
-        InputError: no such folder, and no `owner/name`.
+        InputError: no such folder, and not of the form `owner/name`.
     """
     from tablet_hf.slice_autoencoder import shipped_autoencoders
 
@@ -26,13 +26,13 @@ def check_model_name(name: str | Path) -> None:
 
 
 def fetch(name: str | Path, filename: str, revision: str | None = None) -> Path:
-    """A file of a folder, or of a Hub id by way of the cache.
+    """A file of a folder, or of a Hub id through the cache.
 
     Raises:
         InputError: there is no such folder or Hub id, no such file in it, or no way to the Hub.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     check_model_name(name)
     absent = f"{name}: there is no {filename} in it; give the folder or Hub id of a whole model or autoencoder."
@@ -43,20 +43,10 @@ def fetch(name: str | Path, filename: str, revision: str | None = None) -> Path:
         return path
     try:
         return Path(hf_hub_download(str(name), filename, revision=revision))
-    except (OSError, EntryNotFoundError, HFValidationError) as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             raise InputError(absent) from error
-        raise (not_on_hub(error, str(name), "model", revision) or InputError(f"{name}: {error}")) from error
-
-
-def commit_of(name: str, filename: str = "config.json") -> str:
-    """The commit that a Hub id stands for now or, without a network, stood for when it was last downloaded.
-
-    Raises:
-        InputError: as `fetch`.
-    """
-    # .../snapshots/COMMIT/FILENAME
-    return fetch(name, filename).parts[-1 - len(Path(filename).parts)]
+        raise not_on_hub(error, str(name), "model", revision) or InputError(f"{name}: {error}") from error
 
 
 def weight_files(name: str) -> list[Path]:
@@ -70,20 +60,17 @@ def weight_files(name: str) -> list[Path]:
             raise absent from None
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: it does not say which files hold the weights; save or fetch it again.") from error
-    if not shards or not all(isinstance(shard, str) for shard in shards):
-        raise InputError(f"{index}: it does not say which files hold the weights; save or fetch it again.")
-    return [fetch(name, shard) for shard in shards]
+        return [fetch(name, shard) for shard in shards]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise InputError(f"{index}: it does not name the files of the weights; save or fetch it again.") from error
 
 
 def count_parameters(weights: Path) -> int:
-    """How many numbers a safetensors file holds."""
+    """The number of parameters in a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(weights, framework="pt") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  (a file, not a dict)
+            return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{weights}: it is not a whole safetensors file ({error}); fetch it again.") from error
-    return sum(map(math.prod, shapes))

@@ -64,7 +64,7 @@ def write_model(
     path: Path, folder: Path, facts: CardFacts, evaluation: str | Path | None, with_code: bool
 ) -> CardFacts:
     """Write the files of a model, and complete its facts."""
-    from tablet_hf.hub.conversion import converted_from
+    from tablet_hf.convert_tablet_to_hf import converted_from
     from tablet_hf.hub.custom_code import write_custom_code
 
     config = _published_config(path)

@@ -155,33 +155,25 @@ def initial_model(
     """
     from safetensors import SafetensorError
 
-    from tablet_hf.configuration_tablet import ReleasedLayoutError, TabletConfig
-    from tablet_hf.convert_tablet_to_hf import PUBLISHED_TOKEN_SIZE, convert_in_memory
-    from tablet_hf.modeling_tablet import TabletForSequenceClassification
+    from tablet_hf.configuration_tablet import TabletConfig
 
     names = (*TabletConfig.token_geometry, *TabletConfig.token_provenance)
     tokens = {name: preprocessing[name] for name in names if preprocessing.get(name) is not None}
     if init is None:
         return model_class(_config(tokens | dict(fields)))
     check_model_name(init)
-    weights = None
     try:
-        try:
-            config = TabletConfig.from_pretrained(str(init))
-        except ReleasedLayoutError:
-            # The number of cells follows from the size of published tokens, and from no other.
-            is_published = tokens.get("token_size") == PUBLISHED_TOKEN_SIZE
-            grid = {} if is_published or "grid_size" not in tokens else {"grid_size": tokens["grid_size"]}
-            with_classifier = issubclass(model_class, TabletForSequenceClassification)
-            config, weights, _ = convert_in_memory(model_class, with_classifier, str(init), **grid)
+        # The released code does not record the number of cells, which is that of the tokens to train on.
+        is_released = "model_type" not in TabletConfig.get_config_dict(str(init))[0]
+        cells = {"grid_size": tokens["grid_size"]} if is_released and "grid_size" in tokens else {}
+        config = TabletConfig.from_pretrained(str(init), **cells)
         if config.model_type != TabletConfig.model_type:
             raise InputError(f"{init}: not a TABLeT model; give the folder or Hub id of one.")
-        config.check_tokens_compatible(preprocessing)
+        config.check_tokens_compatible(preprocessing, str(init))
         of_backbone = {name: value for name, value in config.to_dict().items() if name not in OF_TASK}
         model, info = model_class.from_pretrained(
-            None if weights else str(init),
+            str(init),
             config=_config(of_backbone | tokens | dict(fields)),
-            state_dict=weights,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             use_safetensors=True,

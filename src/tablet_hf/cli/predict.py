@@ -1,0 +1,192 @@
+"""The command `tablet-hf predict`, and its table of predictions."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from tablet_hf.cli.terminal import (
+    DeviceOption,
+    MaskOption,
+    MeanOption,
+    OverwriteOption,
+    SecondsOption,
+    SpaceOption,
+    choose_device,
+    for_each_scan,
+    for_one_scan,
+    messages,
+    one_sentence,
+    show_rows,
+    tell_and_leave,
+)
+from tablet_hf.errors import InputError
+from tablet_hf.files import atomic_write
+
+# What spreadsheets run as a formula (OWASP, CSV injection). Labels come with a model, which may be from anywhere.
+FORMULA, NUMBER = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"-\d+(\.\d+)?(e[+-]?\d+)?")
+
+
+@one_sentence
+def predict(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned model.", show_default=False)],
+    scans: Annotated[
+        list[Path], typer.Argument(help="4D NIfTI files, or token files of `tablet-hf tokenize`.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write; existing rows are kept.")] = None,
+    num_frames: Annotated[
+        int | None, typer.Option("--num-frames", min=1, help="Window length in frames (default: that of the model).")
+    ] = None,
+    mask: MaskOption = None,
+    repetition_time: SecondsOption = None,
+    add_mean: MeanOption = None,
+    space_check: SpaceOption = True,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Predict with a fine-tuned model, one row per scan."""
+    for_one_scan("--mask", mask, scans)
+    for_one_scan("--add-mean", add_mean, scans)
+    model = str(Path(model)) if Path(model).is_dir() else model
+    rows = read_table(out, model)
+    todo = [scan for scan in scans if overwrite or str(scan) not in rows]
+    if len(todo) < len(scans):
+        kept = f"{len(scans) - len(todo)} of {len(scans)}"
+        messages.print(f"Already in {escape(str(out))} and kept: {kept} (--overwrite predicts them again).")
+    failures: dict[Path, str] = {}
+    if todo:
+        from tablet_hf.hub.loading import load_extractor, load_model
+        from tablet_hf.pipeline_tablet import FmriClassificationPipeline
+
+        network = load_model(model)
+        extractor = load_extractor(model, network)
+        classify = FmriClassificationPipeline(network, feature_extractor=extractor, device=choose_device(device))
+        if not all(map(is_tokens, todo)):
+            classify.check_extractor()  # once, not for each scan
+        reading = {
+            "mask": mask,
+            "repetition_time": repetition_time,
+            "add_mean": add_mean,
+            "check_space": space_check,
+        }
+
+        if [rows.pop(str(scan)) for scan in todo if str(scan) in rows]:
+            write_table(out, rows)  # what is predicted again is not known until then
+
+        def predict_one(scan: Path, on_progress: Callable) -> None:
+            rows[str(scan)] = {
+                "scan": str(scan),
+                "model": model,
+                **row_of(classify, scan, num_frames, reading, on_progress),
+            }
+            write_table(out, rows)
+
+        failures = for_each_scan(todo, predict_one)
+    show_rows(rows[str(scan)] for scan in scans if scan not in failures)
+    tell_and_leave(failures, len(scans), None if out is None or not rows else f"Written: {out}")
+
+
+def row_of(
+    classify: Any, scan: Path, num_frames: int | None, reading: dict[str, Any], on_progress: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Prediction, scores, and the frames and windows that they come from."""
+    from tablet_hf.tokens import cut_windows
+    from tablet_hf.volumes import open_run
+
+    config = classify.model.config
+    if is_tokens(scan):
+        run = open_tokens(scan, config, **reading)
+        length = len(run.tokens)
+    else:
+        run = open_run(scan, volume_size=classify.feature_extractor.volume_size, **reading)
+        length = run.num_frames
+    entries = classify(run, num_frames=num_frames, on_progress=on_progress)
+    scores = {entry["label"]: entry["score"] for entry in entries}
+    prediction = entries[0]["label"]
+    if config.problem_type == "regression":
+        prediction = entries[0]["score"]
+    elif config.problem_type == "multi_label_classification" and config.num_labels > 1:
+        prediction = " ".join(label for label, score in scores.items() if score >= 0.5) or "none"
+    windows = cut_windows(length, num_frames or config.num_frames)
+    return {
+        "prediction": prediction,
+        **{f"score_{label}": f"{scores[label]:.6g}" for label in config.id2label.values()},
+        "num_frames": sum(frames for _, frames in windows),
+        "num_windows": len(windows),
+        "repetition_time": run.repetition_time,
+    }
+
+
+def is_tokens(scan: Path) -> bool:
+    from tablet_hf.datasets.token_files import SUFFIX
+
+    return scan.name.endswith(SUFFIX)
+
+
+def open_tokens(
+    path: Path, config: Any, mask: Path | None, repetition_time: float | None, add_mean: Path | None, check_space: bool
+) -> Any:
+    """A file of `tablet-hf tokenize`; the repetition time is that of the scan, also where frames were left out."""
+    from dataclasses import replace
+
+    from tablet_hf.datasets.token_files import load_tokens
+    from tablet_hf.scans import check_repetition_time
+
+    if mask is not None or add_mean is not None:
+        raise InputError(f"{path}: it holds tokens, to which no mask or mean can be applied; give the scan itself.")
+    run, record = load_tokens(path)
+    config.check_tokens_compatible(record, str(path))
+    if repetition_time is not None:
+        stride = int(run.frames[1] - run.frames[0]) if len(run.frames) > 1 else 1
+        run = replace(run, repetition_time=stride * check_repetition_time(repetition_time, f"{path}: repetition time"))
+    return run
+
+
+# --- the table
+
+
+def read_table(path: Path | None, model: str) -> dict[str, dict[str, Any]]:
+    """Rows of a table of predictions by scan; none where there is no table yet.
+
+    Raises:
+        InputError: the file is not such a table, or one of another model.
+    """
+    import pandas as pd
+
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
+    if path is None or not path.exists():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: it is not a readable CSV file; choose another --out.") from error
+    table = table.rename(columns=_text).map(_text)
+    if not {"scan", "model", "prediction"} <= set(table.columns):
+        raise InputError(f"{path}: it is not a table of predictions; choose another --out.")
+    if others := sorted(set(table["model"]) - {model}):
+        raise InputError(f"{path}: it holds predictions of another model, {others[0]}; choose another --out.")
+    return {row["scan"]: row for row in table.to_dict("records")}
+
+
+def write_table(path: Path | None, rows: dict[str, dict[str, Any]]) -> None:
+    import pandas as pd
+
+    if path is None:
+        return
+    columns = None if rows else ["scan", "model", "prediction"]
+    table = pd.DataFrame(list(rows.values()), columns=columns).rename(columns=_cell).map(_cell)
+    with atomic_write(path) as unfinished:
+        table.to_csv(unfinished, index=False)
+
+
+def _cell(value: Any) -> Any:
+    is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value
+
+
+def _text(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
