@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from .volumes import BoldRun, open_run
 READING = ("mask", "repetition_time", "add_mean", "check_space")
 
 
-class Window(NamedTuple):
+@dataclass(frozen=True)
+class Window:
     """Frames that the model sees together, from `start` to before `stop`; earlier windows have those to `new_from`."""
 
     start: int
@@ -112,7 +113,7 @@ class ScanPipeline(ChunkPipeline):
     def _sanitize_parameters(self, **parameters):
         if unknown := sorted(parameters.keys() - {"num_frames", "on_progress", *READING}):
             raise TypeError(f"{type(self).__name__} has no parameter {unknown[0]!r}.")
-        if (parameters.get("num_frames") or 1) < 1:
+        if parameters.get("num_frames") is not None and parameters["num_frames"] < 1:
             raise ValueError(f"A window needs at least one frame, got num_frames={parameters['num_frames']}.")
         return parameters, {}, {}
 
@@ -194,9 +195,9 @@ def unpack(scan: dict[str, Any], reading: dict[str, Any]) -> tuple[Any, dict[str
 def report_progress(blocks: Iterator[Tensor], total: int, on_progress: Callable[[int, int], None]) -> Iterator[Tensor]:
     done = 0
     for block in blocks:
-        yield block
         done += len(block)
         on_progress(done, total)
+        yield block
 
 
 def check_finite(values: Tensor, name: str) -> None:
@@ -306,12 +307,12 @@ class FmriFeatureExtractionPipeline(ScanPipeline):
         def join(name: str) -> Tensor:
             parts = []
             for states in windows:
-                start, stop, new_from = states["window"]
+                window = states["window"]
                 # A batch may have padded it after its last frame.
-                parts.append(states[name][0, new_from - start : stop - start])
+                parts.append(states[name][0, window.new_from - window.start : window.stop - window.start])
             return torch.cat(parts)
 
-        weights = torch.tensor([float(window.stop - window.new_from) for window in (w["window"] for w in windows)])
+        weights = torch.tensor([float(states["window"].stop - states["window"].new_from) for states in windows])
         pooled = torch.cat([states["pooled"] for states in windows])
         run = (pooled * (weights / weights.sum())[:, None]).sum(0)
         check_finite(run, windows[0]["name"])

@@ -1,25 +1,19 @@
-"""What lies on a Hub loads by its name, over real HTTP: autoencoders, models with their extractors, token datasets."""
+"""Autoencoders, models with their extractors and token datasets load by their name on a Hub, over real HTTP."""
 
-import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from loopback_hub import LoopbackHub
 from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
-from typer.testing import CliRunner
 
 from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
-from tablet_hf.cli.__main__ import app
 from tablet_hf.datasets import TokenDataset, TokenStoreWriter, export_parquet
-from tablet_hf.datasets.token_files import save_tokens
-from tablet_hf.feature_extraction_tablet import TokenizedRun
-from tablet_hf.hub.loading import load_model
+from tablet_hf.hub.loading import load_extractor, load_model
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, load_autoencoder
 from tablet_hf.sources import ScanRecord
 
@@ -135,22 +129,45 @@ def test_a_revision_that_is_not_there(here):
         TokenDataset.load("lab/tokens", revision="v9")
 
 
-def test_a_model_that_changed_on_the_hub_is_asked_again(here, tmp_path):
-    changing = here.folder / "models" / "lab" / "changing"
-    shutil.copytree(here.folder / "models" / "lab" / "model", changing)
-    run = TokenizedRun(torch.randn(2, 27, 3072), np.arange(2), 2.0, 1.0, None, 0.0, "sub-01")
-    tokens, table = tmp_path / "sub-01_tokens.safetensors", tmp_path / "predictions.csv"
-    save_tokens(run, {}, tokens)
+RECORD = {"autoencoder": "lab/vae", "autoencoder_subfolder": "vae", "signal": "intensity", "scaling": "max"}
+SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 
-    def predict():
-        ended = CliRunner().invoke(app, ["predict", "lab/changing", str(tokens), "--out", str(table)])
-        assert ended.exit_code == 0, ended.output
-        return table.read_text()
 
-    first = predict()
-    assert predict() == first
-    changed = copy.deepcopy(here.model)
-    with torch.no_grad():
-        changed.classifier.bias[0] += 5
-    changed.save_pretrained(changing)
-    assert predict() != first
+def test_a_config_alone_records_which_extractor_its_model_needs(tmp_path):
+    TabletForSequenceClassification(TabletConfig(**SIZES, **RECORD)).save_pretrained(tmp_path)
+    extractor = load_extractor(tmp_path, load_model(tmp_path))
+    assert {name: getattr(extractor, name) for name in RECORD} == RECORD
+
+
+@pytest.mark.parametrize("settings", ['{"autoencoder": "natural-f32c32", "volume_size": 0}', '{"size": 3}', "{", None])
+def test_an_unusable_extractor_is_refused_by_its_file(settings, tmp_path):
+    if settings is not None:
+        (tmp_path / "preprocessor_config.json").write_text(settings)
+    with pytest.raises(InputError, match=r"preprocessor_config\.json") as caught:
+        load_extractor(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def damage(folder, what):
+    """Change a model's folder, whose weights are in model.safetensors."""
+    if what == "config.json":
+        (folder / what).write_text('{"model_type": "tablet", "num_attention_heads": 5}')
+    elif what == "classifier":
+        TabletModel(TabletConfig(**SIZES, intermediate_size=8)).save_pretrained(folder)
+    elif what == "mlp":
+        config = TabletConfig.from_pretrained(folder)
+        config.intermediate_size = 16
+        config.save_pretrained(folder)
+    else:
+        weights = folder / "model.safetensors"
+        weights.unlink() if what == "model.safetensors" else weights.write_bytes(weights.read_bytes()[:900])
+
+
+@pytest.mark.parametrize("what", ["config.json", "classifier", "mlp", "model.safetensors", "safetensors"])
+def test_a_model_that_is_not_whole_is_refused(what, tmp_path):
+    TabletForSequenceClassification(TabletConfig(**SIZES, intermediate_size=8)).save_pretrained(tmp_path)
+    damage(tmp_path, what)
+    with pytest.raises(InputError, match=what.split(".")[0]) as caught:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -67,9 +67,12 @@ def load_extractor(
 
 
 def unusable(name: str | Path, what: str, error: Exception) -> InputError:
-    """Of the message of a strict configuration, the last line says what is wrong; other messages are kept whole."""
-    is_strict = isinstance(error, StrictDataclassError)
-    reason = str(error).strip().splitlines()[-1] if is_strict else str(error)
+    """Say on one line what is wrong with a model's folder or repository."""
+    reason = str(error)
+    if isinstance(error, StrictDataclassError):  # the last line has the reason
+        what, reason = f"its {CONFIG_NAME} cannot be used", reason.strip().splitlines()[-1].split("Error: ")[-1]
+    elif isinstance(error, SafetensorError):
+        what = "its safetensors file is damaged"
     return InputError(f"{name}: {what}; {' '.join(reason.split())}")
 
 
