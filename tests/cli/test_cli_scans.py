@@ -5,18 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from small_autoencoders import residual_autoencoder
 from tablet_hf.cli.prediction_table import PredictionTable
 from typer.testing import CliRunner
 
-from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
+from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
 from tablet_hf.cli.__main__ import app
 from tablet_hf.hub.training_data import TrainingData
 
@@ -215,85 +213,6 @@ class TestTokenize:
         assert str(tmp_path / "file") in result.output
 
 
-class TestPredict:
-    def test_from_scan_and_from_tokens_alike(self, model, scans, tokens, tmp_path):
-        result = tablet_hf("predict", model, scans[0], tokens[0], "--out", tmp_path / "predictions.csv")
-        assert result.exit_code == 0, result.output
-        from_scan, from_tokens = rows_of(tmp_path / "predictions.csv")
-        assert float(from_scan["score_female"]) == pytest.approx(float(from_tokens["score_female"]), abs=1e-3)
-        assert from_scan["prediction"] == ("female" if float(from_scan["score_female"]) >= 0.5 else "not female")
-        assert from_scan["num_frames"] == "2"
-        assert from_scan["prediction"] in result.output
-
-    def test_finished_rows_are_kept_when_started_again(self, model, tokens, tmp_path):
-        out = tmp_path / "predictions.csv"
-        assert tablet_hf("predict", model, tokens[0], "--out", out).exit_code == 0
-        out.write_text(out.read_text().replace("female", "FEMALE-KEPT", 2))
-        first = rows_of(out)[0]
-        result = tablet_hf("predict", model, *tokens, "--out", out)
-        assert result.exit_code == 0
-        assert "1 of 2" in result.output
-        assert rows_of(out)[0] == first | dict.fromkeys(set(rows_of(out)[0]) - set(first), "")
-        assert rows_of(out)[1]["scan"] == str(tokens[1])
-
-    def test_a_csv_of_something_else_is_left_alone(self, model, tokens, tmp_path):
-        out = tmp_path / "participants.csv"
-        out.write_text("participant_id,age\nsub-01,30\n")
-        result = tablet_hf("predict", model, tokens[0], "--out", out)
-        assert result.exit_code == 2
-        assert out.read_text() == "participant_id,age\nsub-01,30\n"
-
-    def test_bad_scans_do_not_stop_good_ones(self, model, tokens, tmp_path):
-        out = tmp_path / "predictions.csv"
-        result = tablet_hf("predict", model, tmp_path / "missing.nii.gz", tokens[0], "--out", out)
-        assert result.exit_code == 2
-        assert [row["scan"] for row in rows_of(out)] == [str(tokens[0])]
-        assert "1 of 2 scans could not be used" in result.output
-
-    def test_tokens_of_another_geometry(self, folder, tokens):
-        config = TabletConfig(
-            **TINY, token_size=96, grid_size=12, num_labels=2, problem_type="single_label_classification"
-        )
-        TabletForSequenceClassification(config).save_pretrained(folder / "other")
-        TabletFeatureExtractor().save_pretrained(folder / "other")
-        result = tablet_hf("predict", folder / "other", tokens[0])
-        assert result.exit_code == 2
-        assert "token_size 3072 instead of 96" in result.output
-
-    def test_models_that_cannot_predict(self, model, folder, tokens):
-        TabletModel(TabletConfig(**TINY)).save_pretrained(folder / "backbone")
-        without_weights = folder / "without_weights"
-        without_weights.mkdir(exist_ok=True)
-        shutil.copy(model / "config.json", without_weights)
-        reshaped = folder / "reshaped"
-        shutil.copytree(model, reshaped, dirs_exist_ok=True)
-        config = TabletConfig.from_pretrained(model)
-        config.intermediate_size = 128
-        config.save_pretrained(reshaped)
-        untold = folder / "untold"
-        shutil.copytree(model, untold, dirs_exist_ok=True)
-        config = TabletConfig.from_pretrained(model)
-        config.problem_type = None
-        config.save_pretrained(untold)
-        expected = {
-            folder / "backbone": "no trained weights for classifier",
-            without_weights: "model.safetensors",
-            reshaped: "mlp.fc1",
-            untold: "does not say what it predicts",
-            folder / "nowhere": "no such folder",
-        }
-        for name, said in expected.items():
-            result = tablet_hf("predict", name, tokens[0])
-            assert result.exit_code == 2, name
-            assert said in result.output, (name, result.output)
-            assert [line.startswith("Error: ") for line in result.output.splitlines()].count(True) == 1, result.output
-
-    def test_one_mask_for_many_scans_is_refused(self, model, scans):
-        result = tablet_hf("predict", model, *scans, "--mask", scans[0])
-        assert result.exit_code == 2
-        assert "--mask belongs to one scan" in result.output
-
-
 class TestCompanions:
     """What was read beside a scan, and changed since, is noticed."""
 
@@ -320,17 +239,14 @@ class TestCompanions:
     def test_a_change_is_noticed(self, quick_model, quick, scan, tmp_path, changed, options):
         options = [*options, *([scan.parent / changed] if options else [])]
         tokenize = ["tokenize", scan, *options, "--out", tmp_path / "tokens", *quick]
-        predict = ["predict", quick_model, scan, *options, "--out", tmp_path / "predictions.csv"]
         for again in (False, True):
-            for command in (tokenize, predict):
-                result = tablet_hf(*command)
-                assert result.exit_code == 0, result.output
-                assert ("lready" in result.output) == again
+            result = tablet_hf(*tokenize)
+            assert result.exit_code == 0, result.output
+            assert ("lready" in result.output) == again
         os.utime(scan.parent / changed, (1, 1))
         result = tablet_hf(*tokenize)
         assert result.exit_code == 2
         assert "made otherwise" in result.output
-        assert "kept" not in tablet_hf(*predict).output
 
     def test_what_is_not_read_does_not_matter(self, scan):
         from tablet_hf.cli.scans import companion_identities
@@ -451,7 +367,7 @@ class TestInfo:
             (tmp_path / "model.safetensors.index.json").write_text(text)
             result = tablet_hf("info", tmp_path)
             assert result.exit_code == 2, (text, result.output)
-            assert "does not say which files hold the weights" in result.output
+            assert "model.safetensors.index.json" in result.output
 
     def test_demeaned_scan(self, make_scan, tmp_path):
         scan = make_scan(tmp_path / "scan.nii", frames=3)
@@ -506,24 +422,26 @@ class TestInfo:
         assert "f32c4" in of_autoencoder
         assert "1" * 40 in of_autoencoder
         assert of_half.startswith("2 Error: owner/half: ")
-        assert "no model.safetensors of it was downloaded before" in of_half
+        assert "not downloaded before" in of_half
 
     @pytest.mark.parametrize(
         ("error", "said"),
         [
-            ("GatedRepoError", "request access"),
+            ("GatedRepoError", "access"),
             ("RepositoryNotFoundError", "no model of this name"),
             ("RemoteEntryNotFoundError", "no config.json"),
             ("LocalEntryNotFoundError", "cannot be reached"),
             ("OfflineModeIsEnabled", "cannot be reached"),
-            ("HFValidationError", "can be called that"),
+            ("HFValidationError", "owner/name"),
         ],
     )
     def test_what_the_hub_may_answer(self, error, said, monkeypatch):
         from huggingface_hub import errors
 
         def refuse(*_, **__):
-            raise getattr(errors, error).__new__(getattr(errors, error))
+            raised = getattr(errors, error).__new__(getattr(errors, error))
+            raised.response = None
+            raise raised
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
         result = tablet_hf("info", "owner/name")
@@ -570,79 +488,6 @@ class TestInfo:
         assert "Error: " in result.output
 
 
-class TestConvert:
-    def test_a_training_checkpoint_becomes_a_model(self, tmp_path):
-        from tablet_hf.hub.conversion import released_name
-
-        torch.manual_seed(0)
-        model = TabletForSequenceClassification(
-            TabletConfig(
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                intermediate_size=64,
-                position_embedding_type="none",
-                num_labels=1,
-                problem_type="multi_label_classification",
-            )
-        )
-        state = {released_name(name): weight for name, weight in model.state_dict().items()}
-        torch.save({"model_state_dict": state}, tmp_path / "best.pth")
-        (tmp_path / "config.json").write_text('{"num_heads": 4, "dropout": 0.0, "hidden_act": "relu"}')
-        result = tablet_hf(
-            "convert", tmp_path / "best.pth", "--out", tmp_path / "out", "--config", tmp_path / "config.json",
-            "--problem-type", "multi_label_classification",
-        )  # fmt: skip
-        assert result.exit_code == 0, result.output
-        converted = TabletForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-        tokens = torch.randn(2, 3, 27, 3072)
-        torch.testing.assert_close(converted(tokens).logits, model.eval()(tokens).logits)
-
-    def test_what_no_checkpoint_tells_of_its_tokens_is_asked_for_or_noted(self, tmp_path):
-        from tablet_hf.hub.conversion import released_name
-
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
-        sizes |= {"intermediate_size": 64, "position_embedding_type": "none", "num_labels": 1}
-        (tmp_path / "config.json").write_text('{"num_heads": 4}')
-        for token_size in (96, 3072):
-            model = TabletForSequenceClassification(TabletConfig(**sizes, token_size=token_size))
-            state = {released_name(name): weight for name, weight in model.state_dict().items()}
-            torch.save(state, tmp_path / f"{token_size}.pth")
-        config = ["--config", tmp_path / "config.json"]
-        asked = tablet_hf("convert", tmp_path / "96.pth", "--out", tmp_path / "f8c4", *config)
-        assert asked.exit_code == 2
-        assert "--grid-size" in asked.output
-        told = tablet_hf("convert", tmp_path / "96.pth", "--out", tmp_path / "f8c4", *config, "--grid-size", 12)
-        assert told.exit_code == 0, told.output
-        assert TabletConfig.from_pretrained(tmp_path / "f8c4").num_cells == 1728
-        options = ["--autoencoder", "lab/other", "--signal", "percent_change", "--scaling", "percentile"]
-        noted = tablet_hf("convert", tmp_path / "3072.pth", "--out", tmp_path / "f32c32", *config, *options)
-        assert "volume_size 96, as for the released weights" in " ".join(noted.output.split())
-        written = TabletConfig.from_pretrained(tmp_path / "f32c32")
-        recorded = (written.autoencoder, written.signal, written.scaling)
-        assert recorded == ("lab/other", "percent_change", "percentile")
-
-    def test_where_the_result_goes_is_asked_for(self, tmp_path):
-        result = tablet_hf("convert", tmp_path)
-        assert result.exit_code == 2
-        assert "--out FOLDER, or --push owner/name" in " ".join(result.output.split())
-        told = tablet_hf("convert", tmp_path, "--out", tmp_path / "out", "--push", "no name")
-        assert told.exit_code == 2
-        assert not (tmp_path / "out").exists()
-
-    def test_code_inside_is_not_run(self, tmp_path):
-        class Trap:
-            def __reduce__(self):
-                return os.mkdir, (str(tmp_path / "sprung"),)
-
-        torch.save({"model_state_dict": Trap()}, tmp_path / "trap.pth")
-        result = tablet_hf("convert", tmp_path / "trap.pth", "--out", tmp_path / "out")
-        assert result.exit_code == 2
-        assert not (tmp_path / "sprung").exists()
-        assert not (tmp_path / "out").exists()
-
-
 def test_device_that_is_not_there(scans, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
@@ -662,31 +507,13 @@ def test_device_that_cannot_be(scans, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("without", "said"),
-    [
-        ("config.json", "there is no config.json in it; give the folder of a fine-tuned model"),
-        ("model.safetensors", "there are no weights in it (model.safetensors), so it cannot predict; give the folder"),
-    ],
-)
-def test_predict_with_half_a_model(model, tokens, tmp_path, without, said):
-    half = tmp_path / "half"
-    shutil.copytree(model, half)
-    (half / without).unlink()
-    result = tablet_hf("predict", half, tokens[0])
-    assert result.exit_code == 2
-    assert result.output.startswith(f"Error: {half}: {said}")
-    assert len(result.output.splitlines()) == 1
-    assert ";" not in result.output.partition(";")[2]
-
-
-@pytest.mark.parametrize(
     "command", ["", "predict", "tokenize", "reconstruct", "info", "convert", "demo", "dataset check"]
 )
 def test_help_does_not_wait_for_the_libraries(command):
     script = f"""
 import sys
-from tablet_hf.cli import __main__ as cli
 sys.argv = ["tablet-hf", *{command.split()}, "--help"]
+from tablet_hf.cli import __main__ as cli
 try:
     cli.main()
 finally:
@@ -702,151 +529,3 @@ def test_the_libraries_are_quiet_in_every_command(tokens, monkeypatch):
     monkeypatch.setattr("tablet_hf.cli.terminal.quiet_libraries", lambda: called.append(True))
     assert tablet_hf("info", tokens[0]).exit_code == 0
     assert called == [True]
-
-
-class TestPredictAgain:
-    """Started again, `predict` keeps what is still true and nothing else."""
-
-    def test_other_options_are_predicted_anew(self, model, tokens, tmp_path):
-        out = tmp_path / "predictions.csv"
-        assert tablet_hf("predict", model, tokens[0], "--out", out).exit_code == 0
-        assert rows_of(out)[0]["num_frames"] == "2"
-        assert tablet_hf("predict", model, tokens[0], "--out", out, "--num-frames", 1).exit_code == 0
-        assert rows_of(out)[0]["num_frames"] == "3"
-
-    def test_a_model_trained_again_is_asked_again(self, model, tokens, tmp_path):
-        out, copy = tmp_path / "predictions.csv", tmp_path / "model"
-        shutil.copytree(model, copy)
-        assert tablet_hf("predict", copy, tokens[0], "--out", out).exit_code == 0
-        before = rows_of(out)[0]["score_female"]
-        trained = TabletForSequenceClassification.from_pretrained(copy)
-        with torch.no_grad():
-            trained.classifier.bias += 1
-        trained.save_pretrained(copy)
-        assert tablet_hf("predict", copy, tokens[0], "--out", out).exit_code == 0
-        assert float(rows_of(out)[0]["score_female"]) > float(before)
-
-    @pytest.mark.slow
-    def test_two_real_commands_that_write_to_one_table_at_once(self, model, tokens, tmp_path):
-        """Results on standard output, everything else on standard error, no traceback for bad input."""
-        out = tmp_path / "predictions.csv"
-        scans = [tmp_path / f"sub-{number}_tokens.safetensors" for number in range(6)]
-        for scan in scans:
-            shutil.copy(tokens[0], scan)
-        running = [
-            subprocess.Popen(
-                [sys.executable, *python, "predict", model, *part, "--out", out],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for python, part in (
-                (["-m", "tablet_hf"], [*scans[:3], tmp_path / "missing.nii.gz"]),
-                (["-c", "from tablet_hf.cli.__main__ import main; main()"], scans[3:]),
-            )
-        ]
-        said = [process.communicate() for process in running]
-        assert [process.returncode for process in running] == [2, 0]
-        for output, _ in said:
-            assert output.splitlines()[0].split()[:2] == ["scan", "prediction"]
-            assert len(output.splitlines()) == 4
-        assert "missing.nii.gz" in said[0][1]
-        assert "missing.nii.gz" not in said[1][1]
-        assert not any("Traceback" in errors for _, errors in said)
-        assert {row["scan"] for row in rows_of(out)} == set(map(str, scans))
-
-    def test_rows_that_another_process_wrote_meanwhile_stay(self, tmp_path):
-        out = tmp_path / "predictions.csv"
-        ours, theirs = PredictionTable(out, "owner/model"), PredictionTable(out, "owner/model")
-        theirs.add(Path("b.nii.gz"), {"prediction": "F", "request": "1"})
-        ours.add(Path("a.nii.gz"), {"prediction": "M", "request": "2"})
-        theirs.drop([Path("b.nii.gz")])
-        assert [row["scan"] for row in rows_of(out)] == ["a.nii.gz"]
-        assert PredictionTable(out, "owner/model").holds(Path("a.nii.gz"), "2")
-
-    def test_a_folder_is_one_model_with_or_without_its_slash(self, model, tokens, tmp_path):
-        out = tmp_path / "predictions.csv"
-        assert tablet_hf("predict", model, tokens[0], "--out", out).exit_code == 0
-        again = tablet_hf("predict", f"{model}/", tokens[0], "--out", out)
-        assert again.exit_code == 0
-        assert "kept: 1 of 1" in again.output
-
-    @pytest.mark.parametrize(
-        "text", ["scan,model,prediction\na.nii.gz,{model},F,extra\n", "name,age\na,3\n", "scan,model\n,{model}\n"]
-    )
-    def test_a_table_of_something_else_is_refused(self, model, tokens, tmp_path, text):
-        out = tmp_path / "predictions.csv"
-        out.write_text(text.format(model=model))
-        result = tablet_hf("predict", model, tokens[0], "--out", out)
-        assert result.exit_code == 2
-        assert "something else than predictions" in result.output
-        assert out.read_text() == text.format(model=model)
-
-    @pytest.mark.parametrize("others", [0, 1])
-    def test_a_scan_that_fails_now_loses_its_row(self, model, tokens, tmp_path, others):
-        out, scan = tmp_path / "predictions.csv", tmp_path / "sub-03_tokens.safetensors"
-        shutil.copy(tokens[0], scan)
-        scans = [scan, *tokens[:others]]
-        assert tablet_hf("predict", model, *scans, "--out", out).exit_code == 0
-        scan.write_bytes(scan.read_bytes()[:5000])
-        result = tablet_hf("predict", model, *scans, "--out", out)
-        assert result.exit_code == 2, result.output
-        assert [row["scan"] for row in rows_of(out)] == [str(path) for path in tokens[:others]]
-        shutil.copy(tokens[1], scan)
-        assert tablet_hf("predict", model, scan, "--out", out).exit_code == 0
-        assert {row["scan"] for row in rows_of(out)} == {str(path) for path in scans}
-
-    def test_overwrite_leaves_other_rows(self, model, tokens, tmp_path):
-        out = tmp_path / "predictions.csv"
-        assert tablet_hf("predict", model, *tokens, "--out", out).exit_code == 0
-        assert tablet_hf("predict", model, tokens[0], "--out", out, "--overwrite").exit_code == 0
-        assert [row["scan"] for row in rows_of(out)] == [str(path) for path in tokens]
-
-    def test_no_bad_file_stops_the_others(self, model, tokens, tmp_path):
-        weights = tmp_path / "weights_tokens.safetensors"
-        shutil.copy(model / "model.safetensors", weights)
-        endless = tmp_path / f"{'x' * 300}.nii.gz"
-        out = tmp_path / "predictions.csv"
-        result = tablet_hf("predict", model, weights, endless, tokens[0], "--out", out)
-        assert result.exit_code == 2, result.output
-        assert [row["scan"] for row in rows_of(out)] == [str(tokens[0])]
-        assert "2 of 3 scans could not be used" in result.output
-
-
-def test_a_repetition_time_that_cannot_be_is_refused_for_tokens_too(model, tokens):
-    result = tablet_hf("predict", model, tokens[0], "--repetition-time", 2000)
-    assert result.exit_code == 2
-    assert "2000" in result.output
-    assert "0.1 to 30" in result.output or "0.1 and 30" in result.output
-
-
-def test_an_autoencoder_is_no_model(tokens):
-    result = tablet_hf("predict", "natural-f32c32", tokens[0])
-    assert result.exit_code == 2
-    assert "natural-f32c32: that is an autoencoder" in result.output
-
-
-def test_weights_that_can_hold_code_are_not_read(model, tokens, tmp_path):
-    pickled = tmp_path / "pickled"
-    shutil.copytree(model, pickled)
-    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
-    (pickled / "model.safetensors").unlink()
-    for command in (["info", pickled], ["predict", pickled, tokens[0]]):
-        result = tablet_hf(*command)
-        assert result.exit_code == 2
-        assert "model.safetensors" in result.output
-
-
-def test_models_with_damaged_files(model, tokens, tmp_path):
-    damaged = tmp_path / "damaged"
-    shutil.copytree(model, damaged)
-    weights = (damaged / "model.safetensors").read_bytes()
-    (damaged / "model.safetensors").write_bytes(weights[:200])
-    assert tablet_hf("info", damaged).exit_code == 2
-    assert tablet_hf("predict", damaged, tokens[0]).exit_code == 2
-    (damaged / "model.safetensors").write_bytes(weights)
-    for text in ('{"autoencoder": "natural-f32c32", "signal": "foo"}', '{"feature_extractor_type": "Other"}', "{"):
-        (damaged / "preprocessor_config.json").write_text(text)
-        result = tablet_hf("predict", damaged, tokens[0])
-        assert result.exit_code == 2, (text, result.output)
-        assert "preprocessor_config.json" in result.output

@@ -60,7 +60,7 @@ def weight_files(name: str) -> list[Path]:
             raise absent from None
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [fetch(name, shard) for shard in shards]
+        return [fetch(name, shard) for shard in shards or [None]]
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise InputError(f"{index}: it does not name the files of the weights; save or fetch it again.") from error
 
