@@ -288,7 +288,9 @@ class TabletConfig(PreTrainedConfig):
             )
         weights = self.class_weights
         if weights is not None and (
-            self.problem_type != "single_label_classification" or len(weights) != self.num_labels or min(weights) <= 0
+            self.problem_type != "single_label_classification"
+            or len(weights) != self.num_labels
+            or not all(weight > 0 for weight in weights)
         ):
             raise ValueError(
                 '`class_weights` need `problem_type="single_label_classification"` and a number over 0 for each of '

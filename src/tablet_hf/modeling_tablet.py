@@ -80,35 +80,29 @@ def standardize_over_frames(
     input_values: torch.Tensor, frame_mask: torch.Tensor | None, bool_masked_pos: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Take from the tokens of each cell their mean over the frames of the window, and divide by the standard deviation of
-    what is left over the whole window, so that how far a token swings is kept. Counted are frames that are there and
-    tokens that are not hidden: a mean would tell of what is to be predicted. Of a cell that is hidden in all frames its
-    own mean is taken.
+    Subtract from the tokens of each cell their mean over the frames of the window, and divide by the standard deviation
+    of the rest over the whole window, so that cells still differ in how much they vary. Padded frames and hidden tokens
+    do not count: a mean would reveal what is to be predicted. A cell hidden in all frames has its own mean subtracted,
+    without which its target would be anatomy.
 
     Returns:
         Standardised tokens, shaped as `input_values`; the means, `(batch_size, 1, num_cells, token_size)`; the standard
         deviations, `(batch_size, 1, 1, 1)`. All in float32.
     """
     input_values = input_values.float()
-    counts = torch.ones(input_values.shape[:3], dtype=torch.bool, device=input_values.device)
+    frames = torch.ones(input_values.shape[:3], dtype=torch.bool, device=input_values.device)
     if frame_mask is not None:
-        counts = counts & frame_mask.unsqueeze(-1)
+        frames = frames & frame_mask.unsqueeze(-1)
+    counts = averaged = frames.unsqueeze(-1)
     if bool_masked_pos is not None:
-        counts = counts & ~bool_masked_pos.bool()
-    if bool_masked_pos is not None:
-        # A cell hidden in all frames has no other mean than its own, without which its target would be still anatomy.
-        is_there = counts.any(dim=1, keepdim=True)
-        frames = torch.ones_like(counts) if frame_mask is None else frame_mask.unsqueeze(-1).expand_as(counts)
-        averaged = torch.where(is_there, counts, frames).unsqueeze(-1)
-    else:
-        averaged = counts.unsqueeze(-1)
-    counts = counts.unsqueeze(-1)
+        counts = counts & ~bool_masked_pos.bool().unsqueeze(-1)
+        averaged = torch.where(counts.any(dim=1, keepdim=True), counts, averaged)
     total = input_values.masked_fill(~averaged, 0).sum(dim=1, keepdim=True)
     mean = total / averaged.sum(dim=1, keepdim=True).clamp(min=1)
     centered = input_values - mean
     squares = centered.square().mean(dim=-1, keepdim=True).masked_fill(~counts, 0).sum(dim=(1, 2), keepdim=True)
     std = (squares / counts.sum(dim=(1, 2), keepdim=True).clamp(min=1)).sqrt()
-    # Where nothing moves rounding is not blown up: half precision holds no smaller changes of such tokens.
+    # Where nothing varies rounding is not amplified: half precision holds no smaller changes of such tokens.
     smallest = 1e-4 * mean.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-6
     std = torch.maximum(std, smallest)
     return centered / std, mean, std
@@ -121,8 +115,8 @@ class TabletEmbeddings(nn.Module):
     tokens by a learned mask token.
     """
 
-    # Switched by `gradient_checkpointing_enable`, as in the layers: the tokens of a long run in float32 weigh as much
-    # as the states of four layers.
+    # Switched by `gradient_checkpointing_enable`, as in the layers: the tokens of a long run in float32 take as much
+    # memory as the states of four layers.
     gradient_checkpointing = False
 
     def __init__(self, config: TabletConfig, use_mask_token: bool = False):
@@ -143,34 +137,11 @@ class TabletEmbeddings(nn.Module):
 
     def check_geometry(self, input_values: torch.Tensor | None) -> None:
         """Raise a `ValueError` unless the tokens have the shape that the weights were made for."""
-        if input_values is None:
+        shape = None if input_values is None else tuple(input_values.shape)
+        if shape is None or len(shape) != 4 or shape[2:] != (self.num_cells, self.token_size) or not shape[1]:
             raise ValueError(
-                f"`input_values` is missing: give the tokens of runs, (batch, frames, {self.num_cells}, "
-                f"{self.token_size})."
-            )
-        if input_values.ndim != 4 or input_values.shape[2:] != (self.num_cells, self.token_size):
-            raise ValueError(
-                f"`input_values` has the shape {tuple(input_values.shape)}, but this model reads tokens of shape "
-                f"(batch, frames, {self.num_cells}, {self.token_size}): tokenize the scans with the feature extractor "
-                "saved beside the model, or use a model made for these tokens."
-            )
-        if not input_values.shape[1]:
-            raise ValueError(
-                f"`input_values` has the shape {tuple(input_values.shape)}, runs of no frames: the answer would be "
-                "the model's alone, so give at least one frame."
-            )
-
-    def check_token_mask(self, bool_masked_pos: torch.Tensor, input_values: torch.Tensor) -> None:
-        """Raise a `ValueError` unless tokens can be masked, and the mask has one entry for each of them."""
-        if self.mask_token is None:
-            raise ValueError(
-                "`bool_masked_pos` needs a mask token: build the model with `TabletModel(config, "
-                "use_mask_token=True)` or use `TabletForMaskedTokenModeling`."
-            )
-        if bool_masked_pos.shape != input_values.shape[:3]:
-            raise ValueError(
-                f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}, but it must have one entry for each "
-                f"token: {tuple(input_values.shape[:3])} (batch, frames, cells)."
+                f"`input_values` has the shape {shape}, but this model reads the tokens of at least one frame, (batch, "
+                f"frames, {self.num_cells}, {self.token_size}); tokenize with the feature extractor saved with it."
             )
 
     def forward(
@@ -179,10 +150,15 @@ class TabletEmbeddings(nn.Module):
         frame_mask: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if bool_masked_pos is not None:
-            self.check_token_mask(bool_masked_pos, input_values)
+        if bool_masked_pos is not None and self.mask_token is None:
+            raise ValueError("`bool_masked_pos` needs a mask token: `TabletModel(config, use_mask_token=True)`.")
+        if bool_masked_pos is not None and bool_masked_pos.shape != input_values.shape[:3]:
+            raise ValueError(
+                f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}, but it must have one entry for each "
+                f"token: {tuple(input_values.shape[:3])} (batch, frames, cells)."
+            )
         if self.gradient_checkpointing and self.training:
-            # Tokens need no gradient, and without one at its inputs the reentrant kind would give none to the weights.
+            # Tokens need no gradient, and the reentrant kind gives weights none where no input needs one.
             embed = partial(checkpoint, self.embed_tokens, use_reentrant=False)
         else:
             embed = self.embed_tokens
@@ -204,7 +180,7 @@ class TabletEmbeddings(nn.Module):
         """Hidden states of all tokens, `(batch_size, num_frames * num_cells, hidden_size)`."""
         if self.standardize_tokens:
             input_values, _, _ = standardize_over_frames(input_values, frame_mask, bool_masked_pos)
-        # Token stores hold float16; whatever dtype the tokens come in, the weights decide.
+        # Token stores hold float16, whatever the dtype of the weights.
         input_values = input_values.to(self.projection.weight.dtype)
         if frame_mask is not None:
             # Attention gives padding a weight of zero, but zero times the NaN of an uninitialised frame is NaN.
@@ -214,7 +190,7 @@ class TabletEmbeddings(nn.Module):
 
 class TabletRotaryEmbedding(nn.Module):
     """
-    Angles by which the queries and keys of each sequence position are turned, as their cosines and sines, of shape
+    Cosines and sines of the angles by which the queries and keys of each sequence position are rotated, of shape
     `(1 or batch_size, 1 + num_frames * num_cells, head_dim)` and always float32: half precision cannot count to the
     end of a run. The first half of a head is paired with the second half. The CLS state has position zero.
     """
@@ -246,9 +222,9 @@ class TabletRotaryEmbedding(nn.Module):
         """
         Angles `(1 or batch_size, positions, head_dim / 2)` of the time in seconds and the cell coordinates i, j, k.
 
-        A run has hundreds of moments but only `grid_size` places along an axis, so each coordinate takes an eighth
-        of the pairs and time takes what is left: 20, 4, 4 and 4 of 32. Coordinates turn with periods from 4 cells,
-        where neighbours stand at right angles, to 4 grids, which never wrap.
+        A run has hundreds of frames but only `grid_size` cells along an axis, so each coordinate takes an eighth of
+        the pairs and time takes the rest: 4, 4, 4 and 20 of 32. The periods of coordinates range from 4 cells, where
+        neighbours are at right angles, to 4 grids, which never wrap.
         """
         config = self.config
         num_pairs = config.head_dim // 2
@@ -263,8 +239,8 @@ class TabletRotaryEmbedding(nn.Module):
             seconds = frames.unsqueeze(0)
         else:
             seconds = repetition_time.to(device=device, dtype=torch.float32).view(-1, 1) * frames
-        places = torch.arange(config.grid_size, device=device, dtype=torch.float32)
-        cells = torch.cartesian_prod(places, places, places).view(-1, 3)
+        along = torch.arange(config.grid_size, device=device, dtype=torch.float32)
+        cells = torch.cartesian_prod(along, along, along).view(-1, 3)
 
         time_angles = seconds[:, :, None, None] * time_frequencies
         cell_angles = (cells[:, :, None] * cell_frequencies).flatten(1)
@@ -279,13 +255,13 @@ class TabletRotaryEmbedding(nn.Module):
 
     @staticmethod
     def frequencies(shortest_period: float, longest_period: float, number: int, device: torch.device) -> torch.Tensor:
-        """Angular frequencies, in radians a unit, of the middles of `number` equal parts of a range of log periods."""
+        """Angular frequencies (radians per unit) at the middles of `number` equal parts of a range of log periods."""
         middles = (torch.arange(number, device=device, dtype=torch.float32) + 0.5) / number
         return 2 * math.pi / (shortest_period * (longest_period / shortest_period) ** middles)
 
 
 def rotate_half(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Turn each pair `(x[d], x[d + head_dim / 2])` by a right angle."""
+    """Rotate each pair `(x[d], x[d + head_dim / 2])` by a right angle."""
     first, second = hidden_states.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
 
@@ -294,8 +270,8 @@ def apply_rotary_pos_emb(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Turn queries and keys, `(batch_size, heads, positions, head_dim)`, by angles of every position. Queries may be those
-    of the first positions only.
+    Rotate queries and keys, `(batch_size, heads, positions, head_dim)`, by the angles of their positions. There may be
+    queries of the first positions only.
     """
     cos = cos.unsqueeze(1).to(query.dtype)
     sin = sin.unsqueeze(1).to(query.dtype)
@@ -328,7 +304,7 @@ def eager_attention_forward(
 
 
 class TabletAttention(nn.Module):
-    """Attention of every position to every other, in which groups of query heads share a key and a value head."""
+    """Attention of every position to all positions, in which groups of query heads share a key and a value head."""
 
     def __init__(self, config: TabletConfig):
         super().__init__()
@@ -356,18 +332,17 @@ class TabletAttention(nn.Module):
         num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All positions are seen; `num_queries` makes only the first so many of them ask."""
+        """Attend to all positions from the first `num_queries`, by default from all."""
         device_type = hidden_states.device.type
         if torch.is_autocast_enabled(device_type):
-            # Left to autocast, each of the three projections would make and keep a half-precision copy of its own.
+            # Otherwise autocast makes and keeps a half-precision copy for each of the three projections.
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
 
-        asking_states = hidden_states[:, :num_queries]
-        input_shape = asking_states.shape[:-1]
-        hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query_states = self.q_norm(self.q_proj(asking_states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
-        key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
-        value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        query_inputs = hidden_states[:, :num_queries]
+        heads = (-1, self.head_dim)
+        query_states = self.q_norm(self.q_proj(query_inputs).unflatten(-1, heads)).transpose(1, 2)
+        key_states = self.k_norm(self.k_proj(hidden_states).unflatten(-1, heads)).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).unflatten(-1, heads).transpose(1, 2)
 
         if position_embeddings is not None:
             query_states, key_states = apply_rotary_pos_emb(query_states, key_states, *position_embeddings)
@@ -386,8 +361,7 @@ class TabletAttention(nn.Module):
             **kwargs,
         )
 
-        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        return self.o_proj(attn_output), attn_weights
+        return self.o_proj(attn_output.flatten(-2).contiguous()), attn_weights
 
 
 class TabletMLP(nn.Module):
@@ -434,7 +408,7 @@ class TabletLayer(GradientCheckpointingLayer):
         num_queries: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """States of all positions, or with `num_queries` of the first so many, which still see all."""
+        """States of the first `num_queries` positions, by default of all; they attend to all positions."""
         residual = hidden_states[:, :num_queries]
         hidden_states = self.norm_before(hidden_states)
         hidden_states, _ = self.attention(hidden_states, attention_mask, position_embeddings, num_queries, **kwargs)
@@ -450,8 +424,8 @@ class TabletPreTrainedModel(PreTrainedModel):
     """
     Weight initialisation, loading and saving, and what the library may do with these models.
 
-    Of the attention implementations, eager, sdpa and flex_attention are tested against each other on a CPU.
-    flash_attention_2 is tested up to what it is handed; its own kernel needs a GPU and was never run.
+    Of the attention implementations, eager, sdpa and flex_attention are tested against each other on a CPU;
+    flash_attention_2 is tested up to the arguments of its kernel, which needs a GPU.
     """
 
     config: TabletConfig
@@ -470,7 +444,7 @@ class TabletPreTrainedModel(PreTrainedModel):
         "hidden_states": TabletLayer,
         "attentions": TabletAttention,
     }
-    # The whole module: FSDP2 shares out each of `_no_split_modules` and this, and none may lie within another.
+    # The whole module: FSDP2 shards each of `_no_split_modules` and this one, and none may be inside another.
     _input_embed_layer = "embeddings"
 
     @classmethod
@@ -499,12 +473,11 @@ class TabletPreTrainedModel(PreTrainedModel):
 
 def padded_frames_mask(attention_mask: torch.Tensor | None, input_values: torch.Tensor) -> torch.Tensor | None:
     """
-    Bool mask `(batch_size, num_frames)` of the frames that are there, or `None` where every frame is: without a mask
+    Bool mask `(batch_size, num_frames)` of the frames that are not padding, or `None` where no frame is: without a mask
     attention runs on the cuDNN and flash kernels, with one it is several times slower.
 
-    A collator that leaves `attention_mask` out of batches without padding decides this for free. A mask of ones is
-    looked into once a forward pass, which waits for the device; while a graph is traced its values cannot be known
-    and it is kept.
+    A collator that leaves `attention_mask` out of batches without padding decides this for free. Otherwise the values
+    are read once per forward pass, which waits for the device, and not at all while a graph is traced.
     """
     if attention_mask is None:
         return None
@@ -520,7 +493,7 @@ def padded_frames_mask(attention_mask: torch.Tensor | None, input_values: torch.
 
 
 def mean_over_frames(states: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean of states `(batch_size, num_frames, num_cells, hidden_size)` over the frames that are there."""
+    """Mean of states `(batch_size, num_frames, num_cells, hidden_size)` over the frames that are not padding."""
     if frame_mask is None:
         return states.mean(dim=1)
     frame_mask = frame_mask[:, :, None, None]
@@ -536,12 +509,11 @@ class TabletModel(TabletPreTrainedModel):
         use_mask_token (`bool`, defaults to `False`): whether to learn a mask token for `bool_masked_pos`.
     """
 
-    # What pre-training and fine-tuning leave in a checkpoint that only its states are wanted of.
+    # Heads in the checkpoint of a pre-trained or fine-tuned model.
     _keys_to_ignore_on_load_unexpected = [r"mask_token", r"^decoder\.", r"^classifier\."]  # noqa: RUF012
 
     def __init__(self, config: TabletConfig, use_mask_token: bool = False):
-        # Values given to `from_pretrained` are set on a finished config one by one; only together can they be
-        # evaluated.
+        # `from_pretrained` sets its keyword arguments one by one on a finished config, which does not validate them.
         config.validate()
         super().__init__(config)
         self.embeddings = TabletEmbeddings(config, use_mask_token=use_mask_token)
@@ -590,6 +562,8 @@ class TabletModel(TabletPreTrainedModel):
         self.embeddings.check_geometry(input_values)
         batch_size, num_frames = input_values.shape[:2]
         frame_mask = padded_frames_mask(attention_mask, input_values)
+        if cls_only and self.config.pooling_type != "cls":
+            raise ValueError('`cls_only` needs `pooling_type="cls"`: other heads read the states of all tokens.')
 
         hidden_states = self.embeddings(input_values, frame_mask, bool_masked_pos)
         attention_mask = self.create_attention_mask(hidden_states, frame_mask)
@@ -600,10 +574,8 @@ class TabletModel(TabletPreTrainedModel):
 
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
-        if cls_only and self.config.pooling_type != "cls":
-            raise ValueError('`cls_only` needs `pooling_type="cls"`: other heads read the states of all tokens.')
         num_queries = 1 if cls_only else None
-        if num_queries is not None and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+        if cls_only and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
             attention_mask = attention_mask[:, :, :num_queries]
         hidden_states = self.layers[-1](hidden_states, attention_mask, position_embeddings, num_queries, **kwargs)
 
@@ -613,7 +585,7 @@ class TabletModel(TabletPreTrainedModel):
         )
 
     def pool(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None) -> torch.Tensor:
-        """What a head reads of the last layer's states, `(batch_size, pooled_size)`: see `config.pooling_type`."""
+        """What a head reads, `(batch_size, pooled_size)`, by `config.pooling_type`."""
         if self.config.pooling_type == "cls":
             return hidden_states[:, 0]
         states = hidden_states[:, 1:].unflatten(1, (-1, self.config.num_cells))
@@ -622,11 +594,11 @@ class TabletModel(TabletPreTrainedModel):
         states = states.float()
         deviations = states - mean_over_frames(states, frame_mask).unsqueeze(1)
         variance = mean_over_frames(deviations.square(), frame_mask)
-        # The root has no slope at zero, where the states of a single frame are.
+        # The variance of a single frame is zero, where the square root has no gradient.
         return (variance + 1e-6).sqrt().flatten(1).to(hidden_states.dtype)
 
     def create_attention_mask(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
-        """Spread a mask of frames over the cells of each frame, and let everyone see the CLS state."""
+        """The mask of frames for every cell and the CLS state, as the attention implementation needs it."""
         if frame_mask is None:
             return None
         cell_mask = frame_mask.repeat_interleave(self.config.num_cells, dim=1)
@@ -639,29 +611,23 @@ class TabletModel(TabletPreTrainedModel):
     def check_repetition_time(
         self, repetition_time: torch.Tensor | float | None, batch_size: int
     ) -> torch.Tensor | None:
-        """Seconds between frames as a tensor, one number or one for each run; `None` where unknown or not needed."""
+        """Seconds between frames as a tensor, one number or one per run; `None` where unknown or not needed."""
         if self.config.position_embedding_type != "spatiotemporal_rope":
             return None
         if repetition_time is None:
             if not is_tracing():
-                logger.warning_once(
-                    "No `repetition_time` was given, so one second is taken to pass between frames; pass the "
-                    "repetition time of each run in seconds."
-                )
+                logger.warning_once("No `repetition_time` was given (seconds between frames), so 1 s is assumed.")
             return None
         repetition_time = torch.as_tensor(repetition_time, dtype=torch.float32)
         if repetition_time.ndim and repetition_time.numel() != batch_size:
             raise ValueError(
-                f"`repetition_time` has the shape {tuple(repetition_time.shape)}, but it must give one number of "
-                f"seconds for each of {batch_size} runs, or one for all."
+                f"`repetition_time` has the shape {tuple(repetition_time.shape)}, but it must be one number, or one "
+                f"for each of {batch_size} runs."
             )
-        # On a GPU, a look at the values would wait for it.
-        can_look = repetition_time.device.type == "cpu" and not is_tracing(repetition_time)
-        if can_look and not (repetition_time.isfinite() & (repetition_time > 0)).all():
-            raise ValueError(
-                "`repetition_time` must be seconds between frames, finite and over 0, but it is "
-                f"{repetition_time.tolist()}."
-            )
+        # On a GPU, reading the values would wait for it.
+        is_readable = repetition_time.device.type == "cpu" and not is_tracing(repetition_time)
+        if is_readable and not (repetition_time.isfinite() & (repetition_time > 0)).all():
+            raise ValueError(f"`repetition_time` must be finite and over 0 s, but it is {repetition_time.tolist()}.")
         return repetition_time
 
 
@@ -669,12 +635,13 @@ def draw_token_mask(
     config: TabletConfig, frame_mask: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    Choose the tokens to hide, again for each run, from torch's default random generator of the device or another.
+    Draw the tokens to hide, independently for each run.
 
     Args:
         config (`TabletConfig`): `mask_ratio` of the valid tokens are hidden (rounded, at least one choice) by
             `mask_strategy`: single tokens (`"random"`), whole frames (`"frame"`), or cells in all frames (`"tube"`).
-        frame_mask (`torch.BoolTensor` of shape `(batch_size, num_frames)`): the frames that are there.
+        frame_mask (`torch.BoolTensor` of shape `(batch_size, num_frames)`): the frames that are not padding.
+        generator (`torch.Generator`, *optional*): torch's default generator of the device if not given.
 
     Returns:
         `torch.BoolTensor` of shape `(batch_size, num_frames, num_cells)`, true for tokens to hide; never in padding.
@@ -701,8 +668,8 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
         config (`TabletConfig`): the network and, in `mask_ratio`, `mask_strategy` and `norm_target`, the objective.
     """
 
-    # The loss is a mean over the batch, but a forward with `**kwargs` makes `Trainer` believe that it was normalised
-    # by the items of all accumulated batches, and then it grows with them.
+    # The loss is a mean over the batch; because of `**kwargs` in `forward`, `Trainer` would otherwise assume that it is
+    # normalised over all accumulated batches.
     accepts_loss_kwargs = False
 
     def __init__(self, config: TabletConfig):
@@ -770,7 +737,7 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
         mask: torch.Tensor,
         frame_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Mean squared error in float32 over the tokens that were hidden and are there."""
+        """Mean squared error in float32 over hidden tokens that are not padding."""
         target = target.float()
         if frame_mask is not None:
             target = target.masked_fill(~frame_mask[:, :, None, None], 0)
@@ -791,7 +758,7 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
 
     # As in `TabletForMaskedTokenModeling`.
     accepts_loss_kwargs = False
-    # What pre-training leaves in a checkpoint that is fine-tuned.
+    # The head of a pre-trained model.
     _keys_to_ignore_on_load_unexpected = [r"mask_token", r"^decoder\."]  # noqa: RUF012  (the library's way)
 
     def __init__(self, config: TabletConfig):
@@ -820,15 +787,12 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
 
         Returns:
             `logits` of shape `(batch_size, num_labels)`; for a regression the predictions in the target's own unit,
-            always in float32: the standard deviation and the mean of the targets, where the config has them, are
-            applied in float32 whatever the dtype of the weights. `loss`, where labels are given: in float32, for a
-            regression that of standardised targets.
+            always in float32. `loss`, where labels are given: in float32, for a regression that of standardised
+            targets.
 
         Raises:
-            `ValueError`: where the inputs do not have these shapes, the loss is asked for without
-                `config.problem_type`, or labels are not what it says they are. On a GPU such labels stop the process
-                by a failed assertion on the device, since to look at them here would make every step wait for it;
-                while a graph is traced they are not looked at.
+            `ValueError`: the inputs or labels do not have these shapes, or labels are given without
+                `config.problem_type`.
         """
         outputs: BaseModelOutputWithPooling = self.tablet(
             input_values,
@@ -839,9 +803,7 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         )
         logits = self.classifier(outputs.pooler_output)
 
-        loss = None
-        if labels is not None:
-            loss = self.classification_loss(logits, labels.to(logits.device))
+        loss = None if labels is None else self.classification_loss(logits, labels.to(logits.device))
         if self.config.problem_type == "regression":
             logits = logits.float()
         if self.config.target_mean is not None:
@@ -856,7 +818,7 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
         )
 
     def can_leave_out_states(self, **kwargs: Any) -> bool:
-        """Whether no one looks at other states of the last layer than the CLS state."""
+        """Whether only the CLS state of the last layer is needed."""
         if self.config.pooling_type != "cls" or self.config._attn_implementation == "flex_attention":
             return False  # the masks of flex_attention cannot be cut
         names = ("output_hidden_states", "output_attentions")
@@ -870,13 +832,18 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
 
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean loss of a batch in float32, from logits `(batch_size, num_labels)`; see `forward` for labels."""
-        config = self.config
-        logits = logits.float()
+        config, logits = self.config, logits.float()
+        if config.problem_type is None:
+            raise ValueError("A loss needs `config.problem_type`, which is never guessed; see `TabletConfig`.")
         if config.problem_type == "single_label_classification":
             weights = None if config.class_weights is None else logits.new_tensor(config.class_weights)
             return nn.functional.cross_entropy(logits, labels.view(-1).long(), weight=weights)
 
-        labels = labels.float().view(-1, config.num_labels)
+        labels = labels.float()
+        if config.num_labels == 1 and labels.ndim == 1:
+            labels = labels.unsqueeze(-1)
+        if labels.shape != logits.shape:  # the loss would broadcast them
+            raise ValueError(f"`labels` has the shape {tuple(labels.shape)}, but it must be {tuple(logits.shape)}.")
         if config.problem_type == "multi_label_classification":
             positive_weight = None if config.positive_weight is None else logits.new_tensor(config.positive_weight)
             return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=positive_weight)

@@ -22,10 +22,8 @@ from tablet_hf.modeling_tablet import (
     TabletForMaskedTokenModeling,
     TabletForSequenceClassification,
     TabletModel,
-    register_auto_classes,
 )
 
-register_auto_classes()
 # The common tests decide by these tables of class names which model takes which labels.
 MODEL_MAPPING_NAMES["tablet"] = "TabletModel"
 MODEL_FOR_PRETRAINING_MAPPING_NAMES["tablet"] = "TabletForMaskedTokenModeling"

@@ -60,9 +60,12 @@ def weight_files(name: str) -> list[Path]:
             raise absent from None
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [fetch(name, shard) for shard in shards or [None]]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise InputError(f"{index}: it does not name the files of the weights; save or fetch it again.") from error
+        files = [fetch(name, shard) for shard in shards]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        files = []
+    if not files:
+        raise InputError(f"{index}: it does not name the files of the weights; save or fetch it again.")
+    return files
 
 
 def count_parameters(weights: Path) -> int:
