@@ -129,9 +129,11 @@ def test_pretraining_from_a_stream(store, tmp_path):
         (["--size", "huge"], "--size"),
         (["--set", "depth=3"], "depth"),
         (["--set", "hidden_size=65"], "hidden_size"),
-        (["--set", "num_frames=9"], "--window"),
-        (["--set", "signal=intensity"], "dataset"),
-        (["--set", "positive_weight=2"], "label"),
+        (["--set", "num_frames=9"], "num_frames"),
+        (["--set", "signal=intensity"], "signal"),
+        (["--set", "positive_weight=2"], "positive_weight"),
+        (["--training", "learning_speed=2"], "learning_speed"),
+        (["--training", "save_strategy=never"], "never"),
         (["--sweep", "1e-4,fast"], "--sweep"),
         (["--sweep", "1e-4,-1"], "--sweep"),
         (["--mode", "head"], "--init"),
@@ -157,14 +159,35 @@ def test_a_fold_or_a_part_needs_splits(tuned, store, tmp_path):
     assert "--fold" in refused("pretrain", *out, *SHORT, "--fold", "fold-2")
     for words in (["--fold", "fold-2"], ["--part", "validation"]):
         assert words[0] in refused("evaluate", tuned[0] / "fold-1" / "model", *out, *words)
-    assert "--mask-ratio" in refused("pretrain", *out, *SHORT, "--set", "mask_ratio=0.9")
+    assert "mask_ratio" in refused("pretrain", *out, *SHORT, "--set", "mask_ratio=0.9")
     assert not (tmp_path / "out").exists()
 
 
 def test_options_become_training_arguments(store, tmp_path):
     words = ["--dataset", store, "--label", "sex", "--folds", 1, "--out", tmp_path, "--size", "tiny", "--device", "cpu"]
-    words += ["--window", 0, "--epochs", 1, "--batch-size", 5, "--accumulate", 2, "--learning-rate", 3e-4]
-    words += ["--warmup", 0.1, "--weight-decay", 0.2, "--precision", "fp32", "--gradient-checkpointing", "--seed", 7]
+    words += [
+        "--window",
+        0,
+        "--epochs",
+        1,
+        "--batch-size",
+        5,
+        "--training",
+        "gradient_accumulation_steps=2",
+        "--learning-rate",
+        3e-4,
+    ]
+    words += [
+        "--warmup",
+        0.1,
+        "--training",
+        "weight_decay=0.2",
+        "--precision",
+        "fp32",
+        "--gradient-checkpointing",
+        "--seed",
+        7,
+    ]
     ended = run("finetune", *words)
     assert ended.exit_code == 0, ended.output
     (path,) = tmp_path.glob("*/training.json")

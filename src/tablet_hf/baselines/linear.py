@@ -104,17 +104,20 @@ class LinearModel:
             ValueError: all features are missing.
         """
         from sklearn.decomposition import PCA
-        from sklearn.impute import SimpleImputer
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        self._used = _varying_features(features)
-        components = min(MAX_COMPONENTS, len(targets), int(self._used.sum()))
-        # Exact unless that is much less than both sides.
-        rotation = PCA(components, random_state=self.seed)
-        self._features = make_pipeline(SimpleImputer(), StandardScaler(), rotation)
-        with np.errstate(invalid="ignore"):  # subjects may not differ at all
-            rows = self._features.fit_transform(features[:, self._used]).astype(np.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of features that are all missing
+            self._mean = np.nanmean(features, axis=0, dtype=np.float64)
+        if np.isnan(self._mean).all():
+            raise ValueError("all features are missing.")
+        self._mean = np.nan_to_num(self._mean)
+        spread = self._centred(features).std(0, dtype=np.float64)
+        # Rounding leaves a constant with a spread, which standardising would magnify.
+        self._scale = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 1e-6 * np.abs(self._mean))
+        # Exact unless the number of components is much less than both sides.
+        self._rotation = PCA(min(MAX_COMPONENTS, *features.shape), random_state=self.seed)
+        with np.errstate(invalid="ignore"):  # rows may all be equal
+            rows = self._rotation.fit_transform(self._centred(features) * self._scale)
         # In this unit a strength means the same for any number of features.
         self._unit = np.sqrt((rows**2).sum(1).mean()) or 1.0
         rows /= self._unit
@@ -129,18 +132,18 @@ class LinearModel:
 
     def outputs(self, features: np.ndarray) -> np.ndarray:
         """Predict probabilities `(subjects, classes)`, or values `(subjects,)`, float64."""
-        rows = self._features.transform(features[:, self._used]).astype(np.float64) / self._unit
+        rows = self._rotation.transform(self._centred(features) * self._scale) / self._unit
         return self._model.predict(rows) if self.num_classes is None else self._model.predict_proba(rows)
 
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
         """Return weights `(outputs, features)` and biases `(outputs,)` of the logits, or values."""
-        _, scaler, rotation = (step for _, step in self._features.steps)
-        rotated = np.atleast_2d(self._model.coef_) / self._unit
-        weight = np.zeros((len(rotated), len(self._used)))
-        weight[:, self._used] = rotated @ rotation.components_ / scaler.scale_
-        centre = np.zeros(len(self._used))
-        centre[self._used] = scaler.mean_ + rotation.mean_ * scaler.scale_
-        return weight, np.atleast_1d(self._model.intercept_) - weight @ centre
+        standardised = np.atleast_2d(self._model.coef_) / self._unit @ self._rotation.components_
+        weight = standardised * self._scale
+        bias = np.atleast_1d(self._model.intercept_) - standardised @ self._rotation.mean_ - weight @ self._mean
+        return weight, bias
+
+    def _centred(self, features: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(features - self._mean)  # the mean, where it is missing
 
     def _estimator(self, strength: float) -> Any:
         from sklearn.linear_model import LogisticRegression, Ridge
@@ -175,21 +178,6 @@ class LinearModel:
             if all(len(test) and len(np.unique(targets[train])) == self.num_classes for train, test in parts):
                 return parts
         return []
-
-
-def _varying_features(features: np.ndarray) -> np.ndarray:
-    """Return which columns `(features,)` bool are observed and non-constant; all observed ones if none varies.
-
-    The mean of equal tokens differs in its last digits by the number of frames, which standardising would magnify.
-    """
-    is_observed = np.isfinite(features).any(0)
-    if not is_observed.any():
-        raise ValueError("all features are missing.")
-    observed = features[:, is_observed]
-    spread, mean = np.nanstd(observed, axis=0, dtype=np.float64), np.nanmean(observed, axis=0, dtype=np.float64)
-    is_varying = is_observed.copy()
-    is_varying[is_observed] = spread > 1e-6 * np.abs(mean)
-    return is_varying if is_varying.any() else is_observed
 
 
 class Fold:

@@ -1,8 +1,7 @@
 """The commands that train and evaluate models on token datasets: `tablet-hf pretrain`, `finetune` and `evaluate`."""
 
 import json
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,50 +13,36 @@ from tablet_hf.errors import InputError
 from tablet_hf.progress import Bars
 
 FIELDS = {
+    "window": "window_frames",
     "batch_size": "per_device_train_batch_size",
-    "accumulate": "gradient_accumulation_steps",
     "epochs": "num_train_epochs",
     "warmup": "warmup_steps",
     "compile": "torch_compile",
-    "workers": "dataloader_num_workers",
     "metric": "metric_for_best_model",
 }
 """Field of `TabletTrainingArguments` for each option of another name."""
 
 OF_LABEL = ("problem_type", "target_mean", "target_std", "positive_weight", "class_weights", "negative_label")
 OF_LABEL += ("target_name", "num_labels", "id2label", "label2id")
-OF_OPTIONS = {
-    "num_frames": "--window",
-    "mask_ratio": "--mask-ratio of pretrain",
-    "mask_strategy": "--mask-strategy of pretrain",
-    "norm_target": "--norm-target of pretrain",
-}
-"""Options that set a field of `TabletConfig`."""
+OF_PRETRAINING = ("mask_ratio", "mask_strategy", "norm_target")
 
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Folder of a token dataset, or its Hub id.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Output folder; run the same command again to resume.")]
-InitOption = Annotated[
-    str | None,
+SizeOption = Annotated[str, typer.Option("--size", help="Model size without --init: published, small or tiny.")]
+SetOption = Annotated[list[str], typer.Option("--set", help="TabletConfig field as NAME=VALUE (repeatable).")]
+TrainingOption = Annotated[
+    list[str],
     typer.Option(
-        "--init", help="Folder or Hub id of the starting weights; finetune replaces {fold} by the name of the fold."
+        "--training", help="TrainingArguments field, such as gradient_accumulation_steps=4 or fsdp=true (repeatable)."
     ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option("--size", help="Model size without --init: published (default), small or tiny."),
-]
-SetOption = Annotated[
-    list[str], typer.Option("--set", help="TabletConfig field, such as pooling_type=variability (repeatable).")
 ]
 SplitsOption = Annotated[Path | None, typer.Option("--splits", help="Splits file written by tablet-hf dataset split.")]
 FoldOption = Annotated[str | None, typer.Option("--fold", help="Column of the splits file (default: the first).")]
 WindowOption = Annotated[int, typer.Option("--window", min=0, help="Window length in frames; 0 for whole runs.")]
 EpochsOption = Annotated[float, typer.Option("--epochs", help="Epochs; one random window per run and epoch.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Windows per step and device.")]
-AccumulateOption = Annotated[int, typer.Option("--accumulate", min=1, help="Gradient accumulation steps.")]
 RateOption = Annotated[float, typer.Option("--learning-rate", help="Peak learning rate.")]
 WarmupOption = Annotated[float, typer.Option("--warmup", help="Warmup, as a fraction of all steps.")]
-DecayOption = Annotated[float, typer.Option("--weight-decay", help="AdamW weight decay.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", help="Precision: auto, bf16, fp16 or fp32.")]
 CheckpointingOption = Annotated[
     bool, typer.Option("--gradient-checkpointing", help="Recompute activations: slower, with a third of the memory.")
@@ -67,9 +52,7 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Random seed of weights,
 ScansOption = Annotated[
     list[Path], typer.Option("--scans", help="Folder of the tokenized scans, for connectivity baselines (repeatable).")
 ]
-AtlasOption = Annotated[
-    Path | None, typer.Option("--atlas", help="Parcellation for connectivity (default: clustered regions).")
-]
+AtlasOption = Annotated[Path | None, typer.Option("--atlas", help="Parcellation (default: clustered regions).")]
 
 
 @one_sentence
@@ -80,38 +63,28 @@ def pretrain(
     splits: SplitsOption = None,
     fold: FoldOption = None,
     streamed: Annotated[bool, typer.Option("--streamed", help="Stream the dataset from a folder or the Hub.")] = False,
-    init: InitOption = None,
-    size: SizeOption = None,
-    set_fields: SetOption = [],  # noqa: B006  (typer reads it)
+    init: Annotated[str | None, typer.Option("--init", help="Starting weights: folder or Hub id of a model.")] = None,
+    size: SizeOption = "published",
+    fields: SetOption = [],  # noqa: B006  (typer reads it)
     mask_ratio: Annotated[float, typer.Option("--mask-ratio", help="Fraction of tokens to mask.")] = 0.5,
-    mask_strategy: Annotated[
-        str, typer.Option("--mask-strategy", help="Masking strategy: random, frame or tube.")
-    ] = "random",
+    mask_strategy: Annotated[str, typer.Option("--mask-strategy", help="Masking: random, frame or tube.")] = "random",
     norm_target: Annotated[bool, typer.Option("--norm-target", help="Standardise each target token.")] = False,
-    window_frames: WindowOption = 256,
+    window: WindowOption = 256,
     epochs: EpochsOption = 40,
-    max_steps: Annotated[
-        int | None, typer.Option("--max-steps", min=1, help="Number of optimiser steps (default: from --epochs).")
-    ] = None,
+    max_steps: Annotated[int, typer.Option("--max-steps", help="Optimiser steps (default: from --epochs).")] = -1,
     batch_size: BatchOption = 4,
-    accumulate: AccumulateOption = 1,
     learning_rate: RateOption = 1e-4,
     warmup: WarmupOption = 0.05,
-    weight_decay: DecayOption = 0.01,
     precision: PrecisionOption = "auto",
     gradient_checkpointing: CheckpointingOption = False,
     compile: CompileOption = False,
-    fsdp: Annotated[bool, typer.Option("--fsdp", help="Shard the weights over several GPUs (FSDP2).")] = False,
-    save_steps: Annotated[
-        int | None, typer.Option("--save-steps", min=1, help="Steps between checkpoints (default: one per epoch).")
-    ] = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Number of processes that read streamed data.")] = 0,
+    training: TrainingOption = [],  # noqa: B006
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Pre-train on a token dataset by masked token modeling."""
-    fields = _fields(size, init, set_fields)
-    fields |= {"mask_ratio": mask_ratio, "mask_strategy": mask_strategy, "norm_target": norm_target}
+    config = _config_fields(context)
+    config |= {"mask_ratio": mask_ratio, "mask_strategy": mask_strategy, "norm_target": norm_target}
     _check_alone(splits, fold)
     arguments = _training_arguments(context)
     from tablet_hf.datasets import StreamedWindows, TokenDataset
@@ -119,12 +92,12 @@ def pretrain(
     from tablet_hf.training.pretraining_page import write_pretraining_page
     from tablet_hf.training.trainer import ReportProgress
 
-    if streamed and arguments.window_frames is None:
+    if streamed and window == 0:
         raise InputError("--window 0: streamed windows need a length.")
-    store = StreamedWindows(dataset, window_frames, seed=seed) if streamed else TokenDataset.load(dataset)
+    store = StreamedWindows(dataset, window, seed=seed) if streamed else TokenDataset.load(dataset)
     split = _split(splits, store.all_runs if streamed else store.runs, fold)
     report = ReportProgress(_Bar("pre-training", "steps"))
-    result = run(store, out, arguments, split=split, init=init, model=fields, callbacks=[report])
+    result = run(store, out, arguments, split=split, init=init, model=config, callbacks=[report])
     if arguments.process_index:
         return
     page = write_pretraining_page(out, result, None if streamed else store, split, arguments)
@@ -153,43 +126,41 @@ def finetune(
         str | None, typer.Option("--task", help="Task: classification or regression (default: from the label).")
     ] = None,
     positive: Annotated[
-        str | None,
-        typer.Option("--positive", help="Positive class for binary labels (default: the second in sorted order)."),
+        str | None, typer.Option("--positive", help="Positive class (default: the second in sorted order).")
     ] = None,
     mode: Annotated[
         str, typer.Option("--mode", help="What to train: full, head (linear probe) or lora; head and lora need --init.")
     ] = "full",
-    lora_rank: Annotated[int, typer.Option("--lora-rank", min=1, help="LoRA rank.")] = 8,
-    init: InitOption = None,
-    size: SizeOption = None,
-    set_fields: SetOption = [],  # noqa: B006
-    sweep: Annotated[
-        str | None, typer.Option("--sweep", help="Learning rates to try, such as 1e-6,1e-5,1e-4,1e-3.")
+    init: Annotated[
+        str | None,
+        typer.Option("--init", help="Starting weights: folder or Hub id, where {fold} is the name of the fold."),
     ] = None,
+    size: SizeOption = "published",
+    fields: SetOption = [],  # noqa: B006
+    sweep: Annotated[str | None, typer.Option("--sweep", help="Learning rates to try, such as 1e-5,1e-4.")] = None,
     metric: Annotated[
         str, typer.Option("--metric", help="Validation metric for model selection: loss, auroc, mae, ...")
     ] = "loss",
     patience: Annotated[
         int | None,
-        typer.Option("--patience", min=1, help="Early-stopping patience, in epochs (default: never stop early)."),
+        typer.Option("--patience", min=1, help="Early-stopping patience in epochs (default: never stop early)."),
     ] = None,
-    window_frames: WindowOption = 256,
+    window: WindowOption = 256,
     epochs: EpochsOption = 20,
     batch_size: BatchOption = 4,
-    accumulate: AccumulateOption = 1,
     learning_rate: RateOption = 1e-4,
     warmup: WarmupOption = 0.0,
-    weight_decay: DecayOption = 0.01,
     precision: PrecisionOption = "auto",
     gradient_checkpointing: CheckpointingOption = False,
     compile: CompileOption = False,
+    training: TrainingOption = [],  # noqa: B006
     scans: ScansOption = [],  # noqa: B006
     atlas: AtlasOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
     """Fine-tune to predict a phenotype, in folds, and compare with functional connectivity and simpler baselines."""
-    fields = _fields(size, init, set_fields)
+    config = _config_fields(context)
     if splits is not None and folds is not None:
         raise InputError(f"--folds {folds}: the folds are those of {splits}; leave out --folds, or --splits.")
     arguments = _training_arguments(context, learning_rates=_rates(sweep))
@@ -210,7 +181,7 @@ def finetune(
         on_fold=_show_fold if arguments.process_index == 0 else None,
         on_progress=_Bar("baselines", "frames"),
         init=init,
-        model=fields,
+        model=config,
         kind=task,
         positive=positive,
         callbacks=[ReportProgress(_Bar("fine-tuning", "steps"))],
@@ -233,9 +204,9 @@ def evaluate(
     label: Annotated[
         str | None, typer.Option("--label", help="Phenotype to compare with (default: recorded in the model).")
     ] = None,
-    window_frames: Annotated[
-        int | None, typer.Option("--window", min=1, help="Window length in frames (default: that of the model).")
-    ] = None,
+    window: Annotated[
+        int, typer.Option("--window", min=0, help="Window length in frames; 0 for that of the model.")
+    ] = 0,
     batch_size: BatchOption = 4,
     precision: PrecisionOption = "auto",
     scans: ScansOption = [],  # noqa: B006
@@ -277,46 +248,55 @@ def _training_arguments(context: typer.Context, **more: Any) -> Any:
 
     from tablet_hf.training.arguments import TabletTrainingArguments
 
+    # What Trainer itself would push has not passed the checks of tablet-hf push.
+    fields = TabletTrainingArguments.__dataclass_fields__
+    known = [name for name in fields if not name.startswith(("hub_", "push_to_hub"))]
     given = {FIELDS.get(name, name): value for name, value in context.params.items() if value is not None}
-    given = {name: value for name, value in given.items() if name in TabletTrainingArguments.__dataclass_fields__}
+    given = {name: value for name, value in given.items() if name in known}
+    given |= _assignments("--training", context.params.get("training", ()), known)
     given["per_device_eval_batch_size"] = given["per_device_train_batch_size"]
-    given["window_frames"] = given.get("window_frames") or None
+    given["window_frames"] = given["window_frames"] or None
     device = choose_device(context.params["device"])
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # Trainer uses the current GPU
-    if "save_steps" in given:
-        given["save_strategy"] = "steps"
-    if given.get("fsdp"):
-        given["fsdp_config"] = {"version": 2, "reshard_after_forward": True}
     given |= {"output_dir": str(context.params["out"]), "use_cpu": device == "cpu", "disable_tqdm": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # gradient_checkpointing has another name in some versions
+    try:
         return TabletTrainingArguments(**given | more)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--training: {' '.join(str(error).split())}") from error
 
 
-def _fields(size: str | None, init: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+def _config_fields(context: typer.Context) -> dict[str, Any]:
     """Return fields of `TabletConfig` from --size and --set."""
     from tablet_hf.configuration_tablet import TabletConfig
     from tablet_hf.training.arguments import SIZES
 
-    if size is not None and size not in SIZES:
+    size, init = context.params["size"], context.params["init"]
+    if size not in SIZES:
         raise InputError(f"--size {size}: choose {', '.join(SIZES)}.")
-    if size is not None and init is not None:
+    if init is not None and size != "published":
         raise InputError(f"--size {size}: the size is that of {init}; leave out --size, or --init.")
-    fields = dict(SIZES[size or "published"]) if init is None else {}
-    set_by = dict.fromkeys((*TabletConfig.token_geometry, *TabletConfig.token_provenance), "the dataset")
-    set_by |= dict.fromkeys(OF_LABEL, "the label") | OF_OPTIONS
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if equals and name in set_by:
-            raise InputError(f"--set {assignment}: {name} is set by {set_by[name]}; leave it out.")
-        if not equals or name not in TabletConfig.__dataclass_fields__:
-            raise InputError(f"--set {assignment}: give NAME=VALUE, with a field of TabletConfig.")
+    decided = {*TabletConfig.token_geometry, *TabletConfig.token_provenance, *OF_LABEL, *OF_PRETRAINING, "num_frames"}
+    free = TabletConfig.__dataclass_fields__.keys() - decided
+    return (SIZES[size] if init is None else {}) | _assignments("--set", context.params["fields"], free)
+
+
+def _assignments(option: str, texts: Sequence[str], known: Collection[str]) -> dict[str, Any]:
+    """Return the values of options such as --set NAME=VALUE, each as JSON or as text."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known:
+            raise InputError(
+                f"{option} {text}: give NAME=VALUE, with a field that the data and other options leave open."
+            )
         try:
-            fields[name] = json.loads(text)
+            values[name] = json.loads(value)
         except ValueError:
-            fields[name] = text
-    return fields
+            values[name] = value
+    return values
 
 
 def _rates(sweep: str | None) -> tuple[float, ...] | None:

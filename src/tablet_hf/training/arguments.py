@@ -121,6 +121,8 @@ class TabletTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = on_gpu
         if on_gpu and self.accelerator_config is None:
             self.accelerator_config = {"non_blocking": True}  # the next batch is copied while this one is computed
+        if self.fsdp and self.fsdp_config is None:
+            self.fsdp_config = {"version": 2, "reshard_after_forward": True}
         super().__post_init__()
         # One process would spread the model over all GPUs that it sees (DataParallel), slowly.
         self._n_gpu = min(1, self.n_gpu)
