@@ -21,26 +21,16 @@ from benchmarks.train_autoencoder import (
     Photographs,
     Recipe,
     TrainingViews,
-    nearly_orthogonal,
     photograph_psnr,
     train,
     training_loss,
 )
 from tablet_hf.slice_autoencoder import load_autoencoder
 
-TINY = {
-    "latent_channels": 16,
-    "attention_head_dim": 4,
-    "encoder_block_types": "ResBlock",
-    "decoder_block_types": "ResBlock",
-    "encoder_block_out_channels": (8, 16, 16),
-    "decoder_block_out_channels": (8, 16, 16),
-    "encoder_layers_per_block": (0, 1, 1),
-    "decoder_layers_per_block": (0, 1, 1),
-    "encoder_qkv_multiscales": ((),) * 3,
-    "decoder_qkv_multiscales": ((),) * 3,
-    "upsample_block_type": "interpolate",
-}
+HALF = {"block_types": "ResBlock", "block_out_channels": (8, 16, 16), "layers_per_block": (0, 1, 1)}
+HALF |= {"qkv_multiscales": ((),) * 3}
+TINY = {"latent_channels": 16, "attention_head_dim": 4, "upsample_block_type": "interpolate"}
+TINY |= {f"{half}_{name}": value for half in ("encoder", "decoder") for name, value in HALF.items()}
 RECIPE = replace(Recipe(), batch_size=8, warmup_steps=5, average_decay=0.9)
 PLAIN = replace(Recipe(), batch_size=64, grey_share=0.0, low_contrast_share=0.0, silhouette_share=0.0)
 
@@ -83,12 +73,6 @@ class TestPhotographs:
         for crop, number, (row, column) in zip(crops, index, corner, strict=True):
             pixels = np.asarray(Image.open(files[number]))[row : row + 96, column : column + 96]
             np.testing.assert_allclose(crop.permute(1, 2, 0), pixels / 127.5 - 1, atol=1e-4)
-
-    def test_a_magnified_crop_interpolates_its_pixels(self, photographs, folder):
-        crop = photographs.crop(torch.tensor([2]), torch.tensor([[20, 30]]), torch.tensor([[48.0, 48.0]]))[0]
-        pixels = np.asarray(Image.open(folder / "train_5.png"))[20:68, 30:78] / 127.5 - 1
-        averaged = crop.permute(1, 2, 0).reshape(48, 2, 48, 2, 3).mean((1, 3))
-        np.testing.assert_allclose(averaged[1:-1, 1:-1], pixels[1:-1, 1:-1], atol=0.1)
 
     def test_none_and_too_small(self, tmp_path):
         with pytest.raises(ValueError, match="no photographs"):
@@ -167,16 +151,6 @@ class TestLoss:
 
 
 class TestMuon:
-    @pytest.mark.parametrize("shape", [(2, 12, 30), (1, 30, 12)])
-    def test_updates_keep_the_singular_vectors_and_level_the_singular_values(self, shape):
-        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        for matrix, result in zip(matrices, nearly_orthogonal(matrices), strict=True):
-            left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-            inside = left.T @ result @ right.T
-            values = inside.diagonal()
-            assert ((values > 0.6) & (values < 1.25)).all()
-            torch.testing.assert_close(inside, values.diag(), atol=1e-4, rtol=0)
-
     @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this release of torch has no Muon")
     @pytest.mark.parametrize("shape", [(12, 5, 3, 3), (40, 4, 3, 3)], ids=["wide", "tall"])
     def test_several_steps_are_those_of_torch(self, shape):
@@ -238,7 +212,6 @@ def test_the_script_writes_half_precision_weights_and_a_record(folder, tmp_path,
     assert {weight.dtype for weight in weights.values()} == {torch.float16}
     assert (record["training_photographs"], record["held_out_photographs"]) == (7, 3)
     assert [stage["recipe"]["minutes"] for stage in record["stages"]] == [0.01, 0.01]
-    assert record["stages"][1]["recipe"]["native_scale_share"] == STAGES[1].native_scale_share
     assert load_autoencoder(str(tmp_path / "first")).encode(torch.zeros(1, 96, 96)).shape == (1, 16, 24, 24)
     record = run("next", stages=len(STAGES), start_from=tmp_path / "first")
     assert [stage["recipe"]["seed"] for stage in record["stages"]] == [recipe.seed for recipe in STAGES]

@@ -42,21 +42,9 @@ def test_four_runs_with_masks_and_both_tables(plant, write):
     first, last = cohort.records[0], cohort.records[-1]
     assert (first.scan, first.mask) == (root / clean("100307", "REST1_LR"), root / masks[0])
     assert (first.repetition_time, first.family) == (0.72, "51488_81352")
-    assert first.phenotypes == {
-        "sex": "F",
-        "age": 27,
-        "Release": "Q1",
-        "Acquisition": "Q01",
-        "Gender": "F",
-        "Age": "26-30",
-        "3T_Full_MR_Compl": "true",
-        "PMAT24_A_CR": 17,
-        "Age_in_Yrs": 27,
-        "HasGT": "TRUE",
-        "ZygositySR": "NotTwin",
-        "ZygosityGT": None,
-        "Mother_ID": 51488,
-    }
+    unrestricted = {"Release": "Q1", "Acquisition": "Q01", "Gender": "F", "Age": "26-30", "3T_Full_MR_Compl": "true"}
+    restricted = {"Age_in_Yrs": 27, "HasGT": "TRUE", "ZygositySR": "NotTwin", "ZygosityGT": None, "Mother_ID": 51488}
+    assert first.phenotypes == {"sex": "F", "age": 27, "PMAT24_A_CR": 17, **unrestricted, **restricted}
     assert (last.mask, last.phenotypes["PMAT24_A_CR"], last.phenotypes["sex"]) == (None, None, "M")
     assert cohort.is_restricted
     assert not cohort.problems
@@ -109,11 +97,3 @@ def test_sessions_are_selected_and_patterns_checked(plant):
     for options, word in (({"sessions": ["3"]}, "ses-3"), ({"pattern": "*.nii.gz"}, r"\{run\}")):
         with pytest.raises(InputError, match=word):
             find_scans("hcp", root, **options)
-
-
-def test_a_subject_with_contradicting_rows_has_no_phenotypes(plant, write, reasons):
-    root = plant(clean("100307", "REST1_LR"))
-    table = write("u.csv", "Subject,Gender,Family_ID", "100307,F,1_2", "100307,M,1_2")
-    cohort = find_scans("hcp", root, phenotypes=[table])
-    assert cohort.records[0].phenotypes == {"sex": None, "age": None, "Gender": None}
-    assert reasons(cohort, "100307", "Gender")
