@@ -6,7 +6,7 @@ import pytest
 import torch
 from preprocessing import PREPROCESSING
 
-from tablet_hf.datasets import TokenStoreWriter, folds, subject_ids
+from tablet_hf.datasets import TokenStoreWriter, random_splits, subject_ids
 from tablet_hf.sources import ScanRecord
 
 NUM_PEOPLE, NUM_FRAMES = 40, 24
@@ -60,5 +60,5 @@ def planted_store(tmp_path_factory):
 def planted_split(planted_store):
     """A split of the planted store: 24 people to learn from, 8 to choose by, 8 to judge by."""
     labels = [run.phenotypes["group"] for run in planted_store.runs]
-    (split,) = folds(subject_ids(planted_store.runs), labels, num_folds=1, fractions=(0.6, 0.2, 0.2))
+    (split,) = random_splits(subject_ids(planted_store.runs), labels, num_splits=1, fractions=(0.6, 0.2, 0.2))
     return split

@@ -9,7 +9,7 @@ import torch
 from small_autoencoders import save_f32
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification
-from tablet_hf.datasets import TokenStoreWriter, split_subjects, subject_ids, write_splits
+from tablet_hf.datasets import TokenStoreWriter, random_splits, subject_ids, write_splits
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.sources import ScanRecord
 
@@ -58,7 +58,7 @@ def test_trainer_scripts_run_as_they_are_written(tmp_path, monkeypatch, capsys, 
         writer.write(record, torch.randn(6, 27, 96, generator=generator), 2.0, scan)
     store = writer.finish()
     labels = [run.phenotypes["sex"] for run in store.runs]
-    split = split_subjects(subject_ids(store.runs), labels, fractions=(0.6, 0.2, 0.2))
+    (split,) = random_splits(subject_ids(store.runs), labels, num_splits=1, fractions=(0.6, 0.2, 0.2))
     write_splits([split], tmp_path / "splits.csv")
     words = ["--dataset", store.folder, "--splits", tmp_path / "splits.csv", "--output_dir", tmp_path / "model"]
     words += ["--label", label] if label else []

@@ -391,25 +391,6 @@ class TestCommands:
         assert "17 frames" in result.output
         return folder
 
-    def test_split_options(self, tmp_path, preprocessing):
-        writer = TokenStoreWriter(tmp_path / "store", preprocessing)
-        for number in range(40):
-            record = ScanRecord(f"{number:02}", tmp_path, site="AB"[number // 20], phenotypes={"sex": "FM"[number % 2]})
-            writer.write(record, torch.zeros(2, 27, 96), 2.0, {})
-        split = ["dataset", "split", writer.finish().folder, "--out"]
-        result = tablet_hf(*split, tmp_path / "sites.csv", "--leave-one-site-out")
-        assert result.exit_code == 0, result.output
-        assert "site-A" in result.output
-        for name, options, word in [
-            ("sites.csv", ["--label", "sex"], "sites.csv"),
-            ("x.csv", ["--label", "iq"], "sex"),
-            ("x.csv", ["--stratify", "age"], "--stratify"),
-            ("x.csv", ["--folds", 4, "--leave-one-site-out"], "--folds"),
-        ]:
-            result = tablet_hf(*split, tmp_path / name, *options)
-            assert result.exit_code == 2
-            assert word in result.output
-
     def test_options_that_do_not_go_together(self, cohort, tmp_path):
         table = cohort / "scans.tsv"
         for options, word in [

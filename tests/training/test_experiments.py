@@ -38,7 +38,7 @@ def arguments():
 def experiment(planted_store, tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("experiment") / "out"
     labels = [run.phenotypes["group"] for run in planted_store.runs]
-    splits = folds(subject_ids(planted_store.runs), labels, num_folds=2, fractions=(0.6, 0.2, 0.2))
+    splits = folds(subject_ids(planted_store.runs), labels, num_folds=2, validation_fraction=0.2)
     return out, splits, finetune(planted_store, splits, "group", out, TabletTrainingArguments(**SETTINGS), model=tiny)
 
 

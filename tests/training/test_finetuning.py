@@ -15,7 +15,7 @@ import torch
 from training_process import ended, finetune_here, start
 
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
-from tablet_hf.datasets import EvaluationWindows, Split, average_by, folds, runs_in, subject_ids, write_splits
+from tablet_hf.datasets import EvaluationWindows, Split, average_by, random_splits, runs_in, subject_ids, write_splits
 from tablet_hf.datasets.tasks import Task
 from tablet_hf.errors import InputError
 from tablet_hf.hub.loading import load_model
@@ -147,7 +147,7 @@ class TestKinds:
 
     def test_three_classes_without_any_effect(self, planted_store, tiny, tmp_path):
         labels = [run.phenotypes["kind"] for run in planted_store.runs]
-        (split,) = folds(subject_ids(planted_store.runs), labels, num_folds=1, fractions=(0.5, 0.25, 0.25))
+        (split,) = random_splits(subject_ids(planted_store.runs), labels, num_splits=1, fractions=(0.5, 0.25, 0.25))
         fold = finetune_fold(planted_store, split, "kind", tmp_path, arguments(num_train_epochs=2), model=tiny)
         assert fold.predictions.outputs.shape == (len(fold.predictions), 3)
         np.testing.assert_allclose(fold.predictions.outputs.sum(1), 1)

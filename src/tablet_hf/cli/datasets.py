@@ -254,52 +254,50 @@ def describe(store: Store) -> None:
 @one_sentence
 def split(
     store: Store,
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="Splits file to write (.csv or .tsv); its settings go into a .json next to it."),
-    ],
+    out: Annotated[Path, typer.Option("--out", help="Splits file to write (.csv or .tsv), with a record in JSON.")],
     label: Annotated[str | None, typer.Option("--label", help="Phenotype to stratify by.")] = None,
-    folds: Annotated[
-        int | None,
-        typer.Option("--folds", min=1, help="Number of folds with disjoint test sets (the paper uses 4 splits)."),
-    ] = None,
-    stratify: Annotated[str | None, typer.Option("--stratify", help="Second variable to stratify by: site.")] = None,
-    leave_one_site_out: Annotated[
-        bool, typer.Option("--leave-one-site-out", help="One split per site, with that site as the test set.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Random seed of the split.")] = 0,
+    scheme: Annotated[
+        str,
+        typer.Option(
+            "--scheme",
+            help="folds: every subject tested once; released: four random 80/10/10 splits; site: leave one site out.",
+        ),
+    ] = "folds",
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Number of folds.")] = 5,
+    stratify_by_site: Annotated[bool, typer.Option("--stratify-by-site", help="Stratify by site as well.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 10, help="Random seed of the split.")] = 0,
 ) -> None:
-    """Split the subjects of a store into train, validation and test (80/10/10), families kept together."""
+    """Split the subjects of a store into train, validation and test; families stay together."""
     from tablet_hf.datasets import splits
     from tablet_hf.datasets.split_files import write_splits
     from tablet_hf.datasets.store import TokenDataset
     from tablet_hf.datasets.store_files import INDEX_FILE, STORE_FILE
     from tablet_hf.sources.records import phenotype_values
 
-    if stratify not in (None, "site"):
-        raise InputError(f"--stratify {stratify}: people are stratified by site, and by --label.")
-    if folds is not None and leave_one_site_out:
-        raise InputError("--folds and --leave-one-site-out are two ways to make splits; give one of them.")
     if out.exists():
-        raise InputError(f"{out}: this split is there already; choose another --out, so that results stay comparable.")
+        raise InputError(f"{out}: this file exists; choose another --out, so that results stay comparable.")
     runs = TokenDataset.load(store).runs
     if (Path(store) / STORE_FILE).is_file() and not (Path(store) / INDEX_FILE).is_file():
         warnings.warn(f"{store}: tablet-hf tokenize is not finished, so subjects may be missing.", stacklevel=2)
     labels = None if label is None else phenotype_values(runs, label, store)
-    subjects, families, sites = splits.subject_ids(runs), splits.family_ids(runs), [run.site for run in runs]
-    if stratify and not any(site is not None for site in sites):
-        raise InputError(
-            f"{store}: no run has a site, so people cannot be stratified by it; leave out --stratify, or run tablet-hf "
-            "tokenize again with a table that has a column called site, which changes no token."
-        )
-    if leave_one_site_out:
-        drawn = splits.leave_one_site_out(subjects, labels, sites, families, seed=seed)
+    sites = [run.site for run in runs] if stratify_by_site or scheme == "site" else None
+    if sites is not None and not any(sites):
+        raise InputError(f"{store}: no run has a site; tokenize again with a table that has a site column.")
+    cohort = (splits.subject_ids(runs), labels, sites, splits.family_ids(runs))
+    if scheme == "folds":
+        drawn = splits.folds(*cohort, num_folds=folds, seed=seed)
+    elif scheme == "released":
+        drawn = splits.random_splits(*cohort, seed=seed)
+    elif scheme == "site":
+        drawn = splits.leave_one_site_out(*cohort, seed=seed)
     else:
-        drawn = splits.folds(subjects, labels, sites if stratify else None, families, num_folds=folds or 1, seed=seed)
+        raise InputError(f"--scheme {scheme}: choose folds, released or site.")
     write_splits(drawn, out)
     for one in drawn:
         counts = "  ".join(f"{part} {count}" for part, count in one.counts.items())
         output.print(f"{_text(one.name):12}  {counts}")
+    tested = {subject for one in drawn for subject in one.subjects("test")}
+    output.print(f"{len(tested)} of {len(set(cohort[0]))} subjects are tested.")
     output.print(_text(out))
 
 

@@ -119,7 +119,7 @@ def finetune(
     out: OutOption,
     splits: SplitsOption = None,
     folds: Annotated[
-        int | None, typer.Option("--folds", min=1, help="Number of folds to draw without --splits (default: 4).")
+        int | None, typer.Option("--folds", min=2, help="Number of folds to draw without --splits (default: 5).")
     ] = None,
     fold: Annotated[list[str], typer.Option("--fold", help="Fold to train (repeatable).")] = [],  # noqa: B006
     task: Annotated[
@@ -171,7 +171,7 @@ def finetune(
     store = TokenDataset.load(dataset)
     results = run(
         store,
-        read_splits(splits, runs=store.runs) if splits is not None else folds or 4,
+        read_splits(splits, runs=store.runs) if splits is not None else folds or 5,
         label,
         out,
         arguments,

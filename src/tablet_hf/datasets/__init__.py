@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .collator import TabletCollator
     from .export import export_parquet
     from .split_files import read_splits, write_splits
-    from .splits import Split, family_ids, folds, leave_one_site_out, runs_in, split_subjects, subject_ids
+    from .splits import Split, family_ids, folds, leave_one_site_out, random_splits, runs_in, subject_ids
     from .store import TokenDataset
     from .store_files import StoredRun
     from .streaming import StreamedWindows
@@ -26,8 +26,8 @@ _NAMES_IN = {
         "family_ids",
         "folds",
         "leave_one_site_out",
+        "random_splits",
         "runs_in",
-        "split_subjects",
         "subject_ids",
     ),
     "store": ("TokenDataset",),
