@@ -42,8 +42,8 @@ def test_a_model_predicts_from_a_scan(tmp_path, monkeypatch, capsys, make_scan):
 @pytest.mark.parametrize(
     ("script", "label", "said"),
     [
-        ("run_classification.py", "sex", "people held out: accuracy "),
-        ("run_regression.py", "age", "people held out: mse "),
+        ("run_classification.py", "sex", "people held out: auroc "),
+        ("run_regression.py", "age", "people held out: pearson_r "),
         ("run_masked_token_modeling.py", None, "loss on held-out people: "),
     ],
 )
