@@ -57,7 +57,7 @@ class TestFinetune:
         out, splits, results = experiment
         assert list(results["methods"]) == METHODS
         assert results["methods"]["TABLeT"]["metrics"]["accuracy"]["value"] == 1
-        assert (results["num_subjects"], results["are_held_out"]) == (16, True)
+        assert (results["num_subjects"], results["are_held_out"]) == (40, True)
         assert any("--scans" in warning for warning in results["warnings"])
         tested = {subject for split in splits for subject in split.subjects("test")}
         assert [set(table.subjects) for table in read_predictions(out / "predictions.csv")] == [tested] * 3
@@ -127,7 +127,7 @@ class TestEvaluate:
         assert training_subjects(tmp_path / "model") == training_subjects("owner/name") == set()
         options = {"arguments": arguments, "training_data": seen}
         results = evaluate(load_model(model), planted_store, splits[1], tmp_path, **options)
-        assert results["warnings"][0].startswith("8 of 8")
+        assert results["warnings"][0].startswith("20 of 20")
         assert not results["are_held_out"]
 
     def test_tokens_of_another_kind_give_a_warning(self, experiment, planted_store, arguments, tmp_path):
