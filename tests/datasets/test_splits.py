@@ -468,10 +468,8 @@ class TestCommand:
         assert word in output
         assert not (tmp_path / "x.csv").exists()
 
-    @pytest.mark.filterwarnings("always")
     def test_an_unfinished_store_gives_a_warning(self, split, tmp_path):
-        assert "tokenize" not in split("--out", tmp_path / "whole.csv")[1]
         (tmp_path / "store" / "runs.parquet").unlink()
-        code, output = split("--out", tmp_path / "x.csv")
+        with pytest.warns(UserWarning, match="tokenize"):
+            code, _ = split("--out", tmp_path / "x.csv")
         assert code == 0
-        assert "tokenize" in output
