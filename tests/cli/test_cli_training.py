@@ -97,7 +97,7 @@ def test_a_model_is_evaluated(tuned, store, tmp_path, part):
     ended = run("evaluate", out / "fold-2" / "model", *words)
     assert first_column(ended)[2:] == ["TABLeT", "majority class", "mean token"]
     assert json.loads((tmp_path / "results.json").read_text())["about"]["part"] == part
-    assert ("2 of 2 test subjects" in ended.stderr) == (part == "test")
+    assert ("10 of 10 test subjects" in ended.stderr) == (part == "test")
     assert not (tmp_path / "work").exists()
 
 
@@ -164,7 +164,8 @@ def test_a_fold_or_a_part_needs_splits(tuned, store, tmp_path):
 
 
 def test_options_become_training_arguments(store, tmp_path):
-    words = ["--dataset", store, "--label", "sex", "--folds", 1, "--out", tmp_path, "--size", "tiny", "--device", "cpu"]
+    words = ["--dataset", store, "--label", "sex", "--folds", 2, "--out", tmp_path, "--size", "tiny", "--device", "cpu"]
+    words += ["--fold", "fold-1"]
     words += [
         "--window",
         0,
