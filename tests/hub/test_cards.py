@@ -36,7 +36,7 @@ STAGES = (
 )
 FACTS = {
     "model": CardFacts("OWNER/tablet-pretrained", PRETRAINED, converted_from=RELEASED_REPO),
-    "dataset": CardFacts("OWNER/tokens", MADE, studies=["ADHD-200"], is_restricted=False),
+    "dataset": CardFacts("OWNER/tokens", MADE, store=STAGES[1], is_restricted=False),
 }
 
 
@@ -178,8 +178,8 @@ class TestModels:
         assert TEXTS["released"]["training"] in body
 
     def test_a_store_without_a_record(self):
-        text = write_card("model", CardFacts("lab/x", SEX, counts=(6, 7, 5_000), datasets=["lab/tokens"]))
-        assert "Subjects: 6, runs: 7, frames: 5,000." in text
+        text = write_card("model", CardFacts("lab/x", SEX, store=STAGES[0], datasets=["lab/tokens"]))
+        assert "Subjects: 9, runs: 9, frames: 1,090." in text
         assert parsed(text)[0]["datasets"] == ["lab/tokens"]
 
     def test_conditions(self):
@@ -195,7 +195,7 @@ class TestModels:
         config = SEX | {"target_name": name, "id2label": {0: name}}
         for kind, facts in (
             ("model", CardFacts("lab/x", config, stages=[replace(STAGES[0], task=name, studies=(name,))])),
-            ("dataset", CardFacts("lab/x", studies=[name], rows={name: name})),
+            ("dataset", CardFacts("lab/x", store=replace(STAGES[0], studies=(name,)), rows={name: name})),
         ):
             text = write_card(kind, facts)
             assert text.count("age # Not measured \\| 1 \\| &lt;script>") > 1

@@ -18,10 +18,6 @@ __all__ = ["CardFacts", "EvaluationFacts", "read_evaluation", "template_file", "
 
 UNKNOWN = "not recorded"
 TAGS = ["fmri", "neuroimaging", "nifti", "tablet"]
-AUTO_CLASSES = {
-    "TabletForSequenceClassification": "AutoModelForSequenceClassification",
-    "TabletForMaskedTokenModeling": "AutoModelForPreTraining",
-}
 
 
 def template_file(name: str) -> Path:
@@ -50,29 +46,6 @@ class EvaluationFacts:
     figures: Mapping[str, Mapping[str, tuple[float | None, float | None, float | None]]]
     is_held_out: bool = False
     weights: tuple[str, ...] = ()
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics, the main one first."""
-        return list(next(iter(self.figures.values())))
-
-    @property
-    def rows(self) -> list[list[str]]:
-        """Cells of a table: the method, then its figures."""
-
-        def cell(value: float | None, low: float | None, high: float | None) -> str:
-            if value is None:
-                return "undefined"
-            return f"{value:.3g}" if low is None else f"{value:.3g} ({low:.3g} to {high:.3g})"
-
-        return [[_cell(name), *(cell(*values[each]) for each in self.metrics)] for name, values in self.figures.items()]
-
-    @property
-    def without_interval(self) -> bool:
-        """Whether a figure has no interval."""
-        return any(
-            value is not None and low is None for each in self.figures.values() for value, low, _ in each.values()
-        )
 
 
 def read_evaluation(path: str | Path) -> EvaluationFacts:
@@ -119,8 +92,7 @@ class CardFacts:
         parameters: number of parameters.
         rows: more rows of the table of facts.
         stages: trainings of a model, the first one first.
-        studies: names of the studies of the data, as the sources give them.
-        counts: numbers of subjects, runs and frames of the data.
+        store: what a token dataset holds, or the one that a model was trained on.
         is_restricted: whether the terms of the data forbid sharing subject data; None if it is not known.
         right_to_share: legal basis for sharing.
         license: identifier of the Hub.
@@ -137,8 +109,7 @@ class CardFacts:
     parameters: int | None = None
     rows: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[TrainingData] = ()
-    studies: Sequence[str] = ()
-    counts: tuple[int, int, int] | None = None
+    store: TrainingData | None = None
     is_restricted: bool | None = None
     right_to_share: str | None = None
     license: str | None = None
@@ -153,11 +124,6 @@ class CardFacts:
     def architecture(self) -> str:
         """Name of the class of the network."""
         return str((self.settings.get("architectures") or [self.settings.get("_class_name") or "TabletModel"])[0])
-
-    @property
-    def auto_class(self) -> str:
-        """Auto class of transformers that loads the model."""
-        return AUTO_CLASSES.get(self.architecture, "AutoModel")
 
     @property
     def predicts(self) -> bool:
@@ -228,8 +194,8 @@ def _base_model(facts: CardFacts) -> str | None:
 
 def _studies(facts: CardFacts) -> list[str]:
     """All studies that the data are of."""
-    studies = ["UKB"] if facts.is_released else []
-    return list(dict.fromkeys([*studies, *facts.studies, *(name for stage in facts.stages for name in stage.studies)]))
+    data = [*facts.stages, *([facts.store] if facts.store else [])]
+    return list(dict.fromkeys([*(["UKB"] * facts.is_released), *(name for each in data for name in each.studies)]))
 
 
 def _eval_results(evaluation: EvaluationFacts | None) -> list[Any]:

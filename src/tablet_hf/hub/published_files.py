@@ -3,25 +3,26 @@
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tablet_hf.datasets.export import PUBLISHED_PREPROCESSING, without_paths
+from tablet_hf.datasets.export import PUBLISHED_PREPROCESSING, export_parquet, without_paths
 from tablet_hf.datasets.store import TokenDataset
-from tablet_hf.datasets.store_files import STORE_FILE
+from tablet_hf.datasets.store_files import STORE_FILE, StoredRun
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.cards import CardFacts, read_evaluation, template_file
 from tablet_hf.hub.files import count_parameters
-from tablet_hf.hub.privacy import holds_ages, published_classes
+from tablet_hf.hub.privacy import holds_ages, publish_splits, published_classes
 from tablet_hf.hub.training_data import TrainingData
 
-__all__ = ["is_shipped", "kind_of", "published_stages", "rows_of_runs", "write_autoencoder", "write_model"]
+__all__ = ["is_shipped", "kind_of", "published_stages", "write_autoencoder", "write_model", "write_tokens"]
 
 CARD, CONFIG, EXTRACTOR = "README.md", "config.json", "preprocessor_config.json"
-PLAIN = re.compile(r"[\w.:+-]{0,80}")
+# JSON in which no path can be.
+PLAIN = re.compile(r'[\w\s.:,+"{}\[\]-]{0,2000}')
 
 
 def kind_of(path: str | Path) -> str:
@@ -80,7 +81,7 @@ def write_model(
     if facts.stages:
         TrainingData.write(folder, facts.stages)
     source = None if facts.stages else converted_from(path)
-    if not facts.stages and facts.counts is None and source is None:
+    if not facts.stages and facts.store is None and source is None:
         warnings.warn(f"{path}: its training data are not recorded; name them with --dataset STORE.", stacklevel=3)
     if with_code:
         write_custom_code(folder)
@@ -121,28 +122,29 @@ def _published_config(path: Path) -> dict[str, Any]:
         TabletConfig.from_dict(dict(settings))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(f"{path / CONFIG}: not the configuration of a TABLeT; save the model again.") from error
-    named = {"target_name", "negative_label", "id2label", "label2id"}
     fields = {*TabletConfig.__dataclass_fields__, *TabletConfig().to_dict(), "model_type"}
+    fields -= {"target_name", "negative_label", "id2label", "label2id", "auto_map", "custom_pipelines"}
     config = {
         name: value
         for name, value in without_paths(settings).items()
-        if name in fields - named and not name.startswith("_") and name not in ("auto_map", "custom_pipelines")
-        if name.startswith("autoencoder") or not isinstance(value, str) or PLAIN.fullmatch(value)
+        if name in fields and not name.startswith("_")
+        if name.startswith("autoencoder") or PLAIN.fullmatch(json.dumps(value))
     }
     if config.get("autoencoder") != settings.get("autoencoder"):
         warnings.warn(
             f"{path}: its autoencoder is a local folder; publish it too, for others to tokenize.", stacklevel=4
         )
-    classes = {str(key): str(name) for key, name in (settings.get("id2label") or {}).items()}
-    names = sorted({*classes.values(), *filter(None, [settings.get("negative_label")])})
-    if label := settings.get("target_name"):
-        config["target_name"] = label
+    label, negative = settings.get("target_name"), settings.get("negative_label")
+    classes = {key: str(name) for key, name in (settings.get("id2label") or {}).items()}
+    names = sorted({*classes.values(), *([str(negative)] if negative else [])})
     published = dict(zip(names, published_classes(label or "label", names), strict=True))
+    if label:
+        config["target_name"] = label
+    if negative:
+        config["negative_label"] = published[str(negative)]
     if classes:
         config["id2label"] = {key: published[name] for key, name in classes.items()}
-        config["label2id"] = {name: int(key) for key, name in config["id2label"].items()}
-    if settings.get("negative_label"):
-        config["negative_label"] = published[settings["negative_label"]]
+        config["label2id"] = {published[name]: int(key) for key, name in classes.items()}
     return config
 
 
@@ -198,19 +200,29 @@ def write_autoencoder(path: Path, folder: Path, facts: CardFacts) -> CardFacts:
     return replace(facts, settings=config, parameters=parameters, rows=rows)
 
 
-def rows_of_runs(store: TokenDataset, runs: Sequence[Any]) -> dict[str, str]:
-    """Rows of the card of a token dataset."""
-    frames, seconds = {run.num_frames for run in runs}, sorted({round(run.repetition_time, 4) for run in runs})
+def write_tokens(
+    store: TokenDataset,
+    runs: Sequence[StoredRun],
+    folder: Path,
+    facts: CardFacts,
+    on_progress: Callable[[int, int], None] | None,
+) -> CardFacts:
+    """Write the published runs of a store and their splits, and complete the facts of its card."""
+    export_parquet(store, folder, on_progress=on_progress, published=runs)
+    (folder / CARD).unlink()
+    publish_splits(store, runs, folder)
+    frames, seconds = {run.num_frames for run in runs}, sorted({f"{run.repetition_time:.4g} s" for run in runs})
     phenotypes = [
-        f"`{name}`" + " (in whole years, 90 for 90 and over)" * holds_ages(name) for name in runs[0].phenotypes
+        f"`{name}`{' (in whole years, 90 for 90 and over)' * holds_ages(name)}" for name in runs[0].phenotypes
     ]
     phenotypes += ["families"] * any(run.family is not None for run in runs)
-    return {
-        "frames per run": f"{min(frames)} to {max(frames)}" if len(frames) > 1 else str(min(frames)),
-        "repetition time": ", ".join(f"{value:g} s" for value in seconds[:6]) + ", ..." * bool(seconds[6:]),
+    rows = {
+        "frames per run": f"{min(frames)} to {max(frames)}",
+        "repetition time": ", ".join(seconds[:6]) + ", ..." * bool(seconds[6:]),
         "tokens": f"{store.geometry.num_cells} of {store.geometry.token_size:,} numbers per frame, {store.dtype}",
         "phenotypes": ", ".join(phenotypes) or "none",
     }
+    return replace(facts, settings=without_paths(store.preprocessing), rows=rows)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from tablet_hf.datasets.export import export_parquet, without_paths
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import RUNS_FOLDER
 from tablet_hf.errors import InputError
@@ -29,7 +28,6 @@ from tablet_hf.hub.privacy import (
     OPEN_STUDIES,
     Pseudonyms,
     check_may_be_published,
-    publish_splits,
     published_runs,
     sounds_restricted,
 )
@@ -39,9 +37,9 @@ from tablet_hf.hub.published_files import (
     is_shipped,
     kind_of,
     published_stages,
-    rows_of_runs,
     write_autoencoder,
     write_model,
+    write_tokens,
 )
 from tablet_hf.hub.training_data import TrainingData
 
@@ -120,56 +118,44 @@ def prepare(
     check_repo(repo)
     check_no_token(sharing.right_to_share)
     kind = kind_of(path)
-    options = {
-        "--dataset": ("model", dataset),
-        "--evaluation": ("model", evaluation),
-        "--with-code": ("model", with_code),
-    }
-    options |= {"--phenotypes": ("dataset", phenotypes), "--keep-subjects": ("dataset", keep_subjects)}
-    for option, (wanted, value) in options.items():
-        if value and kind != wanted:
-            raise InputError(f"{option}: an option for a {wanted}, but {path} holds a {kind}; leave it out.")
+    of_model = {"--dataset": dataset, "--evaluation": evaluation, "--with-code": with_code}
+    of_tokens = {"--phenotypes": phenotypes, "--keep-subjects": keep_subjects}
+    for option, value in {**({} if kind == "model" else of_model), **({} if kind == "dataset" else of_tokens)}.items():
+        if value:
+            raise InputError(f"{option}: not an option for the {kind} in {path}; leave it out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it exists already; choose another folder.")
     store = TokenDataset.load(path) if kind == "dataset" else dataset
     store = TokenDataset.load(store) if isinstance(store, str | Path) else store
     stages = published_stages(path) if kind == "model" else ()
-    sharing = _allowed(path, kind, sharing, store, stages)
+    data = None
+    if store is not None:
+        data = TrainingData.of_runs("tokens", store.runs, (), store.settings["is_restricted"])
+    sharing = _decided(path, kind, sharing, [*stages, *([data] if data else [])])
     facts = CardFacts(
         repo,
         stages=stages,
+        store=data,
         is_restricted=sharing.is_restricted,
         right_to_share=sharing.right_to_share,
         license=sharing.license,
         is_gated=bool(sharing.is_gated),
     )
-    if store is not None:
-        counts = (len({(run.dataset, run.subject) for run in store.runs}), len(store.runs),
-                  sum(run.num_frames for run in store.runs))  # fmt: skip
-        studies = sorted({run.dataset for run in store.runs if run.dataset is not None})
-        facts = replace(facts, counts=counts, studies=studies)
     with atomic_folder(out) as folder:
         if kind == "model":
-            facts = replace(
-                facts, datasets=[dataset] if isinstance(dataset, str) and not Path(dataset).exists() else []
-            )
-            facts = write_model(path, folder, facts, evaluation, with_code)
+            ids = [dataset] if isinstance(dataset, str) and not Path(dataset).exists() else []
+            facts = write_model(path, folder, replace(facts, datasets=ids), evaluation, with_code)
         elif kind == "autoencoder":
             facts = write_autoencoder(path, folder, facts)
         else:
             store.settings["is_restricted"] = bool(sharing.is_restricted)
             runs = published_runs(store, Pseudonyms.next_to(path), phenotypes, keep_subjects)
-            export_parquet(store, folder, on_progress=on_progress, published=runs)
-            publish_splits(store, runs, folder)
-            facts = replace(facts, keeps_subjects=keep_subjects, settings=without_paths(store.preprocessing),
-                            rows=rows_of_runs(store, runs))  # fmt: skip
-        if not (folder / CARD).exists() or kind == "dataset":
+            facts = replace(write_tokens(store, runs, folder, facts, on_progress), keeps_subjects=keep_subjects)
+        if not (folder / CARD).exists():
             (folder / CARD).write_text(write_card(kind, facts), encoding="utf-8")
     files = {file.relative_to(out).as_posix(): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()}
-    others = [
-        file.name for file in sorted(path.iterdir()) if not (out / file.name).exists() and file.name != RUNS_FOLDER
-    ]
-    return Prepared(out, kind, sharing, files, tuple(others))
+    left_behind = sorted({file.name for file in path.iterdir()} - {file.name for file in out.iterdir()} - {RUNS_FOLDER})
+    return Prepared(out, kind, sharing, files, tuple(left_behind))
 
 
 def check_repo(repo: str) -> None:
@@ -183,10 +169,11 @@ def check_repo(repo: str) -> None:
 
     try:
         validate_repo_id(repo)
-        if repo.count("/") != 1:
-            raise HFValidationError("no owner")
-    except HFValidationError as error:
-        raise InputError(f"{repo}: a repository on the Hub has a name like owner/name.") from error
+        is_name = repo.count("/") == 1
+    except HFValidationError:
+        is_name = False
+    if not is_name:
+        raise InputError(f"{repo}: a repository on the Hub has a name like owner/name.")
 
 
 def check_no_token(*texts: str | None) -> None:
@@ -195,9 +182,7 @@ def check_no_token(*texts: str | None) -> None:
         raise InputError("The text of an option has an access token in it; leave it out.")
 
 
-def _allowed(
-    path: Path, kind: str, sharing: Sharing, store: TokenDataset | None, stages: Sequence[TrainingData]
-) -> Sharing:
+def _decided(path: Path, kind: str, sharing: Sharing, data: Sequence[TrainingData]) -> Sharing:
     """The conditions, decided: as marked, as stated, or by the names of the studies, in this order.
 
     One training on restricted data makes a model restricted for good. Unknown stays None: scans of a table or of BIDS
@@ -206,20 +191,18 @@ def _allowed(
     Raises:
         InputError: the conditions forbid publishing.
     """
-    marks = [stage.is_restricted for stage in stages]
-    studies: list[set[str | None]] = [set(stage.studies) for stage in stages]
-    if store is not None:
-        marks.append(bool(store.settings["is_restricted"]))
-        studies.append({run.dataset for run in store.runs})
-    if any(marks) and sharing.is_restricted is False:
-        raise InputError(f"{path}: its data are marked as restricted; leave out --source-open.")
-    is_restricted = True if any(marks) else sharing.is_restricted
-    if is_restricted is None:
-        starts_known = not stages or stages[0].started_from is None
-        is_open = bool(studies) and all(names and names <= OPEN_STUDIES for names in studies)
-        if sounds_restricted(set().union(*studies)):
+    is_restricted = sharing.is_restricted
+    if any(stage.is_restricted for stage in data):
+        if is_restricted is False:
+            raise InputError(f"{path}: its data are marked as restricted; leave out --source-open.")
+        is_restricted = True
+    elif is_restricted is None and is_shipped(path):
+        is_restricted = False
+    elif is_restricted is None and data:
+        is_open = all(stage.studies and OPEN_STUDIES.issuperset(stage.studies) for stage in data)
+        if sounds_restricted(name for stage in data for name in stage.studies):
             is_restricted = True
-        elif (is_open and starts_known) or is_shipped(path):
+        elif is_open and data[0].started_from is None:
             is_restricted = False
     check_may_be_published(str(path), kind, is_restricted, sharing.is_private, sharing.right_to_share)
     is_gated = bool(is_restricted) if sharing.is_gated is None else sharing.is_gated
@@ -319,30 +302,27 @@ def publish(
 @contextmanager
 def _hub_errors(repo: str, state: str = "nothing was changed") -> Iterator[None]:
     """Raise what goes wrong at the Hub as an InputError, without the access token and without addresses."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     try:
         yield
     except InputError:
         raise
-    except Exception as error:
-        cause: BaseException | None = error
-        # Errors of large files come wrapped.
-        while cause.__cause__ is not None and not isinstance(cause, HfHubHTTPError | LocalTokenNotFoundError):
+    # The base of HfHubHTTPError is the error of the HTTP client. Errors of large files come in a RuntimeError.
+    except (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, HfHubHTTPError):
             cause = cause.__cause__
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        if isinstance(cause, LocalTokenNotFoundError) or status in (401, 403, 404):
-            raise InputError(
-                f"{repo}: no permission to write there; log in with an access token for writing (hf auth login), and "
-                "check the owner."
-            ) from None
-        if isinstance(cause, OfflineModeIsEnabled):
-            raise InputError(f"{repo}: HF_HUB_OFFLINE is set; unset it to reach the Hub.") from None
-        # By name, since versions of the library have other clients.
-        is_network = isinstance(cause, OSError) or type(cause).__module__.startswith(("httpx", "httpcore"))
-        if status is not None or not is_network:
-            raise InputError(f"{repo}: the Hub refused it ({status or type(cause).__name__}); {state}.") from error
-        raise InputError(f"{repo}: the connection to the Hub failed; {state}. Run the same again.") from None
+        if status in (401, 403, 404) or isinstance(cause, LocalTokenNotFoundError):
+            problem = (
+                "no permission to write; log in with an access token for writing (hf auth login), check the owner."
+            )
+        elif status is not None or isinstance(cause, ValueError):
+            problem = f"the Hub refused it ({status or type(cause).__name__}); {state}."
+        else:
+            problem = f"no connection to the Hub; {state}. Unset HF_HUB_OFFLINE if it is set, and run the same again."
+        raise InputError(f"{repo}: {problem}") from None
 
 
 class PublishCallback(TrainerCallback):
@@ -373,7 +353,7 @@ class PublishCallback(TrainerCallback):
         this = TrainingData.of_runs(task, training, validation, is_restricted, model.name_or_path or None)
         self.stages = (*before, this)
         if self.repo is not None and state.is_world_process_zero:
-            _allowed(Path(args.output_dir), "model", self.sharing, None, self.stages)
+            _decided(Path(args.output_dir), "model", self.sharing, self.stages)
             check_may_write(self.repo)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
