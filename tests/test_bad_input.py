@@ -79,7 +79,7 @@ def test_windows_and_masks_that_do_not_fit(tmp_path, good):
     nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape[:3], np.uint8), image.affine), tmp_path / "mask.nii.gz")
     options = {"--num-frames": 64, "--start": 3, "--mask": tmp_path / "mask.nii.gz"}
     for option, value in options.items():
-        assert f"command line: {option}" in refusal(good, tmp_path / "out", option, value)
+        assert option in refusal(good, tmp_path / "out", option, value)
 
 
 @pytest.mark.parametrize("option", ["--signal", "--scaling"])

@@ -15,8 +15,6 @@ from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
-    AutoencoderKLWan,
-    AutoencoderOobleck,
     AutoencoderTiny,
 )
 from small_autoencoders import residual_autoencoder
@@ -24,7 +22,7 @@ from torch import nn
 from transformers import AutoFeatureExtractor, BatchFeature
 
 from tablet_hf import InputError, TabletFeatureExtractor
-from tablet_hf.evaluation.fidelity import psnr, temporal_correlation
+from tablet_hf.evaluation.fidelity import RunningFidelity
 from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, SLICES_AT_ONCE
 from tablet_hf.hub.custom_code import needed_files
 from tablet_hf.slice_autoencoder import SliceAutoencoder, load_autoencoder
@@ -61,14 +59,8 @@ def tiny_tiny():
     return AutoencoderTiny(**widths, num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, latent_channels=4)
 
 
-def tiny_oobleck():
-    """An autoencoder of sound."""
-    sizes = {"encoder_hidden_size": 8, "decoder_channels": 8, "decoder_input_channels": 4}
-    return AutoencoderOobleck(**sizes, downsampling_ratios=[2, 2], channel_multiples=[1, 2])
-
-
 class Lossless(nn.Module):
-    """An autoencoder that only moves pixels, f4c16: what comes back is what went in."""
+    """An f4c16 autoencoder that only moves pixels, so that decoding undoes encoding."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +75,7 @@ class Lossless(nn.Module):
 
 
 def make_scan(num_frames=5, shape=(9, 12, 10), seed=0, change=0.02):
-    """A block of brain within nothing, on the lattice, in the middle of the MNI brain: (array, affine).
+    """A block of brain in an empty volume, on the lattice, in the middle of the MNI brain: (array, affine).
 
     Intensities vary over space by a factor of four, and over time by `change` of their mean.
     """
@@ -125,15 +117,15 @@ def options():
     return {"repetition_time": REPETITION_TIME}
 
 
-# --- the specification, read slowly
+# --- the specification, step by step
 
 
 def reference_cube(frame, affine):
     """Voxel by voxel from millimetres onto the cube of 96."""
     cube = np.zeros((96, 96, 96), dtype=np.float32)
-    for place in np.argwhere(frame):
-        x, y, z = affine[:3, :3] @ place + affine[:3, 3]
-        cube[round((96 - x) / 2), round((y + 112) / 2), round((z + 78) / 2)] = frame[tuple(place)]
+    for voxel in np.argwhere(frame):
+        x, y, z = affine[:3, :3] @ voxel + affine[:3, 3]
+        cube[round((96 - x) / 2), round((y + 112) / 2), round((z + 78) / 2)] = frame[tuple(voxel)]
     return cube
 
 
@@ -142,8 +134,8 @@ def reference_tokens(cube, encode):
     axes = []
     for axis in range(3):
         latents = []
-        for place in range(96):
-            slice_ = np.ascontiguousarray(np.take(cube, place, axis=axis))
+        for index in range(96):
+            slice_ = np.ascontiguousarray(np.take(cube, index, axis=axis))
             image = torch.from_numpy(slice_).expand(1, 3, 96, 96)
             with torch.no_grad():
                 latents.append(encode(image)[0].numpy())
@@ -226,7 +218,7 @@ def test_percentile_scaling_sets_another_scale_and_clips(scan, options):
     assert 0 < of_percentile.clipped_share < 0.002
 
 
-# --- what may be given
+# --- inputs
 
 
 class TestScans:
@@ -252,11 +244,11 @@ class TestScans:
     def test_scans_of_different_length_are_padded_with_zeros_and_masked(self):
         extractor = small()
         long, short = make_scan(6), make_scan(4, seed=1)
-        features = extractor([long, short], repetition_time=[2.0, 0.72])
+        features = extractor([as_image(long), short], repetition_time=[None, 0.72])
         assert features["attention_mask"].tolist() == [[1] * 6, [1] * 4 + [0] * 2]
         assert torch.equal(features["input_values"][1, :4], extractor(short, repetition_time=1)["input_values"][0])
         assert not features["input_values"][1, 4:].any()
-        torch.testing.assert_close(features["repetition_time"], torch.tensor([2.0, 0.72]))
+        torch.testing.assert_close(features["repetition_time"], torch.tensor([REPETITION_TIME, 0.72]))
 
     def test_seconds_are_not_rounded_when_a_batch_is_cast(self, scan):
         features = small()(scan, repetition_time=0.72)
@@ -269,16 +261,12 @@ class TestScans:
                 assert torch.equal(features["repetition_time"], torch.tensor([0.72]))
         assert {value.device.type for value in features.values()} == {"meta"}
 
-    def test_seconds_may_be_given_for_some_scans_only(self, scan):
-        features = small()([scan, as_image(scan)], repetition_time=[2.0, None])
-        assert features["repetition_time"].tolist() == [2.0, REPETITION_TIME]
-
     def test_numpy_arrays_on_request(self, scan, options):
         extractor = small()
         features = extractor(scan, return_tensors="np", **options)
         assert all(isinstance(value, np.ndarray) for value in features.values())
         np.testing.assert_array_equal(features["input_values"], extractor(scan, **options)["input_values"].numpy())
-        with pytest.raises(ValueError, match='"pt" or "np"'):
+        with pytest.raises(ValueError, match="return_tensors"):
             extractor(scan, return_tensors="tf")
 
     def test_a_mask_leaves_the_rest_out(self, scan, options):
@@ -304,41 +292,40 @@ class TestScans:
 
     def test_lists_must_match(self, scan):
         extractor = small()
-        with pytest.raises(ValueError, match="masks: 1 were given for 2 scans"):
-            extractor([scan, scan], masks=[None])
-        with pytest.raises(ValueError, match="masks: give a list"):
-            extractor([scan, scan], masks=np.ones((9, 12, 10)))
-        with pytest.raises(ValueError, match="repetition_time: 3 were given for 2 scans"):
-            extractor([scan, scan], repetition_time=[1.0, 2.0, 3.0])
+        for name, values in {
+            "masks": [None],
+            "repetition_time": [1.0, 2.0, 3.0],
+            "add_mean": np.ones((9, 12, 10)),
+        }.items():
+            with pytest.raises(ValueError, match=name):
+                extractor([scan, scan], **{name: values})
         with pytest.raises(ValueError, match="No scans"):
             extractor([])
 
-    def test_a_scan_outside_mni_space_is_refused_unless_told_otherwise(self, scan, options):
+    def test_a_scan_outside_mni_space_is_refused_by_default(self, scan, options):
         frames, affine = scan
         moved = affine.copy()
         moved[2, 3] -= 80
-        extractor = small()
         with pytest.raises(InputError, match="MNI152"):
-            extractor((frames, moved), **options)
+            small()((frames, moved), **options)
         far = extractor_with(volume_size=96)((frames, moved), check_space=False, num_frames=1, **options)
         assert far["input_values"].shape[1] == 1
 
-    def test_an_open_run_is_tokenized_and_progress_is_told(self, scan, options):
-        told = []
-        extractor = small()
-        run = extractor.tokenize(
-            open_run(make_scan(11), repetition_time=2, volume_size=32), on_progress=lambda *now: told.append(now)
-        )
-        assert told == [(8, 11), (11, 11)]
-        assert torch.equal(run.tokens, extractor(make_scan(11), **options)["input_values"][0])
+    def test_an_open_run_is_tokenized_with_progress_in_the_dtype_asked_for(self, options):
+        progress, extractor = [], small()
+        run = open_run(make_scan(11), repetition_time=2, volume_size=32)
+        tokens = extractor.tokenize(run, on_progress=lambda *now: progress.append(now)).tokens
+        assert progress == [(8, 11), (11, 11)]
+        assert torch.equal(tokens, extractor(make_scan(11), **options)["input_values"][0])
+        assert torch.equal(extractor.tokenize(run, dtype=torch.float16).tokens, tokens.half())
 
-    def test_tokens_are_as_precise_as_the_encoder_or_as_asked_for(self, options):
+    def test_outputs_are_accepted_as_inputs(self, scan):
         extractor = small()
-        run = extractor.tokenize(make_scan(11), **options)
-        assert run.tokens.dtype == torch.float32
-        half = extractor.tokenize(make_scan(11), **options, dtype=torch.float16).tokens
-        assert half.dtype == torch.float16
-        assert half.equal(run.tokens.half())
+        features = extractor([scan, scan], repetition_time=np.array([0.7, 1.4]), return_tensors="np")
+        np.testing.assert_allclose(features["repetition_time"], [0.7, 1.4], rtol=1e-6)
+        again = extractor([scan, scan], repetition_time=torch.tensor([0.7, 1.4]))
+        np.testing.assert_array_equal(again["input_values"], features["input_values"])
+        assert extractor.decode(features["input_values"]).shape == (2, 5, 32, 32, 32)
 
 
 class TestWindows:
@@ -362,13 +349,9 @@ class TestWindows:
         assert extractor.tokenize(scan, **window, **options).frames.tolist() == frames
 
     @pytest.mark.parametrize("window", [{"num_frames": 6}, {"num_frames": 3, "stride": 2, "start": 1}, {"start": 5}])
-    def test_more_frames_than_there_are_is_one_sentence(self, window, scan, options):
-        with pytest.raises(InputError, match="frames") as caught:
+    def test_more_frames_than_there_are(self, window, scan, options):
+        with pytest.raises(InputError, match="of its 5 are left"):
             small()(scan, **window, **options)
-        sentence = str(caught.value)
-        assert sentence.endswith(".")
-        assert "\n" not in sentence
-        assert ". " not in sentence
 
     def test_padding_fills_the_window(self, scan, options):
         extractor = small()
@@ -378,104 +361,85 @@ class TestWindows:
         assert not features["input_values"][:, 5:].any()
 
     @pytest.mark.parametrize("window", [{"start": -1}, {"stride": 0}, {"num_frames": 0}])
-    def test_windows_that_mean_nothing(self, window, scan, options):
+    def test_impossible_windows(self, window, scan, options):
         with pytest.raises(ValueError, match="A window needs"):
             small()(scan, **window, **options)
 
 
-# --- what is encoded, and when
+# --- encoding
 
 
-class CountedEncode:
-    """The real encoder of an extractor, with an account of what it was given."""
+class CountedAutoencoder(SliceAutoencoder):
+    """An autoencoder that records its batches, and has memory for `limit` slices."""
 
-    def __init__(self, extractor, monkeypatch, most=None):
-        self.encoder = extractor.slice_autoencoder
-        self.real, self.most = self.encoder.encode, most
-        self.batches, self.threads = [], set()
-        monkeypatch.setattr(self.encoder, "encode", self)
+    limit = 10**9
 
-    def __call__(self, slices):
+    def encode(self, slices):
+        if not hasattr(self, "batches"):
+            self.batches, self.threads = [], set()
         self.batches.append(len(slices))
         self.threads.add(threading.get_ident())
-        if self.most is not None and len(slices) > self.most:
+        if len(slices) > self.limit:
             raise torch.OutOfMemoryError("too many slices")
-        return self.real(slices)
+        return super().encode(slices)
+
+
+def counted(**settings):
+    autoencoder = CountedAutoencoder(tiny_dc(4, 4), name="counted")
+    extractor = extractor_with(autoencoder, volume_size=32, **settings)
+    extractor.empty_latents(-1.0)
+    autoencoder.batches.clear()
+    return extractor, autoencoder
 
 
 class TestEncoding:
-    def test_empty_slices_are_encoded_once_for_all_frames(self, options, monkeypatch):
+    def test_empty_slices_are_not_encoded_again(self, options):
         frames, affine = make_scan(FRAMES_PER_BLOCK + 3)
-        extractor = small()
-        counted = CountedEncode(extractor, monkeypatch)
+        extractor, autoencoder = counted()
         extractor((frames, affine), **options)
         occupied = sum(
-            np.take(frames[..., t], place, axis=axis).any()
+            np.take(frames[..., t], index, axis=axis).any()
             for t in range(frames.shape[-1])
             for axis in range(3)
-            for place in range(frames.shape[axis])
+            for index in range(frames.shape[axis])
         )
-        assert sum(counted.batches) == occupied + 1
-        extractor((frames, affine), **options)
-        assert sum(counted.batches) == 2 * occupied + 1
+        assert sum(autoencoder.batches) == occupied
+        assert max(autoencoder.batches) <= SLICES_AT_ONCE["cpu"]
 
-    def test_a_frame_of_nothing_is_all_background(self, options):
+    def test_a_frame_without_change_is_all_background(self, options):
         extractor = small(signal="percent_change")
         frames, affine = make_scan(3, change=0)
-        with pytest.warns(UserWarning, match="the same"):
+        with pytest.warns(UserWarning, match="equal"):
             run = extractor.tokenize((frames, affine), **options)
         empty = extractor.slice_autoencoder.encode(torch.zeros(1, 32, 32))[0, :, 0, 0]
         assert torch.equal(run.tokens[0, 0].view(3, 4, 4)[1, 2], empty)
 
-    def test_batches_and_blocks_are_bounded_however_long_the_run(self, options, monkeypatch):
-        extractor = small()
-        counted = CountedEncode(extractor, monkeypatch)
-        blocks = []
-        whole = extractor.volumes_to_tokens
-
-        def volumes_to_tokens(volumes, signal):
-            blocks.append(len(volumes))
-            return whole(volumes, signal)
-
-        monkeypatch.setattr(extractor, "volumes_to_tokens", volumes_to_tokens)
-        extractor(make_scan(20), **options)
-        assert max(counted.batches) <= SLICES_AT_ONCE["cpu"]
-        assert blocks == [8, 8, 4]
-
-    def test_out_of_memory_halves_the_batches_from_then_on(self, scan, options, monkeypatch):
-        expected = small()(scan, **options)["input_values"]
-        extractor = small()
-        counted = CountedEncode(extractor, monkeypatch, most=5)
+    def test_out_of_memory_halves_the_batches_from_then_on(self, scan, options):
+        extractor, autoencoder = counted()
+        autoencoder.limit = 5
         found = extractor(scan, **options)["input_values"]
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-        first_that_fits = next(place for place, size in enumerate(counted.batches[1:], 1) if size <= 5)
-        assert max(counted.batches[first_that_fits:]) <= 5
-        done = len(counted.batches)
+        torch.testing.assert_close(found, small()(scan, **options)["input_values"], atol=1e-5, rtol=1e-4)
+        autoencoder.batches.clear()
         extractor(scan, **options)
-        assert max(counted.batches[done:]) <= 5
+        assert max(autoencoder.batches) <= 5
 
-    def test_out_of_memory_with_a_single_slice_is_raised(self, scan, options, monkeypatch):
-        extractor = small()
-        extractor.volumes_to_tokens(torch.full((1, 32, 32, 32), -1.0))  # the empty slice is known from here on
-        CountedEncode(extractor, monkeypatch, most=0)
+    def test_out_of_memory_with_a_single_slice_is_raised(self, scan, options):
+        extractor, autoencoder = counted()
+        autoencoder.limit = 0
         with pytest.raises(torch.OutOfMemoryError):
             extractor(scan, **options)
 
-    def test_several_threads_share_the_batches_and_give_the_same(self, options, monkeypatch):
-        scan = make_scan(8)
-        extractor = small()
-        extractor(scan, num_frames=1, **options)
-        expected = extractor(scan, **options)["input_values"]
-        threads = torch.get_num_threads()
+    def test_several_threads_share_the_batches_and_give_the_same(self, options):
+        scan, threads = make_scan(8), torch.get_num_threads()
+        expected = small()(scan, **options)["input_values"]
         torch.set_num_threads(3)
         try:
-            extractor.to("cpu")
-            counted = CountedEncode(extractor, monkeypatch)
+            extractor, autoencoder = counted()
             found = extractor(scan, **options)["input_values"]
             assert torch.get_num_threads() == 3
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-            assert max(counted.batches) <= SLICES_AT_ONCE["cpu"] // 3
-            assert len(counted.threads - {threading.get_ident()}) >= 1
+            assert max(autoencoder.batches) <= SLICES_AT_ONCE["cpu"] // 3
+            assert autoencoder.threads - {threading.get_ident()}
         finally:
             torch.set_num_threads(threads)
 
@@ -505,7 +469,7 @@ class TestEncoding:
 
     @pytest.mark.parametrize("arguments", [("cuda:99",), (torch.float16, "cuda:99"), ("cpu", torch.int8), ("float16",)])
     @pytest.mark.parametrize("is_loaded", [False, True])
-    def test_what_cannot_be_leaves_the_extractor_as_it_was(self, is_loaded, arguments, scan, options):
+    def test_impossible_devices_leave_the_extractor_as_it_was(self, is_loaded, arguments, scan, options):
         extractor = small() if is_loaded else TabletFeatureExtractor(volume_size=32)
         with pytest.raises((AssertionError, RuntimeError, TypeError)):
             extractor.to(*arguments)
@@ -514,24 +478,8 @@ class TestEncoding:
             extractor.slice_autoencoder = tiny_dc(4, 4)
         torch.testing.assert_close(extractor(scan, **options), small()(scan, **options))
 
-    def test_weights_that_moved_before_one_did_not_are_brought_back(self, monkeypatch):
-        extractor = small()
-        move = SliceAutoencoder.to
 
-        def fail_half_way(self, device=None, dtype=None):
-            if dtype == torch.float16:
-                next(self.model.parameters()).data = next(self.model.parameters()).data.half()
-                raise torch.OutOfMemoryError("no room for the second")
-            return move(self, device, dtype)
-
-        monkeypatch.setattr(SliceAutoencoder, "to", fail_half_way)
-        with pytest.raises(torch.OutOfMemoryError):
-            extractor.to(torch.float16)
-        assert extractor.dtype == torch.float32
-        assert {weight.dtype for weight in extractor.slice_autoencoder.model.parameters()} == {torch.float32}
-
-
-# --- and back
+# --- decoding
 
 
 class TestDecoding:
@@ -562,10 +510,10 @@ class TestDecoding:
         decoded = extractor.decode(extractor.volumes_to_tokens(volume))
         total = torch.zeros(8, 8, 8)
         with torch.no_grad():
-            for place in range(8):
+            for index in range(8):
                 for axis in range(3):
-                    image = volume[0].select(axis, place).expand(1, 3, 8, 8)
-                    total.select(axis, place).add_(model.decode(model.encode(image).latent).sample[0].mean(0))
+                    image = volume[0].select(axis, index).expand(1, 3, 8, 8)
+                    total.select(axis, index).add_(model.decode(model.encode(image).latent).sample[0].mean(0))
         torch.testing.assert_close(decoded[0], (total / 3).clamp(-1, 1), atol=1e-5, rtol=1e-4)
 
     @pytest.mark.parametrize("shape", [(2, 27, 3072), (512, 47), (1, 2, 511, 48)])
@@ -592,7 +540,7 @@ class TestDecoding:
             extractor.decode(run.tokens, run.intensity_scale)
 
 
-# --- saving, and the autoencoder's name
+# --- saving
 
 
 @pytest.fixture
@@ -654,31 +602,19 @@ class TestSaving:
             with pytest.raises(InputError, match="volume_size"):
                 extractor_with(model, volume_size=30)
 
-    @pytest.mark.parametrize(
-        "make",
-        [
-            lambda: AutoencoderKLTemporalDecoder(block_out_channels=(32,)),
-            lambda: AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
-            tiny_oobleck,
-        ],
-    )
-    def test_autoencoders_of_videos_and_sound_are_refused(self, make):
-        model = make()
-        with pytest.raises(InputError, match=f"this {type(model).__name__} is not a 2D autoencoder of images") as told:
+    def test_autoencoders_of_videos_are_refused(self):
+        model = AutoencoderKLTemporalDecoder(block_out_channels=(32,))
+        with pytest.raises(InputError, match="AutoencoderKLTemporalDecoder"):
             extractor_with(model, volume_size=32)
-        assert "volume_size" not in str(told.value)
 
     @pytest.mark.parametrize("size", ["x", 0, -96, 96.5, None, True])
     def test_volumes_have_a_whole_number_of_voxels(self, size):
-        with pytest.raises(ValueError, match=f"volume_size must be a whole number.*not {size!r}"):
+        with pytest.raises(ValueError, match="volume_size"):
             TabletFeatureExtractor(volume_size=size)
 
-    def test_a_size_from_numpy_can_be_saved(self):
-        assert json.loads(TabletFeatureExtractor(volume_size=np.int64(32)).to_json_string())["volume_size"] == 32
-
-    def test_a_path_is_kept_as_text(self, saved_autoencoder):
-        extractor = TabletFeatureExtractor(saved_autoencoder)
-        assert json.loads(extractor.to_json_string())["autoencoder"] == str(saved_autoencoder)
+    def test_paths_and_numpy_integers_can_be_saved(self, saved_autoencoder):
+        saved = json.loads(TabletFeatureExtractor(saved_autoencoder, volume_size=np.int64(32)).to_json_string())
+        assert (saved["autoencoder"], saved["volume_size"]) == (str(saved_autoencoder), 32)
 
     def test_nothing_is_loaded_until_it_is_needed(self):
         extractor = TabletFeatureExtractor("nowhere/at-all")
@@ -692,7 +628,7 @@ class TestSaving:
 
     @pytest.mark.parametrize("setting", [{"signal": "bold"}, {"scaling": "z-score"}])
     def test_settings_that_do_not_exist(self, setting):
-        with pytest.raises(ValueError, match=rf"{next(iter(setting))} must be \w+ or \w+, not"):
+        with pytest.raises(ValueError, match=next(iter(setting))):
             TabletFeatureExtractor(**setting)
 
 
@@ -705,24 +641,23 @@ def test_a_real_scan_survives_the_shipped_autoencoder_and_no_random_one(real_dat
     scaled = torch.from_numpy(next(run.scaled_blocks(block_frames=4))[1])
     brain = torch.from_numpy(run.mask)
 
-    def fidelity(extractor, num_frames):
-        decoded = extractor.decode(extractor.tokenize(run, num_frames=num_frames).tokens)
-        original = scaled[:num_frames]
-        correlations = temporal_correlation(original, decoded, brain)
-        return psnr(original, decoded, peak=2, where=brain), float(correlations.median())
+    def measure(extractor, num_frames):
+        fidelity = RunningFidelity(brain)
+        fidelity.add(scaled[:num_frames], extractor.decode(extractor.tokenize(run, num_frames=num_frames).tokens))
+        return fidelity.psnr(2), float(fidelity.temporal_correlation().median())
 
-    decibels, correlation = fidelity(TabletFeatureExtractor(), 3)
+    decibels, correlation = measure(TabletFeatureExtractor(), 3)
     assert decibels >= 28.5
     assert correlation >= 0.85  # of three frames; of more it is lower
 
     torch.manual_seed(0)
     random = AutoencoderDC.from_config(load_autoencoder("natural-f32c32").model.config)
-    floor, _ = fidelity(extractor_with(random), 1)
+    floor, _ = measure(extractor_with(random), 2)
     assert floor < decibels - 8
 
 
 def test_a_registered_class_is_saved_with_the_files_that_it_needs(tmp_path, monkeypatch):
-    """As transformers does it; that they run where this package is not is tested beside the Hub."""
+    """As transformers does it; tests/hub runs them without this package."""
     monkeypatch.setattr(TabletFeatureExtractor, "_auto_class", None)
     TabletFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")
     TabletFeatureExtractor().save_pretrained(tmp_path)
@@ -732,18 +667,8 @@ def test_a_registered_class_is_saved_with_the_files_that_it_needs(tmp_path, monk
     assert names == {"AutoFeatureExtractor": "feature_extraction_tablet.TabletFeatureExtractor"}
 
 
-def test_what_is_saved_unused_still_records_revision_and_geometry(tmp_path):
+def test_an_unused_extractor_still_records_revision_and_geometry(tmp_path):
     TabletFeatureExtractor().save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["autoencoder_revision"].startswith("sha256:")
     assert (saved["token_size"], saved["grid_size"]) == (3072, 3)
-
-
-def test_its_own_output_is_taken_back(make_scan, tmp_path):
-    scans = [make_scan(tmp_path / f"{number}_bold.nii.gz", frames=1) for number in (1, 2)]
-    extractor = extractor_with(tiny_dc())
-    features = extractor(scans, repetition_time=np.array([0.7, 1.4]), return_tensors="np")
-    np.testing.assert_allclose(features["repetition_time"], [0.7, 1.4], rtol=1e-6)
-    again = extractor(scans, repetition_time=torch.tensor([0.7, 1.4]))
-    np.testing.assert_array_equal(again["input_values"], features["input_values"])
-    assert extractor.decode(features["input_values"]).shape == (2, 1, 96, 96, 96)

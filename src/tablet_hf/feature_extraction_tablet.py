@@ -1,52 +1,50 @@
 """Feature extractor class for TABLeT: 4D fMRI scans to tokens, and tokens back to volumes."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .errors import InputError
 from .intensities import scale_intensity, undo_percent_change, unscale_intensity
 from .scans import Scan
-from .slice_autoencoder import SliceAutoencoder, find_beside, load_autoencoder
+from .slice_autoencoder import SliceAutoencoder, find_bundled_autoencoder, load_autoencoder
 from .tokens import latents_to_tokens, slices_to_volumes, tokens_to_latents, volumes_to_slices
 from .volumes import BoldRun, open_run
-
-logger = logging.get_logger(__name__)
 
 SIGNALS = ("intensity", "percent_change")
 SCALINGS = ("max", "percentile")
 BACKGROUND = {"intensity": -1.0, "percent_change": 0.0}
 
-# Slices encoded at once, by all threads together: more than these are no faster, and on a CPU, whose caches they leave,
-# up to half as fast. What does not fit into memory is halved and tried again.
+# Slices encoded at once by all threads: more are no faster, and on a CPU, whose caches they exceed, up to half as fast.
+# A batch that does not fit into memory is halved and tried again.
 SLICES_AT_ONCE = {"cpu": 48, "cuda": 1152}
-FEWEST_SLICES_PER_THREAD = 8
+MIN_SLICES_PER_THREAD = 8
 FRAMES_PER_BLOCK = 8
 
 
 @dataclass
 class TokenizedRun:
-    """The tokens of one run, and what it takes to go back from them.
+    """The tokens of one run, and what decoding them takes.
 
     Attributes:
-        tokens: (frames, cells, features), on the CPU, in the extractor's dtype.
-        frames: (frames,) int64, which frames of the scan these are.
+        tokens: (frames, cells, features), on the CPU, in the dtype of the extractor.
+        frames: (frames,) int64, indices of these frames in the scan.
         repetition_time: seconds between two of *these* frames: the scan's repetition time times the stride.
-        intensity_scale: the intensity of the scan that stands for 1.
+        intensity_scale: the intensity of the scan that becomes 1.
         mean_tokens: (1, cells, features), the run's mean volume as an intensity frame, for percent change; else None.
-        clipped_share: of the brain's values in these frames, the share beyond the range that was clipped.
-        name: how messages call the scan.
+        clipped_share: share of clipped values in the brain in these frames.
+        name: the scan in messages.
     """
 
     tokens: Tensor
@@ -59,11 +57,11 @@ class TokenizedRun:
 
 
 class TokenizedScans(BatchFeature):
-    """What the extractor returns: a `BatchFeature` whose seconds stay as exact as they are."""
+    """The `BatchFeature` that the extractor returns, whose seconds keep their precision."""
 
     def to(self, *args, **kwargs) -> "TokenizedScans":
-        """As of any `BatchFeature`, but `repetition_time` is moved only, never cast: 0.72 s is 0.72022 s in float16,
-        which is a quarter of a second at frame 1,200."""
+        """Move or cast as `BatchFeature.to`, but never cast `repetition_time`: 0.72 s is 0.72022 s in float16, which
+        is a quarter of a second at frame 1,200."""
         seconds = self["repetition_time"]
         super().to(*args, **kwargs)
         if isinstance(seconds, Tensor):
@@ -84,17 +82,17 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             A name that ships with tablet_hf, a folder, or a Hub id of any diffusers autoencoder. Only the name is
             saved; weights are loaded at first use.
         autoencoder_revision (`str`, *optional*):
-            Commit on the Hub, or fingerprint of local weights; filled in when the autoencoder is loaded.
+            Commit on the Hub, or checksum of local weights; filled in when the autoencoder is loaded.
         autoencoder_subfolder (`str`, *optional*):
-            Where it is in the folder or repository.
+            Its subfolder in the folder or repository.
         signal (`"intensity"` or `"percent_change"`, defaults to `"intensity"`):
-            What a voxel's number is: its intensity (released behaviour), or its change about the run's mean.
+            The value of a voxel: its intensity (released behaviour), or its change about the run's mean.
         scaling (`"max"` or `"percentile"`, defaults to `"max"`):
             The intensity that becomes 1: the run's maximum (released behaviour) or its 99.9th percentile.
         volume_size (`int`, defaults to 96):
             Voxels along each side of the cube.
         token_size, grid_size (`int`, *optional*):
-            Geometry of the tokens; filled in when the autoencoder is loaded, and checked where they are given.
+            Geometry of the tokens; filled in when the autoencoder is loaded, and checked if given.
 
     Example:
 
@@ -108,7 +106,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     ```"""
 
     model_input_names = ["input_values", "attention_mask", "repetition_time"]  # noqa: RUF012  (the library's way)
-    # How the pipelines of the library make a batch of windows of different length.
+    # Used by the pipelines of the library to batch windows of different length.
     padding_value, padding_side = 0.0, "right"
 
     def __init__(
@@ -129,13 +127,13 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         if scaling not in SCALINGS:
             raise ValueError(f"scaling must be {' or '.join(SCALINGS)}, not {scaling!r} (command line: --scaling).")
         if not isinstance(volume_size, Integral) or isinstance(volume_size, bool) or volume_size < 1:
-            raise ValueError(f"volume_size must be a whole number of voxels, at least 1, not {volume_size!r}.")
-        self.autoencoder = str(autoencoder)  # a Path cannot be saved
+            raise ValueError(f"volume_size must be a positive integer, not {volume_size!r}.")
+        self.autoencoder = str(autoencoder)  # a Path cannot be serialised
         self.autoencoder_revision = autoencoder_revision
         self.autoencoder_subfolder = autoencoder_subfolder
         self.signal = signal
         self.scaling = scaling
-        self.volume_size = int(volume_size)  # an integer of numpy cannot be saved
+        self.volume_size = int(volume_size)  # a numpy integer cannot be serialised
         self.token_size = token_size
         self.grid_size = grid_size
         self._slice_autoencoder = None
@@ -147,13 +145,12 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     # --- the autoencoder
 
     @property
-    def slice_autoencoder(self):
-        """The frozen autoencoder, a `SliceAutoencoder`; loaded at first use. Assign a diffusers
-        model to inject one."""
+    def slice_autoencoder(self) -> SliceAutoencoder:
+        """The frozen autoencoder, loaded at first use. Assign a diffusers model to use that one."""
         if self._slice_autoencoder is None:
-            beside = find_beside(self.autoencoder, *self._loaded_from) if self._loaded_from else None
+            bundled = find_bundled_autoencoder(self.autoencoder, *self._loaded_from) if self._loaded_from else None
             self._adopt(
-                load_autoencoder(self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder, beside)
+                load_autoencoder(self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder, bundled)
             )
         return self._slice_autoencoder
 
@@ -161,46 +158,30 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     def slice_autoencoder(self, model: Any) -> None:
         if not isinstance(model, SliceAutoencoder):
             model = SliceAutoencoder(model, name=str(model.config.get("_name_or_path") or type(model).__name__))
-        recorded = ("autoencoder", "autoencoder_revision", "autoencoder_subfolder", "token_size", "grid_size")
-        before = {name: getattr(self, name) for name in recorded}
-        vars(self).update(dict.fromkeys(recorded), autoencoder=model.name)
-        try:
-            self._adopt(model)
-        except InputError:
-            vars(self).update(before)
-            raise
+        self.autoencoder, self.autoencoder_revision, self.autoencoder_subfolder = model.name, None, None
+        self.token_size = self.grid_size = None
+        self._adopt(model)
 
-    def _adopt(self, loaded) -> None:
-        size = self.volume_size
+    def _adopt(self, loaded: SliceAutoencoder) -> None:
+        """Check that an autoencoder fits `volume_size` and the recorded geometry, record its geometry, and use it."""
+        size, error = self.volume_size, None
         try:
-            probe = loaded.encode(torch.zeros(1, size, size))
-            decoded = loaded.decode(probe)
-            if (probe.ndim, decoded.ndim) != (4, 3):
-                raise TypeError(f"latents have {probe.ndim} dimensions, images {decoded.ndim + 1}")
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            # What is made for sound or videos fails in many ways; of a size that does not fit torch itself complains.
-            of_other_things = any(isinstance(layer, nn.Conv1d | nn.Conv3d) for layer in loaded.model.modules())
-            if of_other_things or not isinstance(error, RuntimeError):
-                raise InputError(
-                    f"{self.autoencoder}: this {type(loaded.model).__name__} is not a 2D autoencoder of images, which "
-                    "is what slices need; give one such as AutoencoderDC, AutoencoderKL or AutoencoderTiny."
-                ) from error
+            latents = loaded.encode(torch.zeros(1, size, size))
+            decoded = loaded.decode(latents)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as caught:  # sound and videos fail in many ways
+            error = caught
+        fits = error is None and latents.ndim == 4 and latents.shape[2] == latents.shape[3]
+        if not fits or size % latents.shape[3] or decoded.shape[1:] != (size, size):
             raise InputError(
-                f"{self.autoencoder}: this autoencoder cannot take slices of {size} x {size} voxels; choose a "
-                "volume_size that its spatial compression divides."
+                f"{self.autoencoder}: this {type(loaded.model).__name__} does not encode slices of {size} x {size} "
+                "voxels; give a 2D autoencoder of images, and a volume_size that its spatial compression divides."
             ) from error
-        _, channels, grid, width = probe.shape
-        if grid != width or size % grid or decoded.shape[1:] != (size, size):
-            raise InputError(
-                f"{self.autoencoder}: slices of {size} voxels become latents of {grid} x {width} and come back as "
-                f"{decoded.shape[1]} x {decoded.shape[2]}; choose a volume_size that the spatial compression divides."
-            )
-        geometry = {"token_size": 3 * (size // grid) * channels, "grid_size": grid}
-        for name, found in geometry.items():
+        _, channels, grid, _ = latents.shape
+        for name, found in {"token_size": 3 * (size // grid) * channels, "grid_size": grid}.items():
             if getattr(self, name) not in (None, found):
                 raise InputError(
                     f"{self.autoencoder}: {name} is {found} with this autoencoder, but {getattr(self, name)} is "
-                    "recorded; use the autoencoder that the record was made with."
+                    "recorded; use the recorded autoencoder."
                 )
             setattr(self, name, found)
         self.autoencoder_revision = loaded.revision or self.autoencoder_revision
@@ -218,15 +199,14 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     def to(
         self, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
     ) -> "TabletFeatureExtractor":
-        """Set where and in which precision slices are encoded: `.to("cuda")`, `.to("cuda", torch.float16)`.
+        """Set device and precision of the encoding, in either order: `.to("cuda", torch.float16)`.
 
-        Both may also be given the other way round, and what is not given stays as it is. Tokens come in that
-        precision. Against float32, float16 costs 0.1% of the latents (0.101%: DC-AE f32c32 with random weights on an
-        H200, by benchmarks/dcae_scan.py). bfloat16 rounds eight times as coarsely: that is of the order of what the
-        BOLD signal moves them by under `signal="intensity"`.
+        Tokens have that dtype. Against float32, float16 costs 0.1% of the latents (0.101%: DC-AE f32c32 with random
+        weights on an H200, by benchmarks/dcae_scan.py). bfloat16 rounds eight times as coarsely: that is of the order
+        of what the BOLD signal moves them by under `signal="intensity"`.
 
         Raises:
-            RuntimeError, AssertionError: torch has no such device, or no room on it; the extractor stays where it was.
+            RuntimeError, AssertionError: torch has no such device, or no room on it.
             TypeError: no floating-point precision.
         """
         if isinstance(device, torch.dtype):
@@ -235,13 +215,9 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         dtype = self._dtype if dtype is None else dtype
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"Slices are encoded in a floating-point dtype of torch, not in {dtype!r}.")
-        torch.empty(0, device=device)  # asks for the device before anything is changed
+        torch.empty(0, device=device)  # fails where there is no such device
         if self._slice_autoencoder is not None:
-            try:
-                self._slice_autoencoder.to(device, dtype)
-            except BaseException:  # some weights may have moved already
-                self._slice_autoencoder.to(self._device, self._dtype)
-                raise
+            self._slice_autoencoder.to(device, dtype)
         self._device, self._dtype = device, dtype
         self._empty_latents = {}
         self._slices_per_batch = None
@@ -270,19 +246,19 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
                 A path to a 4D NIfTI, a nibabel image, or a pair (array `(X, Y, Z, T)`, affine `(4, 4)`); or a list of
                 those. Scans must be in MNI152 space, not demeaned; see `tablet_hf.volumes.open_run`.
             masks:
-                A brain mask, or a list with one (or None) for each scan.
+                A brain mask, or a list with one (or None) per scan.
             num_frames (`int`, *optional*):
-                Frames of the window; by default all that are left after `start`.
+                Frames of the window; by default all after `start`.
             start (`int`, defaults to 0):
                 First frame of the window.
             stride (`int`, defaults to 1):
-                Every how many frames one is taken; the repetition time that is returned grows with it.
+                Step between frames; the returned repetition time is multiplied by it.
             padding (`bool`, defaults to `False`):
-                Whether a scan that is shorter than the window is padded with zeros and masked; it is refused otherwise.
+                Whether a scan that is shorter than the window is padded with zeros and masked, rather than refused.
             repetition_time:
-                Seconds, one number or a list with one (or None) for each scan, in place of what sidecar or header say.
+                Seconds, one number or a list with one (or None) per scan, instead of that of sidecar or header.
             add_mean:
-                For demeaned runs: an image to add back to every frame, or a list with one (or None) for each scan.
+                For demeaned runs: an image to add to every frame, or a list with one (or None) per scan.
             check_space (`bool`, defaults to `True`):
                 Whether scans that are not in MNI152 space are refused.
             return_tensors (`str`, defaults to `"pt"`):
@@ -291,11 +267,11 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         Returns:
             A `BatchFeature` with `input_values` `(scans, frames, cells, features)` in the extractor's dtype,
             `attention_mask` `(scans, frames)` int64, 1 where a frame is real, and `repetition_time` `(scans,)` float32
-            in seconds. Scans of different length are padded to the longest. `.to(torch.float16)` on it casts
-            `input_values` alone.
+            in seconds. Scans of different length are padded to the longest. `.to(torch.float16)` casts `input_values`
+            alone.
 
         Raises:
-            `InputError`: a scan cannot be used; one sentence says which, why and what to do.
+            `InputError`: a scan cannot be used.
         """
         if return_tensors not in ("pt", "np"):
             raise ValueError(f'return_tensors must be "pt" or "np", not {return_tensors!r}.')
@@ -325,8 +301,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         lengths = [len(run.tokens) for run in tokenized]
         longest = num_frames if padding and num_frames is not None else max(lengths)
         input_values = tokenized[0].tokens.new_zeros(len(runs), longest, *tokenized[0].tokens.shape[1:])
-        for place, run in zip(input_values, tokenized, strict=True):
-            place[: len(run.tokens)] = run.tokens
+        for values, run in zip(input_values, tokenized, strict=True):
+            values[: len(run.tokens)] = run.tokens
         features = TokenizedScans(
             {
                 "input_values": input_values,
@@ -352,14 +328,16 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         on_progress: Callable[[int, int], None] | None = None,
         dtype: torch.dtype | None = None,
     ) -> TokenizedRun:
-        """Tokenize one scan, with all that is needed to go back; arguments as for a call.
+        """Tokenize one scan, with what decoding its tokens takes; arguments as for a call, and:
 
-        `scan` may also be an open `BoldRun`. `on_progress` is reported frames done and frames in all. `dtype` is that
-        of the tokens, the extractor's own by default: a long run that is to be stored as float16 needs half the memory.
+        Args:
+            scan: as for a call, or an open `BoldRun`.
+            allow_short: accept a scan that is shorter than the window.
+            on_progress: called with the number of frames done and in all.
+            dtype: of the tokens; by default that of the extractor. In float16 a long run needs half the memory.
         """
-        if isinstance(scan, BoldRun):
-            run = scan
-        else:
+        run = scan
+        if not isinstance(run, BoldRun):
             run = open_run(scan, mask, repetition_time, self.volume_size, add_mean, check_space)
         frames = _window(run, num_frames, start, stride, allow_short)
         encoder = self.slice_autoencoder
@@ -380,8 +358,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         )
 
     def token_blocks(self, run: BoldRun, frames: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """Tokens of an open run's frames, all by default, a few at a time, so that a long run needs little memory:
-        (n, cells, features) on the extractor's device, in its dtype."""
+        """Yield tokens (n, cells, features) of an open run's frames, all by default, on the extractor's device, a few
+        frames at a time, so that a long run needs little memory."""
         for _, volumes in run.scaled_blocks(self.signal, self.scaling, frames, FRAMES_PER_BLOCK):
             yield self.volumes_to_tokens(torch.from_numpy(volumes), self.signal)
 
@@ -390,8 +368,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             volumes: (T, V, V, V) in [-1, 1].
-            signal: what they hold, if it is not the extractor's own signal; slices that are nothing but its
-                background are encoded once.
+            signal: their signal, by default that of the extractor; slices of nothing but its background are encoded
+                once.
 
         Returns:
             (T, cells, features) on the extractor's device, in its dtype.
@@ -406,15 +384,15 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         return latents_to_tokens(latents.unflatten(0, (len(volumes), 3, self.volume_size)))
 
     def encode_slices(self, slices: Tensor) -> Tensor:
-        """Encode grey slices (N, V, V) in [-1, 1] in batches that fit: (N, C, g, g) on the extractor's device."""
+        """Encode grey slices (N, V, V) in [-1, 1] to (N, C, g, g) on the device, in batches that fit into memory."""
         return self._in_batches(self.slice_autoencoder.encode, slices)
 
     def decode_slices(self, latents: Tensor) -> Tensor:
-        """Decode latents (N, C, g, g) of slices in batches that fit: (N, V, V) on the extractor's device."""
+        """Decode latents (N, C, g, g) to slices (N, V, V) on the device, in batches that fit into memory."""
         return self._in_batches(self.slice_autoencoder.decode, latents)
 
     def empty_latents(self, background: float) -> Tensor:
-        """The latents (1, C, g, g) of a slice that is nothing but background; encoded once."""
+        """Latents (1, C, g, g) of a slice of nothing but background; encoded once."""
         if background not in self._empty_latents:
             empty = torch.full((1, self.volume_size, self.volume_size), background)
             self._empty_latents[background] = self.slice_autoencoder.encode(empty)
@@ -427,8 +405,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
         Args:
             tokens: (..., cells, features), a tensor or a numpy array: a frame, frames, or a batch of runs of frames.
-            intensity_scale: the intensity that stands for 1 (`TokenizedRun.intensity_scale`). With it the result is
-                in the scan's own unit, without it in [-1, 1] as the autoencoder sees it.
+            intensity_scale: the intensity that becomes 1 (`TokenizedRun.intensity_scale`). With it the result is in
+                the unit of the scan, without it in [-1, 1].
             mean_tokens: (1, cells, features) tokens of the run's mean volume, needed with `intensity_scale` under
                 `signal="percent_change"`.
 
@@ -436,7 +414,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             (..., V, V, V) float32 on the CPU.
 
         Raises:
-            ValueError: tokens of another geometry, or no mean to add a change to.
+            ValueError: tokens of another geometry, or no mean for a percent change.
         """
         encoder = self.slice_autoencoder
         tokens = torch.as_tensor(tokens)
@@ -445,31 +423,32 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
                 f"Tokens of shape {tuple(tokens.shape)} do not fit {self.autoencoder}, whose frames have shape "
                 f"({self.grid_size**3}, {self.token_size}); decode them with the autoencoder that made them."
             )
-        if intensity_scale is not None and self.signal == "percent_change" and mean_tokens is None:
-            raise ValueError("Tokens of percent change go back to intensities with the run's mean_tokens only.")
+        is_change = intensity_scale is not None and self.signal == "percent_change"
+        if is_change and mean_tokens is None:
+            raise ValueError("Tokens of percent change become intensities with the run's mean_tokens only.")
         if not tokens.numel():  # some autoencoders cannot attend to a batch of nothing
             return torch.empty(*tokens.shape[:-2], *(self.volume_size,) * 3)
         frames = tokens.reshape(-1, *tokens.shape[-2:])
         volumes = torch.cat([self._decode_frames(block, encoder) for block in frames.split(FRAMES_PER_BLOCK)])
-        if intensity_scale is not None and self.signal == "percent_change":
+        if is_change:
             mean = unscale_intensity(self._decode_frames(mean_tokens, encoder).numpy()[0], intensity_scale)
             volumes = torch.from_numpy(undo_percent_change(volumes.numpy(), mean))
         elif intensity_scale is not None:
             volumes = torch.from_numpy(unscale_intensity(volumes.numpy(), intensity_scale))
         return volumes.reshape(*tokens.shape[:-2], *volumes.shape[1:])
 
-    def _decode_frames(self, tokens: Tensor, encoder) -> Tensor:
+    def _decode_frames(self, tokens: Tensor, encoder: SliceAutoencoder) -> Tensor:
         latents = tokens_to_latents(tokens.to(encoder.device), self.volume_size)
         slices = self.decode_slices(latents.flatten(0, 2))
         slices = slices.unflatten(0, (len(tokens), 3, self.volume_size))
         return slices_to_volumes(slices.float()).mean(1).clamp(-1, 1).cpu()
 
     def _in_batches(self, function: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
-        """Apply `function` batch by batch; when one does not fit into memory, all again in batches of half the size."""
+        """Apply `function` batch by batch; when a batch does not fit into memory, halve it and start again."""
         if self._slices_per_batch is None:
             at_once = SLICES_AT_ONCE.get(self._device.type, SLICES_AT_ONCE["cpu"])
             threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-            self._slices_per_batch = max(at_once // threads, FEWEST_SLICES_PER_THREAD)
+            self._slices_per_batch = max(at_once // threads, MIN_SLICES_PER_THREAD)
         while True:
             try:
                 with _map_over_threads(self._device) as map_batches:
@@ -479,14 +458,13 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
                     raise
                 self._slices_per_batch //= 2
             torch.cuda.empty_cache()
-            logger.info(f"Out of memory: {self._slices_per_batch} slices at once from here on.")
 
     # --- loading and saving
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs) -> "TabletFeatureExtractor":
-        """As everywhere in the library. An autoencoder that is in the same folder or repository, as
-        `tablet_hf.hub.custom_code` puts it there, is found by its name."""
+        """Load as everywhere in the library. An autoencoder that `tablet_hf.hub.custom_code` bundled in the same folder
+        or repository is found by its name."""
         names = ("cache_dir", "force_download", "local_files_only", "revision", "token")
         options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -497,38 +475,36 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs) -> "TabletFeatureExtractor":
         if not cls.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # Names code that is next to the file; saved elsewhere by the installed package, it would name nothing.
-            feature_extractor_dict = {
-                name: value for name, value in feature_extractor_dict.items() if name != "auto_map"
-            }
+            # It names code next to the file, which the installed package would not save again.
+            feature_extractor_dict = {key: value for key, value in feature_extractor_dict.items() if key != "auto_map"}
         return super().from_dict(feature_extractor_dict, **kwargs)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Save preprocessor_config.json. The autoencoder is loaded first where it was not yet, so that its revision
-        and the geometry of its tokens are recorded; one that cannot be loaded here is recorded by name alone."""
+        """Save preprocessor_config.json. The autoencoder is loaded first, so that its revision and the geometry of its
+        tokens are recorded; one that cannot be loaded is recorded by name alone, with a warning."""
         try:
             _ = self.slice_autoencoder
         except InputError as error:
-            logger.warning(f"The revision of the autoencoder is not recorded: {error}")
+            warnings.warn(f"The revision of the autoencoder is not recorded: {error}", stacklevel=2)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
     def from_config(cls, config: Any) -> "TabletFeatureExtractor":
-        """The extractor of the tokens that a model was trained on, as its `TabletConfig` records them.
+        """Make the extractor of the tokens that a model was trained on, as its `TabletConfig` records them.
 
         Raises:
             InputError: the config does not record an autoencoder.
         """
         if config.autoencoder is None:
             raise InputError(
-                "The model's configuration does not record which autoencoder made its tokens; save the "
-                "TabletFeatureExtractor that made them beside the model."
+                "The model's configuration does not record the autoencoder of its tokens; save the "
+                "TabletFeatureExtractor that made them with the model."
             )
         names = (*config.token_provenance, *config.token_geometry)
         return cls(**{name: value for name in names if (value := getattr(config, name)) is not None})
 
     def to_dict(self) -> dict[str, Any]:
-        """What is saved in preprocessor_config.json: names and settings, never weights."""
+        """The content of preprocessor_config.json: names and settings, never weights."""
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return copy.deepcopy(state) | {"feature_extractor_type": type(self).__name__}
 
@@ -537,7 +513,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 def _map_over_threads(device: torch.device) -> Iterator[Callable]:
     """`map`, which on a CPU gives every core batches of its own.
 
-    That is faster than all cores working on one batch and then waiting for the slowest of them at every layer, and far
+    That is faster than all cores working on one batch and waiting for the slowest of them at every layer, and far
     faster where other programs keep some of the cores busy.
     """
     threads = torch.get_num_threads()
@@ -545,7 +521,7 @@ def _map_over_threads(device: torch.device) -> Iterator[Callable]:
         yield map
         return
     try:
-        # The setting holds for the thread that makes it and for threads still to come, hence the restoring.
+        # The setting holds for the thread that makes it and for later threads, hence the restoring.
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
             yield workers.map
     finally:
@@ -553,20 +529,16 @@ def _map_over_threads(device: torch.device) -> Iterator[Callable]:
 
 
 def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow_short: bool) -> np.ndarray:
+    """Indices `(frames,)` int64 of the frames of a window."""
     if start < 0 or stride < 1 or (num_frames is not None and num_frames < 1):
         raise ValueError(
             f"A window needs start >= 0, stride >= 1 and num_frames >= 1, not {start}, {stride} and {num_frames}."
         )
     frames = np.arange(start, run.num_frames, stride)[:num_frames]
-    if not len(frames):
+    if len(frames) < (1 if num_frames is None or allow_short else num_frames):
         raise InputError(
-            f"{run.name}: it has {run.num_frames} frames, so none from frame {start} on; lower start= (command line: "
-            "--start)."
-        )
-    if num_frames is not None and len(frames) < num_frames and not allow_short:
-        raise InputError(
-            f"{run.name}: {num_frames} frames were asked for (start {start}, stride {stride}) but only {len(frames)} "
-            f"of its {run.num_frames} are there; lower num_frames= (command line: --num-frames), or ask for padding."
+            f"{run.name}: {num_frames or 1} frames were asked for (start {start}, stride {stride}), but {len(frames)} "
+            f"of its {run.num_frames} are left; lower num_frames= or start= (command line: --num-frames, --start)."
         )
     return frames
 
@@ -574,23 +546,20 @@ def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow
 def _is_one_scan(scans: Any) -> bool:
     if not isinstance(scans, list | tuple):
         return True
-    is_pair = isinstance(scans, tuple) and len(scans) == 2
-    return is_pair and not isinstance(scans[0], str | Path) and np.shape(scans[1]) == (4, 4)
+    return isinstance(scans, tuple) and len(scans) == 2 and np.shape(scans[1]) == (4, 4)
 
 
 def _one_each(values: Any, count: int, name: str) -> list:
-    if name == "repetition_time" and not np.ndim(values):
-        return [values] * count
-    if name == "repetition_time":
-        values = [None if value is None else float(value) for value in values]
-    if isinstance(values, list) or (count > 1 and isinstance(values, tuple)):
-        values = list(values)
-        if len(values) != count:
-            raise ValueError(f"{name}: {len(values)} were given for {count} scans.")
-        return values
-    if count > 1 and values is not None:
-        raise ValueError(f"{name}: give a list with one for each of the {count} scans.")
-    return [values] * count
+    """A list with one value per scan, of a list or of a single value."""
+    if name == "repetition_time":  # one number is for all scans; arrays and tensors are lists
+        values = [None if value is None else float(value) for value in values] if np.ndim(values) else [values] * count
+    if not isinstance(values, list):
+        if values is not None and count > 1:
+            raise ValueError(f"{name}: give a list with one for each of the {count} scans.")
+        values = [values] * count
+    if len(values) != count:
+        raise ValueError(f"{name}: {len(values)} were given for {count} scans.")
+    return values
 
 
 __all__ = ["TabletFeatureExtractor", "TokenizedRun"]

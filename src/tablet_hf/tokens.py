@@ -1,9 +1,9 @@
 """The bijection volumes <-> slices <-> latents <-> tokens: pure tensor code, no autoencoder, no files.
 
 A frame is a cube of V x V x V voxels. It is cut into V slices along each of its axes (0 sagittal, 1 coronal, 2 axial),
-a 2D encoder with spatial compression f turns a slice into C latent channels on a g x g grid, g = V / f, and the cube
-of g x g x g cells is read off: a cell gathers, from each axis, the f slices that cross it, at its place within them.
-The layout is that of the code released with arXiv:2604.03619.
+a 2D encoder with spatial compression f turns a slice into C latent channels on a g x g grid, g = V / f, and a frame
+becomes g x g x g cells: each gathers, from each axis, the latents at its position in the f slices that cross it. The
+layout is that of the code released with arXiv:2604.03619.
 """
 
 import torch
@@ -11,10 +11,8 @@ from torch import Tensor
 
 __all__ = ["cut_windows", "latents_to_tokens", "slices_to_volumes", "tokens_to_latents", "volumes_to_slices"]
 
-# Dimensions, counted from the end, of the latents of one axis once its slices are split into (cell along the axis,
-# slice in the cell): (along, slice, channel, first, second). Each row brings them to (i, j, k, slice, channel), and
-# first and second are the two other axes of the cube in their order.
-_TO_CELLS = ((-5, -2, -1, -4, -3), (-2, -5, -1, -4, -3), (-2, -1, -5, -4, -3))
+_LAYOUTS = ("iscjk", "jscik", "kscij")
+"""For each axis, the dimensions of the latents of its slices: cell i, j, k, slice within the cell s, channel c."""
 
 
 def volumes_to_slices(volumes: Tensor) -> Tensor:
@@ -52,11 +50,9 @@ def latents_to_tokens(latents: Tensor) -> Tensor:
         raise ValueError(f"Expected {expected}, got {tuple(latents.shape)}.")
     _check_axes(latents, -5, expected)
     grid = latents.shape[-1]
-    split = latents.unflatten(-4, (grid, latents.shape[-4] // grid))
-    cells = torch.stack(
-        [_permute_last(part, order) for part, order in zip(split.unbind(-6), _TO_CELLS, strict=True)], dim=-3
-    )
-    return cells.flatten(-3).flatten(-4, -2)
+    split = latents.unflatten(-4, (grid, latents.shape[-4] // grid)).unbind(-6)
+    cells = [torch.einsum(f"...{layout}->...ijksc", part) for part, layout in zip(split, _LAYOUTS, strict=True)]
+    return torch.stack(cells, dim=-3).flatten(-3).flatten(-4, -2)
 
 
 def tokens_to_latents(tokens: Tensor, volume_size: int) -> Tensor:
@@ -80,12 +76,9 @@ def tokens_to_latents(tokens: Tensor, volume_size: int) -> Tensor:
             f"got {tuple(tokens.shape)}."
         )
     slices_in_cell = volume_size // grid
-    split = tokens.unflatten(-1, (3, slices_in_cell, -1)).unflatten(-4, (grid, grid, grid))
-    axes = [
-        _permute_last(part, _inverse(order)).flatten(-5, -4)
-        for part, order in zip(split.unbind(-3), _TO_CELLS, strict=True)
-    ]
-    return torch.stack(axes, dim=-5)
+    split = tokens.unflatten(-1, (3, slices_in_cell, -1)).unflatten(-4, (grid, grid, grid)).unbind(-3)
+    axes = [torch.einsum(f"...ijksc->...{layout}", part) for part, layout in zip(split, _LAYOUTS, strict=True)]
+    return torch.stack(axes, dim=-6).flatten(-5, -4)
 
 
 def cut_windows(num_frames: int, window: int | None, keep_remainder: bool = False) -> list[tuple[int, int]]:
@@ -103,15 +96,6 @@ def cut_windows(num_frames: int, window: int | None, keep_remainder: bool = Fals
         return [(0, num_frames)]
     stop = num_frames if keep_remainder else num_frames - num_frames % window
     return [(start, min(window, num_frames - start)) for start in range(0, stop, window)]
-
-
-def _permute_last(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
-    leading = tensor.ndim - len(order)
-    return tensor.permute(*range(leading), *(tensor.ndim + dim for dim in order))
-
-
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(order.index(dim) - len(order) for dim in range(-len(order), 0))
 
 
 def _check_cube(tensor: Tensor, expected: str) -> None:

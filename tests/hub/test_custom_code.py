@@ -24,7 +24,7 @@ from tablet_hf import (
     TabletModel,
 )
 from tablet_hf.hub.custom_code import write_custom_code
-from tablet_hf.slice_autoencoder import find_beside
+from tablet_hf.slice_autoencoder import find_bundled_autoencoder
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 TASK = {"problem_type": "single_label_classification", "id2label": {0: "F", 1: "M"}, "label2id": {"F": 0, "M": 1}}
@@ -227,7 +227,7 @@ def test_nothing_but_a_plain_name_is_looked_for_beside_a_model(name, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("config.json", "diffusion_pytorch_model.safetensors"):
             (folder / file).touch()
-    assert find_beside(name, str(tmp_path / "model"), {}) is None
+    assert find_bundled_autoencoder(name, str(tmp_path / "model"), {}) is None
 
 
 def test_an_access_token_is_used_and_not_kept_in_what_is_saved(folder, tmp_path):

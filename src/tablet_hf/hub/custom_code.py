@@ -13,7 +13,7 @@ from typing import Any
 from tablet_hf.auto_classes import PIPELINES
 from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_write
-from tablet_hf.slice_autoencoder import BESIDE, BESIDE_FILES, SHIPPED_WEIGHTS, shipped_autoencoders
+from tablet_hf.slice_autoencoder import BUNDLED_FILES, BUNDLED_FOLDER, SHIPPED_WEIGHTS, shipped_autoencoders
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
@@ -61,9 +61,9 @@ def write_custom_code(folder: Path) -> None:
         copy_whole(source, folder / source.name)
     autoencoder = saved.get(EXTRACTOR, {}).get("autoencoder")
     if autoencoder in shipped_autoencoders():
-        beside = folder / BESIDE / autoencoder
+        beside = folder / BUNDLED_FOLDER / autoencoder
         beside.mkdir(parents=True, exist_ok=True)
-        for name in BESIDE_FILES:
+        for name in BUNDLED_FILES:
             copy_whole(SHIPPED_WEIGHTS / autoencoder / name, beside / name)
     for name, settings in saved.items():  # last: what is named is there
         settings["auto_map"] = settings.get("auto_map", {}) | AUTO_MAPS[name]
