@@ -116,7 +116,7 @@ def test_a_demeaned_sample_is_warned_of_and_loses_what_is_negative(plugin, brain
     sample = make_sample(make_intensities(brain, 6))
     plugin.TabletTransform()(sample)
     assert not recwarn
-    with pytest.warns(UserWarning, match="demeaned before it was made"):
+    with pytest.warns(UserWarning, match="demeaned"):
         given = plugin.TabletTransform()(sample | {"mean": torch.zeros_like(sample["mean"])})
     torch.testing.assert_close(given["bold"], (sample["bold"] * sample["std"]).clamp(min=0))
 
@@ -139,7 +139,7 @@ def test_tokens_of_a_sample_are_those_of_its_scan(plugin, brain, signal):
 
 def test_a_sample_of_another_space_is_refused(plugin, brain):
     wrapper = plugin.TabletWrapper(make_model(), make_extractor(), brain)
-    with pytest.raises(InputError, match=rf"\(5, 400\), but those of the space 'mni' are \(frames, {brain.sum()}\)"):
+    with pytest.raises(InputError, match=rf"\(5, 400\).*\(frames, {brain.sum()}\)"):
         wrapper({"bold": torch.ones(2, 5, 400), "tr": torch.ones(2)})
 
 
@@ -166,43 +166,24 @@ def test_embeddings_are_those_of_the_pipeline(plugin, brain, pooling_type):
     assert not torch.allclose(cls_embeds[0], cls_embeds[1], atol=1e-2)
 
 
-def test_windows_are_those_the_model_was_trained_on_unless_told_otherwise(plugin, brain):
-    of_config = plugin.TabletWrapper(make_model(num_frames=3), make_extractor(), brain)
-    told = plugin.TabletWrapper(make_model(num_frames=3), make_extractor(), brain, num_frames=2)
-    unknown = plugin.TabletWrapper(make_model(), make_extractor(), brain)
-    assert [wrapper.num_frames for wrapper in (of_config, told, unknown)] == [3, 2, 256]
-    with pytest.raises(InputError, match="at least one frame"):
+def test_windows_are_those_the_model_was_trained_on_unless_given(plugin, brain):
+    sample = torch.from_numpy(make_intensities(brain, 7))
+    for settings, num_frames, windows in (({"num_frames": 3}, None, 3), ({"num_frames": 3}, 2, 4), ({}, None, 1)):
+        wrapper = plugin.TabletWrapper(make_model(**settings), make_extractor(), brain, num_frames)
+        assert wrapper.embed(sample, 0.8).num_windows == windows
+    with pytest.raises(ValueError, match="num_frames=0"):
         plugin.TabletWrapper(make_model(), make_extractor(), brain, num_frames=0)
 
 
-def test_the_precision_of_the_suite_is_for_the_model_and_not_for_tokens(plugin, brain):
+def test_the_suite_finds_the_model_frozen_and_no_weights_of_the_autoencoder(plugin, brain):
     model = make_model()
     wrapper = plugin.TabletWrapper(model, make_extractor(), brain)
-    batch = default_collate([plugin.TabletTransform()(make_sample(make_intensities(brain, 2)))])
-    seen = []
-    model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    with torch.inference_mode():
-        exact = wrapper(batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = wrapper(batch)
-    assert torch.equal(*seen)
-    assert seen[0].dtype == rounded.cls_embeds.dtype == rounded.patch_embeds.dtype == torch.float32
-    assert not torch.equal(rounded.patch_embeds, exact.patch_embeds)
-
-
-def test_fine_tuning_moves_the_model_and_leaves_the_autoencoder(plugin, brain):
-    model, extractor = make_model(), make_extractor()
-    wrapper = plugin.TabletWrapper(model, extractor, brain).train()
     assert {id(weights) for weights in wrapper.parameters()} == {id(weights) for weights in model.parameters()}
-    batch = default_collate([plugin.TabletTransform()(make_sample(make_intensities(brain, 2)))])
-    cls_embeds, _, patch_embeds = wrapper(batch)
-    (cls_embeds.square().mean() + patch_embeds.square().mean()).backward()
-    assert all(weights.grad is not None and weights.grad.abs().sum() > 0 for weights in model.parameters())
-    assert not extractor.slice_autoencoder.model.training
+    assert not any(weights.requires_grad for weights in wrapper.parameters())
 
 
 def test_tokens_that_do_not_fit_the_model_are_refused(plugin, brain):
-    with pytest.raises(InputError, match=r"tiny: These tokens do not fit this model"):
+    with pytest.raises(InputError, match=r"tiny: .*token_size"):
         plugin.TabletWrapper(make_model(token_size=TOKEN_SIZE + 3), make_extractor(), brain)
 
 
@@ -228,8 +209,8 @@ def test_the_checkpoint_is_an_option_or_a_variable(plugin, checkpoints, monkeypa
     monkeypatch.setenv("TABLET_CHECKPOINT", str(checkpoints / "encoder"))
     _, of_variable = plugin.tablet()
     _, of_option = plugin.tablet(ckpt_path=str(checkpoints / "classifier"), num_frames=9)
-    assert (of_variable.num_frames, of_option.num_frames) == (len("encoder"), 9)
-    assert repr(str(checkpoints / "classifier")) in repr(of_option)
+    assert of_variable.model.config.num_frames == len("encoder")
+    assert of_option.model.name_or_path == str(checkpoints / "classifier")
     assert not of_option.model.training
     assert of_option.__space__ == "mni"
 
@@ -240,10 +221,10 @@ def test_a_checkpoint_without_its_weights_is_refused(plugin, checkpoints, tmp_pa
     model = make_model()
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("layers.1")}
     model.save_pretrained(tmp_path / "half", state_dict=weights)
-    with pytest.raises(InputError, match=r"half: it holds no weights for layers\.1.*whole model"):
+    with pytest.raises(InputError, match=r"half: .*layers\.1"):
         plugin.tablet(ckpt_path=str(tmp_path / "half"))
     (tmp_path / "half" / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="half: no model could be loaded"):
+    with pytest.raises(InputError, match=r"half: .*model\.safetensors"):
         plugin.tablet(ckpt_path=str(tmp_path / "half"))
 
 
