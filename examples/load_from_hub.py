@@ -1,10 +1,10 @@
-"""Load a model by its name on the Hub, and predict from a scan or from a file of tokens.
+"""Load a model by its name on the Hub, and predict from a scan or from a token dataset.
 
     python examples/load_from_hub.py lab/sex scan.nii.gz
-    python examples/load_from_hub.py lab/sex --dataset lab/tokens        # or from tokens that lie there, as they come
+    python examples/load_from_hub.py lab/sex --dataset lab/tokens        # streamed
     python examples/load_from_hub.py lab/sex --dataset lab/tokens --revision v1
 
-Private repositories open to who has logged in (`hf auth login`) and may read them.
+Private repositories need a login (`hf auth login`). For predictions in one call, see the pipelines in the README.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import argparse
 import torch
 from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
 
-import tablet_hf  # noqa: F401  (the Auto classes know TABLeT from here on)
+import tablet_hf  # noqa: F401  (registers TABLeT with the Auto classes)
 from tablet_hf.datasets import StreamedWindows, TabletCollator
 
 

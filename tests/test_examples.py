@@ -1,5 +1,6 @@
-"""The examples run as they are written, on a few simulated people."""
+"""The examples run as they are written, on a few simulated subjects."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_a_model_predicts_from_a_scan(tmp_path, monkeypatch, capsys, make_scan):
-    """The first window of it, as whoever loads model and extractor by hand would have it."""
+    """Of its first window, as with a model and an extractor that are loaded by hand."""
     torch.manual_seed(0)
     task = {"num_labels": 1, "problem_type": "multi_label_classification", "id2label": {0: "M"}, "target_name": "sex"}
     sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -40,14 +41,14 @@ def test_a_model_predicts_from_a_scan(tmp_path, monkeypatch, capsys, make_scan):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "label", "said"),
+    ("script", "label", "metric"),
     [
-        ("run_classification.py", "sex", "people held out: auroc "),
-        ("run_regression.py", "age", "people held out: pearson_r "),
-        ("run_masked_token_modeling.py", None, "loss on held-out people: "),
+        ("run_finetuning.py", "sex", "test_auroc"),
+        ("run_finetuning.py", "age", "test_mae"),
+        ("run_masked_token_modeling.py", None, "eval_loss"),
     ],
 )
-def test_trainer_scripts_run_as_they_are_written(tmp_path, monkeypatch, capsys, script, label, said):
+def test_trainer_scripts_run_as_they_are_written(tmp_path, monkeypatch, capsys, script, label, metric):
     generator = torch.Generator().manual_seed(0)
     preprocessing = {"autoencoder": "x", "signal": "intensity", "scaling": "max"}
     preprocessing |= {"volume_size": 96, "token_size": 96, "grid_size": 3}
@@ -62,11 +63,11 @@ def test_trainer_scripts_run_as_they_are_written(tmp_path, monkeypatch, capsys, 
     write_splits([split], tmp_path / "splits.csv")
     words = ["--dataset", store.folder, "--splits", tmp_path / "splits.csv", "--output_dir", tmp_path / "model"]
     words += ["--label", label] if label else []
-    words += ["--num_frames", 4, "--num_train_epochs", 1, "--hidden_size", 32, "--num_hidden_layers", 1]
-    words += ["--num_attention_heads", 2, "--intermediate_size", 32, "--use_cpu", "True"]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    words += ["--num_frames", 4, "--num_train_epochs", 1, "--config", json.dumps(sizes), "--use_cpu", "True"]
     monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
-    assert said in capsys.readouterr().out
+    assert metric in capsys.readouterr().out
     assert (tmp_path / "model" / "model.safetensors").is_file()
     (training,) = TrainingData.read(tmp_path / "model")
     assert (training.task, training.num_subjects) == (label or "masked token modeling", 12)

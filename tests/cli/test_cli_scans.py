@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from small_autoencoders import residual_autoencoder
-from tablet_hf.cli.prediction_table import PredictionTable
 from typer.testing import CliRunner
 
 from tablet_hf import TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification

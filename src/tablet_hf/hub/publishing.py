@@ -387,6 +387,6 @@ def _runs_of(windows: Any) -> list[Any]:
     """The runs that windows are cut from; `MaskedWindows` wrap such windows."""
     if windows is None:
         return []
-    windows = getattr(windows, "windows", windows)
+    windows = windows if hasattr(windows, "runs") else windows.windows
     store = getattr(windows, "store", None)
     return list(windows.runs.values()) if store is None else [store.runs[index] for index in windows.runs]
