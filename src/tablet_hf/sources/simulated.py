@@ -193,7 +193,8 @@ def write_cohort(folder: Path, design: CohortDesign) -> None:
             run = np.rint(simulate_run(design, number, labels[number], anatomy)).astype(np.int16)
             _save_image(Path(f"{stem}preproc_bold.nii.gz"), run, anatomy.affine, REPETITION_TIME)
             _save_image(Path(f"{stem}brain_mask.nii.gz"), anatomy.brain.astype(np.uint8), anatomy.affine)
-            _write_json(Path(f"{stem}preproc_bold.json"), {"RepetitionTime": REPETITION_TIME, "TaskName": "rest"})
+            sidecar = {"RepetitionTime": REPETITION_TIME, "TaskName": "rest", "SkullStripped": True}
+            _write_json(Path(f"{stem}preproc_bold.json"), sidecar)
 
         # Random numbers, filters and compression release the interpreter's lock.
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -213,21 +214,18 @@ def is_cohort(folder: Path, design: CohortDesign) -> bool:
         recorded = json.loads((folder / DESIGN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return recorded == json.loads(json.dumps(asdict(design)))
+    return recorded == asdict(design)
 
 
 def _save_image(path: Path, data: np.ndarray, affine: np.ndarray, repetition_time: float = 0.0) -> None:
-    import nibabel
-    from nibabel.openers import Opener
+    from nibabel import Nifti1Image
 
-    image = nibabel.Nifti1Image(data, affine)
+    image = Nifti1Image(data, affine)
     image.set_sform(affine, code="mni")
     image.set_qform(affine, code="mni")
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_zooms((*image.header.get_zooms()[:3], repetition_time)[: data.ndim])
-    # Noise does not compress: the lowest level gives files as small as any, in a third of the time.
-    with Opener(path, "wb", compresslevel=1) as stream:
-        image.to_file_map({"image": nibabel.FileHolder(fileobj=stream)})
+    image.to_filename(path)
 
 
 def _write_json(path: Path, content: dict) -> None:

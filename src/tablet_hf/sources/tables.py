@@ -293,8 +293,7 @@ class PhenotypeTables:
             family = record.family if family is None else str(family)
             joined.append(replace(record, site=site, family=family, phenotypes=values))
         if without_row:
-            listed = _listed(list(without_row))
-            warnings.warn(f"No row of the phenotype tables and so no phenotypes: subject {listed}.", stacklevel=2)
+            warnings.warn(f"The phenotype tables have no row for subject {_listed(list(without_row))}.", stacklevel=2)
         return joined
 
 
