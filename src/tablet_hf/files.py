@@ -90,8 +90,9 @@ def safe_name(text: str) -> str:
 
 
 def protect_cell(value: Any) -> Any:
-    """Put an apostrophe before text that a spreadsheet would run as a formula (OWASP, CSV injection)."""
-    return f"'{value}" if isinstance(value, str) and re.match(r"'*[=+\-@\t\r\n]", value) else value
+    """Put an apostrophe before text, other than a number, that a spreadsheet would run as a formula (OWASP)."""
+    is_text = isinstance(value, str) and not re.fullmatch(r"-\d+(\.\d+)?(e[+-]?\d+)?", value)
+    return f"'{value}" if is_text and re.match(r"'*[=+\-@\t\r\n]", value) else value
 
 
 def unprotect_cell(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a scan, a model, an autoencoder or a file of tokens holds, as facts to be printed: {name: value}."""
+"""Facts about a scan, a model, an autoencoder or a token file, {name: value}, as `tablet-hf info` prints them."""
 
 import json
 import warnings
@@ -10,25 +10,21 @@ from tablet_hf.hub.files import count_parameters, fetch, weight_files
 from tablet_hf.hub.training_data import TrainingData
 
 MASK_SOURCES = {
-    "given": "the one given",
-    "bids": "the BIDS brain mask beside the scan",
-    "nonzero": "voxels that are not zero",
+    "given": "given",
+    "bids": "BIDS brain mask next to the scan",
+    "nonzero": "non-zero voxels",
     "epi": "EPI mask of the mean image",
 }
 
 
-def describe(
-    name: str,
-    mask: Path | None = None,
-    repetition_time: float | None = None,
-    check_space: bool = True,
-    add_mean: Path | None = None,
-) -> dict[str, Any]:
-    """Facts about whatever `name` is: a shipped autoencoder, a file of tokens, a scan, or the folder or Hub id of a
-    model or an autoencoder.
+def describe(name: str, **scan_options: Any) -> dict[str, Any]:
+    """Describe an autoencoder, a token file, a scan, or the folder or Hub id of a model or an autoencoder.
+
+    Args:
+        scan_options: of `describe_scan`.
 
     Raises:
-        InputError: it cannot be read as what it seems to be.
+        InputError: it cannot be read.
     """
     from tablet_hf.datasets.store_files import STORE_FILE
     from tablet_hf.datasets.token_files import SUFFIX
@@ -40,11 +36,15 @@ def describe(
     if name.endswith(SUFFIX):
         return describe_tokens(path)
     if (path / STORE_FILE).is_file():
-        raise InputError(f"{name}: it is a token dataset; tablet-hf dataset describe tells what is in it.")
-    if path.is_dir() or not (path.exists() or name.endswith((".nii", ".nii.gz"))):
-        config = read_config(name)
-        return describe_autoencoder(name) if "_class_name" in config else describe_model(name, config)
-    return describe_scan(path, mask, repetition_time, check_space, add_mean)
+        raise InputError(f"{name}: it is a token dataset; use tablet-hf dataset describe.")
+    if path.is_file() or name.endswith((".nii", ".nii.gz")):
+        return describe_scan(path, **scan_options)
+    config_file = fetch(name, "config.json")
+    try:
+        config = dict(json.loads(config_file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{config_file}: it is not a JSON object ({error}); save or fetch it again.") from error
+    return describe_autoencoder(name) if "_class_name" in config else describe_model(name, config)
 
 
 def describe_scan(
@@ -54,6 +54,7 @@ def describe_scan(
     check_space: bool = True,
     add_mean: Path | None = None,
 ) -> dict[str, Any]:
+    """Describe a scan and how it is placed on the model's grid."""
     import numpy as np
 
     from tablet_hf.volumes import open_run
@@ -66,91 +67,81 @@ def describe_scan(
         "frames": run.num_frames,
         "repetition time": f"{run.repetition_time:g} s ({run.num_frames * run.repetition_time / 60:.1f} min)",
         "grid": f"{' x '.join(map(str, run.source_shape))} voxels of {' x '.join(f'{edge:.3g}' for edge in voxel)} mm",
-        "way to the 2 mm cube": "resampled" if run.is_resampled else "moved by whole voxels, not interpolated",
-        "brain mask": f"{MASK_SOURCES[run.mask_source]}, {np.count_nonzero(run.mask) * 8e-6:.2f} litres on the cube",
+        "placement on the 2 mm grid": "resampled" if run.is_resampled else "shifted by whole voxels",
+        "brain mask": f"{MASK_SOURCES[run.mask_source]}, {np.count_nonzero(run.mask) * 8e-6:.2f} litres on the grid",
         "largest intensity": f"{run.maximum:g}",
         "tokens (f32c32)": f"{run.num_frames} x 27 x 3072, {run.num_frames * 27 * 3072 * 2 / 2**20:.0f} MiB in float16",
     }
 
 
-def read_config(name: str) -> dict[str, Any]:
-    """What the config.json of a folder or a Hub id holds; with a "_class_name" it is that of an autoencoder."""
-    path = fetch(name, "config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: it is not readable as JSON ({error}); save or fetch it again.") from error
-    if not isinstance(config, dict) or not {"_class_name", "model_type"} & config.keys():
-        raise InputError(
-            f"{path}: it names neither a model nor an autoencoder; a checkpoint of the code released with the paper "
-            "has to be converted first (tablet-hf convert)."
-        )
-    return config
-
-
 def describe_model(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Describe a model by the content of its config.json."""
     from huggingface_hub.errors import StrictDataclassError
 
     from tablet_hf import TabletConfig
     from tablet_hf.hub.loading import unusable
 
     if settings.get("model_type") != "tablet":
-        raise InputError(f"{name}: it is a model of type {settings.get('model_type')!r}, not a TABLeT.")
+        kind = settings.get("model_type")
+        raise InputError(f"{name}: model type {kind!r}, not tablet; a released checkpoint needs tablet-hf convert.")
     try:
         config = TabletConfig.from_dict(settings)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise unusable(name, "its config.json cannot be used", error) from error
-    parameters = sum(map(count_parameters, weight_files(name)))
+    architectures = config.architectures or ["unknown"]
     facts = {
         "model": name,
-        "class": ", ".join(config.architectures or ["not recorded"]),
-        "parameters": f"{parameters:,}",
+        "class": ", ".join(architectures),
+        "parameters": f"{sum(map(count_parameters, weight_files(name))):,}",
         "layers": f"{config.num_hidden_layers} of width {config.hidden_size}, {config.num_attention_heads} heads "
         f"({config.num_key_value_heads} key/value)",
         "positions": config.position_embedding_type,
         "tokens": f"{config.num_cells} x {config.token_size} a frame",
-        "autoencoder": f"{config.autoencoder or 'not recorded'} {config.autoencoder_revision or ''}".strip(),
-        "signal, scaling": f"{config.signal or 'not recorded'}, {config.scaling or 'not recorded'}",
-        "window": f"{config.num_frames} frames" if config.num_frames else "not recorded",
+        "autoencoder": f"{config.autoencoder or 'unknown'} {config.autoencoder_revision or ''}".strip(),
+        "signal, scaling": f"{config.signal or 'unknown'}, {config.scaling or 'unknown'}",
+        "window": f"{config.num_frames} frames" if config.num_frames else "unknown",
     }
-    if "TabletForSequenceClassification" in (config.architectures or []):
-        facts["predicts"] = f"{', '.join(config.id2label.values())} ({config.problem_type or 'problem_type not set'})"
+    if "TabletForSequenceClassification" in architectures:
+        facts["predicts"] = f"{', '.join(config.id2label.values())} ({config.problem_type or 'unknown problem type'})"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it could not be asked for matters to who trains from it
+        warnings.simplefilter("ignore")  # a record that cannot be fetched matters for training, not here
         trainings = TrainingData.of_model(name)
     if trainings:
-        start = [] if trainings[0].started_from is None else [f"what {trainings[0].started_from} did, not recorded"]
-        facts["learnt from"] = ", then ".join([*start, *map(str, trainings)])
+        start = [] if trainings[0].started_from is None else [f"{trainings[0].started_from} (not recorded)"]
+        facts["trained on"] = ", then ".join([*start, *map(str, trainings)])
     return facts
 
 
 def describe_autoencoder(name: str) -> dict[str, Any]:
+    """Describe an autoencoder and the tokens that it gives."""
     from tablet_hf import TabletFeatureExtractor
 
     extractor = TabletFeatureExtractor(name)
     model = extractor.slice_autoencoder.model
-    size = extractor.token_size // (3 * (extractor.volume_size // extractor.grid_size))
+    factor = extractor.volume_size // extractor.grid_size
     return {
         "autoencoder": name,
         "class": type(model).__name__,
         "revision": extractor.autoencoder_revision,
-        "compression": f"f{extractor.volume_size // extractor.grid_size}c{size}",
+        "compression": f"f{factor}c{extractor.token_size // (3 * factor)}",
         "parameters": f"{sum(weight.numel() for weight in model.parameters()):,}",
         "tokens": f"{extractor.grid_size**3} x {extractor.token_size} a frame",
     }
 
 
 def describe_tokens(path: Path) -> dict[str, Any]:
+    """Describe a token file."""
     from tablet_hf.datasets.token_files import load_tokens
 
     run, record = load_tokens(path)
     source = record.get("source")
+    settings = {name: value for name, value in record.items() if name not in ("source", "options")}
     return {
         "tokens": path,
         "shape": f"{' x '.join(map(str, run.tokens.shape))} {str(run.tokens.dtype).removeprefix('torch.')}",
         "frames": f"{run.frames[0]} to {run.frames[-1]}",
         "repetition time": f"{run.repetition_time:g} s",
-        "clipped": f"{100 * run.clipped_share:.2f}% of the brain's values",
-        "made from": source.get("path", "not recorded") if isinstance(source, dict) else "not recorded",
-        "made by": json.dumps({name: value for name, value in record.items() if name not in ("source", "options")}),
+        "clipped": f"{100 * run.clipped_share:.2f}% of brain values",
+        "source": source.get("path", "unknown") if isinstance(source, dict) else "unknown",
+        "settings": json.dumps(settings),
     }

@@ -1,6 +1,5 @@
 """The command `tablet-hf predict`, and its table of predictions."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,14 +19,11 @@ from tablet_hf.cli.terminal import (
     for_one_scan,
     messages,
     one_sentence,
+    report_failures,
     show_rows,
-    tell_and_leave,
 )
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_write
-
-# What spreadsheets run as a formula (OWASP, CSV injection). Labels come with a model, which may be from anywhere.
-FORMULA, NUMBER = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"-\d+(\.\d+)?(e[+-]?\d+)?")
+from tablet_hf.files import atomic_write, protect_cell, unprotect_cell
 
 
 @one_sentence
@@ -86,7 +82,9 @@ def predict(
 
         failures = for_each_scan(todo, predict_one)
     show_rows(rows[str(scan)] for scan in scans if scan not in failures)
-    tell_and_leave(failures, len(scans), None if out is None or not rows else f"Written: {out}")
+    if out is not None and rows:
+        messages.print(f"Written: {escape(str(out))}")
+    report_failures(failures, len(scans))
 
 
 def row_of(
@@ -164,7 +162,7 @@ def read_table(path: Path | None, model: str) -> dict[str, dict[str, Any]]:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: it is not a readable CSV file; choose another --out.") from error
-    table = table.rename(columns=_text).map(_text)
+    table = table.rename(columns=unprotect_cell).map(unprotect_cell)
     if not {"scan", "model", "prediction"} <= set(table.columns):
         raise InputError(f"{path}: it is not a table of predictions; choose another --out.")
     if others := sorted(set(table["model"]) - {model}):
@@ -178,15 +176,6 @@ def write_table(path: Path | None, rows: dict[str, dict[str, Any]]) -> None:
     if path is None:
         return
     columns = None if rows else ["scan", "model", "prediction"]
-    table = pd.DataFrame(list(rows.values()), columns=columns).rename(columns=_cell).map(_cell)
+    table = pd.DataFrame(list(rows.values()), columns=columns).rename(columns=protect_cell).map(protect_cell)
     with atomic_write(path) as unfinished:
         table.to_csv(unfinished, index=False)
-
-
-def _cell(value: Any) -> Any:
-    is_formula = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
-    return f"'{value}" if is_formula else value
-
-
-def _text(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

@@ -31,8 +31,8 @@ from tablet_hf.cli.terminal import (
     one_sentence,
     output,
     progress_bars,
+    report_failures,
     show_facts,
-    tell_and_leave,
 )
 from tablet_hf.errors import InputError
 from tablet_hf.files import source_identity
@@ -75,85 +75,81 @@ def tokenize(
 ) -> None:
     """Tokenize scans: one float16 safetensors file per scan, or with --source a store of a whole dataset."""
     source_options = {
-        "phenotypes": phenotypes or None,
-        "tasks": tasks or None,
-        "sessions": sessions or None,
+        "phenotypes": phenotypes,
+        "tasks": tasks,
+        "sessions": sessions,
         "space": space,
         "pattern": pattern,
         "withdrawn": withdrawn,
         "dataset": dataset,
-        "keep_failed_quality": keep_failed_quality or None,
+        "keep_failed_quality": keep_failed_quality,
     }
-    given = {name: value for name, value in source_options.items() if value is not None}
+    source_options = {name: value for name, value in source_options.items() if value}
+    window = {"num_frames": num_frames, "start": start, "stride": stride}
+    companions = {"mask": mask, "repetition_time": repetition_time, "add_mean": add_mean}
+
+    def extractor_on(device: str) -> Any:
+        return make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, device)
+
     if source is not None:
-        of_one_scan = {"--mask": mask, "--repetition-time": repetition_time, "--add-mean": add_mean}
-        of_one_scan |= {
-            "--num-frames": num_frames,
-            "--start": start or None,
-            "--stride": stride if stride > 1 else None,
-        }
-        if unfit := [option for option, value in of_one_scan.items() if value is not None]:
-            raise InputError(f"{unfit[0]} belongs to single scans; a store keeps whole runs, so leave it out.")
-        if overwrite:
-            raise InputError("--overwrite belongs to single scans; delete what is to be done again from the store.")
+        if overwrite or any(companions.values()) or window != {"num_frames": None, "start": 0, "stride": 1}:
+            raise InputError(
+                "A store holds whole runs: with --source leave out --num-frames, --start, --stride, --mask, "
+                "--repetition-time, --add-mean and --overwrite."
+            )
         cli_datasets.tokenize_source(
-            source,
-            scans,
-            out,
-            given,
-            lambda chosen: make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, chosen),
-            device,
-            dtype,
-            readers,
-            space_check,
-            dry_run,
+            source, scans, out, source_options, extractor_on, device, dtype, readers, space_check, dry_run
         )
         return
-    if given or dry_run or readers is not None or dtype != "float16":
-        raise InputError("options of datasets need --source; see tablet-hf tokenize --help.")
-    from tablet_hf.datasets.token_files import DTYPE, TokenFolder
-
+    if source_options or dry_run or readers is not None or dtype != "float16":
+        raise InputError("Options of datasets need --source; see tablet-hf tokenize --help.")
     for_one_scan("--mask", mask, scans)
     for_one_scan("--add-mean", add_mean, scans)
-    extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
-    extractor.slice_autoencoder  # noqa: B018  (loaded now, so that a wrong name is reported before any scan is read)
+    tokenize_files(scans, out, extractor_on(choose_device(device)), companions, window, space_check, overwrite)
+
+
+def tokenize_files(
+    scans: list[Path],
+    out: Path,
+    extractor: Any,
+    companions: dict[str, Any],
+    window: dict[str, Any],
+    check_space: bool,
+    overwrite: bool,
+) -> None:
+    """Write a token file for each scan; files that the same command wrote before are kept."""
+    import torch
+
+    from tablet_hf.datasets.token_files import read_record, save_tokens, token_file_name
+
+    paths = {scan: out / token_file_name(scan) for scan in scans}
+    for path in paths.values():
+        if len(named := [scan for scan in paths if paths[scan] == path]) > 1:
+            raise InputError(f"{named[0]} and {named[1]} would both become {path.name}; use an --out for each.")
+    extractor.slice_autoencoder  # noqa: B018  (a wrong name is reported before any scan is read)
     out.mkdir(parents=True, exist_ok=True)
-    tokens, seen = TokenFolder(out, scans), set()
 
     def tokenize_one(scan: Path, on_progress: Callable) -> None:
-        if os.path.abspath(scan) in seen:
-            return
-        seen.add(os.path.abspath(scan))
-        request = {
+        record = {
             **extractor.to_dict(),
             "source": source_identity(scan),
-            "window": {"num_frames": num_frames, "start": start, "stride": stride},
-            "options": {
-                "repetition_time": repetition_time,
-                "space_check": space_check,
-                **companion_identities(scan, mask, repetition_time, add_mean),
-            },
+            "window": window,
+            "options": {"space_check": check_space, **companion_identities(scan, **companions)},
         }
-        if not overwrite and (path := tokens.finished(scan, request)):
-            messages.print(f"{escape(str(path))} is there already.")
+        path = paths[scan]
+        if path.exists() and not overwrite:
+            if read_record(path) != record:
+                raise InputError(f"{path}: it holds other tokens; choose another --out, or pass --overwrite.")
+            messages.print(f"{escape(str(path))} exists already.")
             return
         run = extractor.tokenize(
-            scan,
-            mask,
-            num_frames=num_frames,
-            start=start,
-            stride=stride,
-            repetition_time=repetition_time,
-            add_mean=add_mean,
-            check_space=space_check,
-            on_progress=on_progress,
-            dtype=DTYPE,
+            scan, **companions, **window, check_space=check_space, on_progress=on_progress, dtype=torch.float16
         )
-        path = tokens.save(run, request, scan, overwrite)
+        save_tokens(run, record, path)
         clipped = f", {100 * run.clipped_share:.2f}% clipped" if run.clipped_share else ""
         output.print(f"{escape(str(path))}  {' x '.join(map(str, run.tokens.shape))}{clipped}")
 
-    tell_and_leave(for_each_scan(scans, tokenize_one), len(scans), None)
+    report_failures(for_each_scan(list(paths), tokenize_one), len(scans))
 
 
 @one_sentence
@@ -174,38 +170,28 @@ def reconstruct(
     device: DeviceOption = "auto",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Encode and decode a scan, and report how much of it is kept."""
+    """Encode and decode a scan, and report how well it is reconstructed."""
     from tablet_hf.nifti import check_nifti_name
     from tablet_hf.report.reconstruction import write_reconstruction
     from tablet_hf.scans import find_brain_mask_file
     from tablet_hf.volumes import open_run
 
     check_nifti_name(out)
-    check_not_replaced(
-        out, {"scan": scan, "mask": mask or find_brain_mask_file(scan), "mean image": add_mean}, overwrite
-    )
+    check_not_replaced(out, [scan, mask or find_brain_mask_file(scan), add_mean], overwrite)
     extractor = make_extractor(autoencoder, autoencoder_subfolder, signal, scaling, choose_device(device))
     run = open_run(scan, mask, repetition_time, extractor.volume_size, add_mean, space_check)
-    with progress_bars() as progress:
-        task = progress.add_task("encode", total=None)
+    with progress_bars() as on_progress:
         tokenized = extractor.tokenize(
-            run,
-            num_frames=num_frames,
-            start=start,
-            stride=stride,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            run, num_frames=num_frames, start=start, stride=stride, on_progress=on_progress("encode")
         )
-        task = progress.add_task("decode", total=None)
-        fidelity = write_reconstruction(
-            tokenized, run, extractor, out, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+        fidelity = write_reconstruction(tokenized, run, extractor, out, on_progress("decode"))
     shape = " x ".join(map(str, (*run.source_shape, len(tokenized.tokens))))
-    output.print(f"{escape(str(out))}  {shape}, in the scan's own unit and on its own grid")
+    output.print(f"{escape(str(out))}  {shape}, in the unit and on the grid of the scan")
     output.print(f"PSNR inside the brain: {fidelity.psnr(run.maximum):.1f} dB (peak: its maximum)")
     if len(tokenized.tokens) > 2:
         correlations = fidelity.temporal_correlation()
-        median = f"{correlations.median():.2f}" if len(correlations) else "none, since nothing moves in these frames"
-        output.print(f"Correlation over time of a voxel with itself, median over the brain: {median}")
+        median = f"{correlations.median():.2f}" if len(correlations) else "undefined (constant time series)"
+        output.print(f"Median temporal correlation over brain voxels: {median}")
 
 
 @one_sentence
@@ -224,40 +210,31 @@ def info(
     """Describe a scan, a token file, a model or an autoencoder."""
     from tablet_hf.cli.describe import describe
 
-    show_facts(describe(model_or_scan, mask, repetition_time, space_check, add_mean))
+    options = {"mask": mask, "repetition_time": repetition_time, "check_space": space_check, "add_mean": add_mean}
+    show_facts(describe(model_or_scan, **options))
 
 
-def check_not_replaced(out: Path, read: dict[str, Path | None], overwrite: bool) -> None:
-    """Refuse to write over what is read, whatever was asked for, and over anything else unasked.
+def check_not_replaced(out: Path, inputs: list[Path | None], overwrite: bool) -> None:
+    """Refuse an output that is one of the inputs, or that exists without --overwrite.
 
     Raises:
-        InputError: `out` is one of the files `read`, {role: path}, by whatever name, or is there already.
+        InputError: either of these.
     """
-    if not os.path.lexists(out):
-        return
-    for role, path in read.items():
-        if path is not None and (
-            out.resolve() == path.resolve() or (path.exists() and out.exists() and out.samefile(path))
-        ):
-            raise InputError(f"{out}: it is the {role} itself, which would be lost; choose another --out.")
-    if not overwrite:
-        raise InputError(f"{out}: it is there already; choose another --out, or pass --overwrite.")
+    if any(path is not None and path.exists() and out.exists() and out.samefile(path) for path in inputs):
+        raise InputError(f"{out}: it is an input of this command; choose another --out.")
+    if os.path.lexists(out) and not overwrite:
+        raise InputError(f"{out}: it exists; choose another --out, or pass --overwrite.")
 
 
 def companion_identities(
     scan: Path, mask: Path | None, repetition_time: float | None, add_mean: Path | None
 ) -> dict[str, Any]:
-    """What tells that a mask, a mean image or a sidecar changed, given or found next to a scan."""
-    from tablet_hf.datasets.token_files import SUFFIX
+    """Return the identities of mask, mean image and sidecars, given or found, which show whether one changed."""
     from tablet_hf.scans import find_brain_mask_file, find_sidecars
 
-    found = []
-    if not scan.name.endswith(SUFFIX):
-        own_mask = find_brain_mask_file(scan) if mask is None else None
-        found = [own_mask] if own_mask else []
-        found += find_sidecars(scan) if repetition_time is None else []
+    mask = mask or find_brain_mask_file(scan)
     return {
         "mask": mask and source_identity(mask),
+        "repetition_time": repetition_time or [source_identity(path) for path in find_sidecars(scan)],
         "add_mean": add_mean and source_identity(add_mean),
-        "found": [source_identity(path) for path in found],
     }

@@ -1,4 +1,4 @@
-"""What the commands of `tablet-hf` share: options, the two consoles, sentences for what went wrong, progress."""
+"""What the commands of `tablet-hf` share: options, the two consoles, errors and warnings as lines, progress."""
 
 import errno
 import functools
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from tablet_hf.errors import InputError
 from tablet_hf.progress import Bars
@@ -49,27 +49,21 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite ex
 
 
 def one_sentence(command: Callable) -> Callable:
-    """Tell unusable input in its sentence and leave with 2, and with 130 where somebody stops it.
-
-    Anything else is our failure, and Python leaves with 1.
-
-    The libraries are made quiet here, when the command begins: importing them takes seconds that --help should not.
-    """
+    """Decorate a command: InputError becomes one line and exit code 2, an interrupt exit code 130."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
-        quiet_libraries()
+        quiet_libraries()  # here and not at import, which --help should not wait for
         try:
             return command(*args, **kwargs)
         except InputError as error:
             messages.print(f"Error: {escape(str(error))}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as stop:
-            messages.print("Stopped; run the same command again to go on with what is not finished.")
+            messages.print("Interrupted; run the same command again to resume.")
             raise typer.Exit(130) from stop
         except OSError as error:
-            # A full disk, a folder that may not be written to: no fault of the program's, but nothing else either.
-            if error.filename is None and error.errno != errno.ENOSPC:
+            if not is_of_user(error):
                 raise
             messages.print(f"Error: {escape(str(error.filename or 'disk'))}: {escape(str(error.strerror))}.")
             raise typer.Exit(2) from error
@@ -77,25 +71,31 @@ def one_sentence(command: Callable) -> Callable:
     return wrapped
 
 
+def is_of_user(error: OSError) -> bool:
+    """Whether an error is about a file that the user named, or a full disk."""
+    return error.filename is not None or error.errno == errno.ENOSPC
+
+
 def quiet_libraries() -> None:
-    """Warnings as one line each; no progress bars, load reports or retry notices between ours."""
+    """Show each UserWarning as one line, and no progress bars, load reports or retry notices of libraries."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as library_logging
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
         if issubclass(category, UserWarning):
-            messages.print(f"Note: {escape(str(message))}")
+            messages.print(f"Warning: {escape(str(message))}")
 
     warnings.showwarning = show
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
     logging.getLogger("tablet_hf").setLevel(logging.WARNING)
     hub_logging.set_verbosity_error()
-    # diffusers asks the Hub with an argument that it has given up: nothing that whoever sits there could do about it.
+    # diffusers passes an argument that huggingface_hub deprecated, which the user cannot change.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
 
 
 def choose_device(name: str) -> str:
+    """Return the name of a device that exists; "auto" is cuda where there is one, else cpu."""
     import torch
 
     if name == "auto":
@@ -103,13 +103,12 @@ def choose_device(name: str) -> str:
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"--device {name}: this machine has no such device; give auto, cpu, cuda, cuda:1 (the second GPU) or mps."
-        ) from error
+        raise InputError(f"--device {name}: not available; give auto, cpu, cuda, cuda:1 or mps.") from error
     return name
 
 
 def make_extractor(autoencoder: str, subfolder: str | None, signal: str, scaling: str, device: str) -> Any:
+    """Return a `TabletFeatureExtractor` on a device, in float16 on a GPU."""
     import torch
 
     from tablet_hf import TabletFeatureExtractor
@@ -122,62 +121,66 @@ def make_extractor(autoencoder: str, subfolder: str | None, signal: str, scaling
 
 
 def for_one_scan(option: str, value: Path | None, scans: list[Path]) -> None:
+    """Refuse an option that holds for one scan where there are several."""
     if value is not None and len(scans) > 1:
-        raise InputError(f"{option} belongs to one scan, but {len(scans)} scans were given; run them one by one.")
+        raise InputError(f"{option}: it holds for one scan, but {len(scans)} were given; run them one by one.")
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
+def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Give a function that starts a bar by its title and returns its callback `(frames done, frames in all)`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
-    with Bars(*columns, TimeRemainingColumn(), console=messages, unit="frames") as progress:
-        yield progress
+    with Bars(*columns, TimeRemainingColumn(), console=messages, unit="frames") as bars:
+
+        def start(title: str) -> Callable[[int, int], None]:
+            for finished in bars.task_ids:
+                bars.remove_task(finished)
+            task = bars.add_task(escape(title), total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield start
 
 
 def for_each_scan(scans: list[Path], work: Callable[[Path, Callable], None]) -> dict[Path, str]:
-    """Call `work(scan, on_progress)` for every scan; the sentence for each that could not be used comes back."""
+    """Call `work(scan, on_progress)` for every scan and return the reason for each that could not be used."""
     failures: dict[Path, str] = {}
-    with progress_bars() as progress:
+    with progress_bars() as start:
         for number, scan in enumerate(scans, 1):
-            task = progress.add_task(f"[{number}/{len(scans)}] {escape(scan.name[:48])}", total=None)
             try:
-                work(scan, lambda done, total, task=task: progress.update(task, completed=done, total=total))
-            except (InputError, OSError) as error:
-                if isinstance(error, OSError) and (error.errno == errno.ENOSPC or error.filename is None):
+                work(scan, start(f"[{number}/{len(scans)}] {scan.name[:48]}"))
+            except InputError as error:
+                failures[scan] = str(error)
+            except OSError as error:
+                if not is_of_user(error) or error.errno == errno.ENOSPC:
                     raise
-                failures[scan] = str(error) if isinstance(error, InputError) else f"{scan}: {error.strerror}."
-                messages.print(f"Skipped: {escape(failures[scan])}")
-            progress.remove_task(task)
+                failures[scan] = f"{scan}: {error.strerror}."
     return failures
 
 
-def tell_and_leave(failures: dict[Path, str], total: int, done: str | None) -> None:
-    if done:
-        messages.print(escape(done))
+def report_failures(failures: Mapping[Path, str], total: int) -> None:
+    """Print the scans that could not be used, one a line, and exit with code 2 if there are any."""
     if failures:
         messages.print(f"{len(failures)} of {total} scans could not be used:")
-        for sentence in failures.values():
-            messages.print(f"  {escape(sentence)}")
+        for reason in failures.values():
+            messages.print(f"  {escape(reason)}")
         raise typer.Exit(2)
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
-    """A line each: its name, and what is known, in a second column."""
+    """Print a line a fact, in two columns."""
     width = max(map(len, facts))
     for name, value in facts.items():
         output.print(f"{name:{width}}  {escape(str(value))}")
 
 
 def show_rows(rows: Iterable[dict[str, Any]]) -> None:
-    """Aligned columns, never cut: what is printed may be read by a program."""
+    """Print rows in aligned columns, uncut, so that a program can read them."""
     rows = list(rows)
     if not rows:
         return
     columns = [name for name in rows[0] if name not in ("model", "request")]
-    lines = [columns, *([_cell(row.get(name, "")) for name in columns] for row in rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    cells = [[row.get(name, "") for name in columns] for row in rows]
+    lines = [columns, *([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         output.print(escape("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
