@@ -1,9 +1,9 @@
-"""A Hub on 127.0.0.1: what huggingface_hub, transformers and datasets ask of it to read and write repositories.
+"""A Hub on 127.0.0.1: what huggingface_hub, transformers and datasets request to read and write repositories.
 
     hub = LoopbackHub(folder, users={"hf_of_the_lab": "lab"})
     HfApi(endpoint=hub.endpoint, token="hf_of_the_lab").create_repo("lab/model", private=True)
 
-It keeps commits, branches and tags as a Hub does, asks for the right token, and can be killed in the middle.
+It keeps commits, branches and tags as the Hub does, checks access tokens, and can be killed in the middle of a request.
 """
 
 import base64
@@ -22,14 +22,13 @@ LFS_ENDINGS = (".safetensors", ".parquet", ".arrow", ".bin", ".pt", ".png")
 class LoopbackHub:
     """Repositories that are folders, `folder/models/OWNER/NAME` and `folder/datasets/OWNER/NAME`, or that are pushed.
 
-    A folder has one commit, named by the contents of its files, on the branch main; all may read it. What is pushed has
-    a history. Nobody may write but users by their tokens, each under a name of their own.
+    A folder has one commit, on the branch main, and is public. What is pushed has a history. Users may write to
+    repositories under their own name only.
 
     Attributes:
-        users: whose token it is.
-        readers: tokens that may read only.
-        organisations: names that a user is a member of; nothing lies under them here.
-        granted: (token, repository) to whom a gate was opened.
+        users: user names by access token.
+        readers: tokens for reading only.
+        organisations: names of the organisations of a user.
         repositories: by kind and name, what was pushed.
         requests: every request line.
         received: all that came in, request by request, without the Authorization header.
@@ -38,7 +37,7 @@ class LoopbackHub:
 
     def __init__(self, folder: Path, users: dict[str, str] | None = None):
         self.folder, self.users, self.requests = folder, dict(users or {}), []
-        self.readers, self.granted = set(), set()
+        self.readers: set[str] = set()
         self.organisations: dict[str, list[str]] = {}
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.large_files: dict[str, bytes] = {}
@@ -50,7 +49,7 @@ class LoopbackHub:
         self.start()
 
     def start(self) -> None:
-        """Answer, after a stop on the same port as before."""
+        """Answer requests, after a stop on the same port as before."""
         hub = self
 
         class Handler(_Handler):
@@ -63,7 +62,7 @@ class LoopbackHub:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
-        """Hang up on everybody in the middle of whatever they say, and take no further calls."""
+        """Close all connections, in the middle of requests too, and accept no more."""
         self.server.shutdown()
         self.server.server_close()
         for connection in list(self._connections):
@@ -72,14 +71,12 @@ class LoopbackHub:
             except OSError:
                 continue
 
-    close = stop
-
     def break_at(self, request: str, num_bytes: int = 0) -> None:
         """Stop when a request comes in whose line matches `request`, after so many bytes of its body."""
         self._break = (request, num_bytes)
 
     def environment(self, home: Path) -> dict[str, str]:
-        """Variables for a client process whose cache is `home`."""
+        """Variables of a client process with its cache in `home`."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -89,7 +86,7 @@ class LoopbackHub:
         }
 
     def answer_here(self, monkeypatch, cache: Path) -> None:
-        """Let the client in this process ask this Hub for files, and keep them in `cache`."""
+        """Make the client in this process use this Hub, with `cache`."""
         template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in (
             ("HF_HUB_OFFLINE", False),
@@ -100,11 +97,9 @@ class LoopbackHub:
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
 
     def commit(self, repository: Path) -> str:
-        """The name of the one commit of a repository that is a folder."""
-        digest = hashlib.sha1()
-        for name, path in files_of(repository).items():
-            digest.update(name.encode() + path.read_bytes())
-        return digest.hexdigest()
+        """The name of the commit of a repository that is a folder."""
+        files = {file: path.read_bytes() for file, path in files_of(repository).items()}
+        return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
 
     def files(self, name: str, kind: str = "models", revision: str = "main") -> dict[str, bytes]:
         """What a repository holds."""
@@ -201,11 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.query = parse_qs(urlsplit(self.path).query)
             self.body = self._read_body()
             headers = [pair for pair in self.headers.items() if pair[0].lower() != "authorization"]
-            said = "".join(f"{name}: {value}\n" for name, value in headers)
-            self.hub.received.append(f"{self.requestline}\n{said}\n".encode() + self.body)
+            lines = "".join(f"{name}: {value}\n" for name, value in headers)
+            self.hub.received.append(f"{self.requestline}\n{lines}\n".encode() + self.body)
             verb = "GET" if self.command == "HEAD" else self.command
             for wanted, pattern, route in ROUTES:
-                # Branches with a slash come quoted, and stay one part of the path.
+                # A branch with a slash is quoted, and so stays one part of the path.
                 if wanted == verb and (match := re.fullmatch(pattern, urlsplit(self.path).path)):
                     route(self, *(part and unquote(part) for part in match.groups()))
                     return
@@ -236,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.stop()
         raise _HungUp
 
-    # --- who may do what
+    # --- permissions
 
     @property
     def _token(self) -> str | None:
@@ -246,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.hub.users.get(self._token)
 
     def _repository(self, kind: str, name: str, for_content: bool = False) -> Repository | None:
-        """The repository, or None after having said that there is none for whoever asks."""
+        """The repository, or None once the request was refused."""
         if self._token is not None and self._token not in self.hub.users:
             self._refuse(401, "Invalid credentials in Authorization header", None)
             return None
@@ -255,8 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None or (repository.is_private and self._user() != owner):
             self._refuse(404 if self._token else 401, "Repository not found", "RepoNotFound")
             return None
-        is_let_in = self._user() == owner or (self._token, name) in self.hub.granted
-        if repository.gated and for_content and not is_let_in:
+        if repository.gated and for_content and self._user() != owner:
             self._refuse(403 if self._token else 401, f"Access to {name} is restricted", "GatedRepo")
             return None
         return repository
@@ -307,20 +301,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def refs(self, kind: str, name: str) -> None:
         if (repository := self._repository(kind, name)) is not None:
-            told = {
+            found = {
                 what: [{"name": ref, "ref": f"refs/{folder}/{ref}", "targetCommit": at} for ref, at in names.items()]
                 for what, folder, names in (
                     ("branches", "heads", repository.branches),
                     ("tags", "tags", repository.tags),
                 )
             }
-            self._json(told | {"converts": []})
-
-    def history(self, kind: str, name: str, revision: str) -> None:
-        repository = self._repository(kind, name)
-        if (commit := self._at(repository, revision)) is not None:
-            when = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "message": ""}
-            self._json([{"id": each.name, "title": each.title} | when for each in repository.history(commit)])
+            self._json(found | {"converts": []})
 
     def tree(self, kind: str, name: str, revision: str, below: str | None = None) -> None:
         repository = self._repository(kind, name)
@@ -389,11 +377,11 @@ class _Handler(BaseHTTPRequestHandler):
 
         try:
             header = re.match(r"---\n(.*?)\n---", json.loads(self.body)["content"], re.DOTALL)
-            told = yaml.safe_load(header[1]) if header else None
+            fields = yaml.safe_load(header[1]) if header else None
         except yaml.YAMLError as error:
             self._send(400, json.dumps({"errors": [{"message": str(error)}]}).encode())
             return
-        self._json({"errors": [], "warnings": [] if told else [{"message": "empty or missing yaml metadata"}]})
+        self._json({"errors": [], "warnings": [] if fields else [{"message": "empty or missing yaml metadata"}]})
 
     def preupload(self, kind: str, name: str, revision: str) -> None:
         repository = self._writable(kind, name)
@@ -476,18 +464,6 @@ class _Handler(BaseHTTPRequestHandler):
         repository.tags[tag] = commit
         self._json({})
 
-    def delete_reference(self, kind: str, name: str, what: str, reference: str) -> None:
-        if (repository := self._writable(kind, name)) is not None:
-            (repository.tags if what == "tag" else repository.branches).pop(reference, None)
-            self._json({})
-
-    def delete(self) -> None:
-        asked = json.loads(self.body)
-        key = (f"{asked.get('type') or 'model'}s", f"{asked.get('organization') or self._user()}/{asked['name']}")
-        if self._writable(*key) is not None:
-            del self.hub.repositories[key]
-            self._json({})
-
     # --- answers
 
     def _json(self, value) -> None:
@@ -512,7 +488,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _oid(content: bytes, is_large: bool) -> str:
-    """What git calls it, or what it is called among large files."""
+    """The id in git, or of a large file."""
     if is_large:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
@@ -531,11 +507,9 @@ ROUTES = (
     ("GET", r"/api/whoami-v2", _Handler.whoami),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
     ("POST", r"/api/repos/create", _Handler.create),
-    ("DELETE", r"/api/repos/delete", _Handler.delete),
     ("GET", rf"{_API}", _Handler.info),
     ("GET", rf"{_API}/revision/([^/]+)", _Handler.info),
     ("GET", rf"{_API}/refs", _Handler.refs),
-    ("GET", rf"{_API}/commits/([^/]+)", _Handler.history),
     ("GET", rf"{_API}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
     ("POST", rf"{_API}/paths-info/([^/]+)", _Handler.paths_info),
     ("PUT", rf"{_API}/settings", _Handler.settings),
@@ -543,7 +517,6 @@ ROUTES = (
     ("POST", rf"{_API}/commit/([^/]+)", _Handler.commit),
     ("POST", rf"{_API}/branch/([^/]+)", _Handler.branch),
     ("POST", rf"{_API}/tag/([^/]+)", _Handler.tag),
-    ("DELETE", rf"{_API}/(tag|branch)/([^/]+)", _Handler.delete_reference),
     ("POST", r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", _Handler.large_files),
     ("PUT", r"/large-files/([0-9a-f]{64})", _Handler.put_large_file),
     ("GET", r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", _Handler.file),

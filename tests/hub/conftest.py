@@ -106,7 +106,7 @@ def make_store(tmp_path_factory):
             )
             scan = {"name": f"{subject}_MRN-4711_bold.nii.gz", "bytes": 77, "modified_ns": 1_551_657_600_000_000_000}
             tokens = torch.randn(5, 27, token_size, generator=generator)
-            how = {"mask": "MRN-4711_mask.nii.gz", "tokens": {"signal": "intensity", "autoencoder": "hospital-7"}}
+            how = {"mask": "MRN-4711_mask.nii.gz", "tokens": {"signal": "intensity", "autoencoder_revision": "/home/a"}}
             companions = {"mask": scan, "repetition_time": None, "sidecars": [scan]}
             writer.write(record, tokens, 0.72, scan, made=how, companions=companions)
         store = writer.finish()

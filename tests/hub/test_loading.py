@@ -61,7 +61,7 @@ def hub(tmp_path_factory):
     hub = LoopbackHub(folder)
     hub.model, hub.tokens = model, tokens
     yield hub
-    hub.close()
+    hub.stop()
 
 
 @pytest.fixture

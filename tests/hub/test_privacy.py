@@ -188,6 +188,14 @@ class TestColumns:
             value for value in values if isinstance(value, str) and len(value) > 4 and value in str(caught.value)
         ]
 
+    def test_each_session_of_a_subject_counts(self, runs_with):
+        """The value of the last session is not all that there is."""
+        store = runs_with(
+            [{"seen": "2019-03-04"}, {"seen": "no"}, {"seen": "no"}], subject=list("aab"), session=list("121")
+        )
+        with pytest.raises(InputError, match="seen"):
+            published_runs(store, NAMES, ["seen"])
+
     @pytest.mark.parametrize("name", ["eid", "remark", "seen"])
     def test_columns_of_a_store(self, make_store, name):
         with pytest.raises(InputError, match=f"'{name}'"):
@@ -202,6 +210,7 @@ class TestColumns:
 
 def test_classes_of_a_model():
     assert published_classes("sex", ["F", "M"]) == ["F", "M"]
+    assert published_classes("21003-2.0", ["LABEL_0"]) == ["LABEL_0"]
     assert published_classes("Site_ID", ["Leiden-2180", "NYU"]) == ["site-1", "site-2"]
     for label, classes in (("subject", SUBJECTS), ("visit", ["2019-03-04"]), ("/home/ann/sex", ["F"])):
         with pytest.raises(InputError, match="classes"):

@@ -16,11 +16,13 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tablet_hf.datasets.export import without_paths
 from tablet_hf.datasets.split_files import DELIMITERS, read_splits, write_splits
 from tablet_hf.datasets.splits import Split, subject_ids
 from tablet_hf.datasets.store import TokenDataset
@@ -45,6 +47,7 @@ FIRST_IDENTIFIER = 10_000
 # A category has one line, few signs, and neither an e-mail address, a path, a date nor a long number.
 CATEGORY = re.compile(r"[\w<>=+-][\w <>=+.,()&%'/-]{0,39}")
 NO_CATEGORY = re.compile(r"\d{4}|/.*/|\d[./-]\d+[./-]\d|(?<!\d)\d{1,2}[ .-]{1,2}[^\W\d_]{3,9}[ .-]{1,2}\d\d")
+NAME = re.compile(r"(?!.*(?:\d{6}|\d{4}-\d\d-\d\d))[\w .,+()%-]{1,60}")
 PLAIN_LABEL = re.compile(r"[A-Za-z]{1,24}\d{0,2}|\d{1,3}")
 # 21003 is UK Biobank's field of the age at a visit.
 AGE = re.compile(r"(?:ages?(?:(?:in|at)?(?:y(?:ea)?rs?|months?|mos?|weeks?|wks?|days?))?|21003)")
@@ -167,6 +170,7 @@ def published_runs(
         subject, family = pseudonyms.of(run.dataset, run.subject), None
         if run.family is not None and "family" in phenotypes:
             family = pseudonyms.of(run.dataset, "family", run.family)
+        made = without_paths(run.made.get("tokens", {}))
         published = replace(
             run,
             **{name: numbers[index] for name, numbers in labels.items()},
@@ -175,11 +179,10 @@ def published_runs(
             family=family,
             # A checksum of what is known elsewhere would lead back to the scan.
             scan={"sha256": pseudonyms.of("scan", json.dumps(run.scan, sort_keys=True))},
-            made={"tokens": {name: run.made.get("tokens", {}).get(name) for name in (*IDENTITY, "dtype")
-                             if name in run.made.get("tokens", {})}},
+            made={"tokens": {name: made[name] for name in (*IDENTITY, "dtype") if name in made}},
             companions=None,
             phenotypes={name: values[index] for name, values in columns.items()},
-        )  # fmt: skip
+        )
         key = store_key(published)
         runs.append(replace(published, key=key, file=file_of_key(key).as_posix()))
     if len({run.key for run in runs}) < len(runs):
@@ -191,15 +194,14 @@ def _numbered(runs: Sequence[StoredRun], name: str) -> list[str | None]:
     """The labels of one kind as 1, 2, ... within a subject, in their order; plain labels of tasks and runs stay."""
     if name != "session" and all(PLAIN_LABEL.fullmatch(getattr(run, name) or "1") for run in runs):
         return [getattr(run, name) for run in runs]
-    of_subject: dict[tuple[str | None, str], set[str]] = {}
-    for run in runs:
-        of_subject.setdefault((run.dataset, run.subject), set()).add(getattr(run, name) or "")
+    labels = [(run.dataset or "", run.subject, getattr(run, name) or "") for run in runs]
+    by_subject = groupby(sorted(set(labels)), key=lambda label: label[:2])
     numbers = {
-        (who, label): str(number)
-        for who, labels in of_subject.items()
-        for number, label in enumerate(sorted(labels - {""}), 1)
+        label: str(number)
+        for _, own in by_subject
+        for number, label in enumerate((label for label in own if label[2]), 1)
     }
-    return [numbers.get(((run.dataset, run.subject), getattr(run, name) or "")) for run in runs]
+    return [numbers.get(label) for label in labels]
 
 
 def _published_column(store: TokenDataset, name: str, pseudonyms: Pseudonyms) -> list[Any]:
@@ -211,32 +213,48 @@ def _published_column(store: TokenDataset, name: str, pseudonyms: Pseudonyms) ->
     if name not in (kinds := store.phenotype_types()):
         raise InputError(f"{store.folder}: no phenotype {name!r}; it has {', '.join(sorted(kinds)) or 'none'}.")
     values = [run.phenotypes.get(name) for run in store.runs]
-    if any(map(SITE.fullmatch, _words(name))):
+    if holds_sites(name):
         numbers = pseudonyms.numbered(values)
         return [numbers[value] for value in values]
-    if fault := _fault_of_column(name, {(run.dataset, run.subject): run.phenotypes.get(name) for run in store.runs}):
+    found = {(run.dataset, run.subject, value) for run, value in zip(store.runs, values, strict=True)}
+    if fault := _fault_of_column(name, [(who, value) for _, who, value in found if value is not None]):
         raise InputError(f"{store.folder}: the phenotype {name!r} is not published: {fault}.")
     return [_in_whole_years(value) for value in values] if holds_ages(name) else values
 
 
-def _fault_of_column(name: str, by_subject: Mapping[tuple[str | None, str], Any]) -> str | None:
-    """Why a column may not be published: it must hold numbers or categories, neither dates nor identifiers."""
-    values = [value for value in by_subject.values() if value is not None]
-    times = Counter(value for value in values if isinstance(value, str))
-    numbers = [value for value in values if not isinstance(value, str | bool)]
-    if sum(str(value).lstrip("0") == who.lstrip("0") for (_, who), value in by_subject.items()) > len(values) / 2:
+def _fault_of_column(name: str, found: Sequence[tuple[str, Any]]) -> str | None:
+    """Why a column may not be published: it must hold numbers or categories, neither dates nor identifiers.
+
+    Args:
+        name: of the column.
+        found: subjects and their values, each pair once.
+    """
+    times = Counter(value for _, value in found if isinstance(value, str))
+    numbers = [value for _, value in found if not isinstance(value, str | bool)]
+    if not NAME.fullmatch(name):
+        return "its name could be a date, an identifier or a path"
+    if sum(str(value).lstrip("0") == who.lstrip("0") for who, value in found) > len(found) / 2:
         return "it holds subject ids"
-    if any(not CATEGORY.fullmatch(text) or NO_CATEGORY.search(text) for text in times):
+    if not all(map(_is_category, times)):
         return "it holds dates, identifiers, addresses or long texts"
-    if len(times) > MOST_CATEGORIES or (times and min(times.values()) < 2):
-        return "a category must be shared by two subjects, and 20 categories are the most"
+    if len(times) > MOST_CATEGORIES or min(times.values(), default=2) < 2:
+        return f"a category must be shared by two subjects, and {MOST_CATEGORIES} categories are the most"
     if any(abs(number) >= FIRST_IDENTIFIER for number in numbers):
         return f"numbers from {FIRST_IDENTIFIER:,} on can be dates or identifiers; use another unit"
     if numbers and all(1900 <= number <= 2100 for number in numbers):
         return "it holds years"
     if holds_ages(name) and numbers and (FINER_THAN_YEARS.search(name) or not 0 <= min(numbers) <= max(numbers) <= 130):
-        return "ages are published in whole years only"
+        return "ages must be in years"
     return None
+
+
+def _is_category(text: str) -> bool:
+    return CATEGORY.fullmatch(text) is not None and not NO_CATEGORY.search(text)
+
+
+def holds_sites(name: str) -> bool:
+    """Whether a phenotype of this name is a site."""
+    return any(map(SITE.fullmatch, _words(name)))
 
 
 def holds_ages(name: str) -> bool:
@@ -261,13 +279,10 @@ def published_classes(label: str, classes: Sequence[str]) -> list[str]:
     Raises:
         InputError: names that could be dates, identifiers or paths.
     """
-    if any(map(SITE.fullmatch, _words(label))):
+    if holds_sites(label):
         return [f"site-{number}" for number in range(1, len(classes) + 1)]
-    for name in (label, *classes):
-        if not CATEGORY.fullmatch(name) or NO_CATEGORY.search(name):
-            raise InputError(
-                f"{label[:40]!r}: its name or its classes could be dates, identifiers or paths; rename them."
-            )
+    if not NAME.fullmatch(label) or not all(map(_is_category, classes)):
+        raise InputError(f"{label[:40]!r}: it or its classes could be dates, identifiers or paths; rename them.")
     return list(classes)
 
 

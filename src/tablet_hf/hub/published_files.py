@@ -13,7 +13,7 @@ from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import STORE_FILE, StoredRun
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
-from tablet_hf.hub.cards import CardFacts, read_evaluation, template_file
+from tablet_hf.hub.cards import CardFacts, EvaluationFacts, read_evaluation, template_file
 from tablet_hf.hub.files import count_parameters
 from tablet_hf.hub.privacy import holds_ages, publish_splits, published_classes
 from tablet_hf.hub.training_data import TrainingData
@@ -56,6 +56,7 @@ def published_stages(path: Path) -> tuple[TrainingData, ...]:
 
 
 def is_shipped(path: Path) -> bool:
+    """Whether a folder is an autoencoder of this package."""
     from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
 
     return path.resolve().parent == SHIPPED_WEIGHTS.resolve()
@@ -85,26 +86,25 @@ def write_model(
         warnings.warn(f"{path}: its training data are not recorded; name them with --dataset STORE.", stacklevel=3)
     if with_code:
         write_custom_code(folder)
-    figures = None if evaluation is None else read_evaluation(evaluation)
-    if figures is not None:
-        if figures.weights and saved_weights_checksum(path) not in figures.weights:
-            raise InputError(
-                f"{evaluation}: its figures are of other weights than those in {path}; evaluate this model."
-            )
-        if not figures.weights or not figures.is_held_out:
-            warnings.warn(
-                f"{evaluation}: not known to be of held-out subjects and of these weights, so its figures are in the "
-                "text of the card only.",
-                stacklevel=3,
-            )
+    figures = None if evaluation is None else _figures(evaluation, path)
     return replace(
-        facts,
-        settings=config,
-        parameters=parameters,
-        converted_from=source,
-        evaluation=figures,
-        with_code=with_code,
+        facts, settings=config, parameters=parameters, converted_from=source, evaluation=figures, with_code=with_code
     )
+
+
+def _figures(evaluation: str | Path, path: Path) -> EvaluationFacts:
+    """The figures of a model.
+
+    Raises:
+        InputError: they are of other weights.
+    """
+    figures = read_evaluation(evaluation)
+    if figures.weights and saved_weights_checksum(path) not in figures.weights:
+        raise InputError(f"{evaluation}: its figures are of other weights than those in {path}; evaluate this model.")
+    if not figures.weights or not figures.is_held_out:
+        doubt = "not known to be of held-out subjects and of these weights"
+        warnings.warn(f"{evaluation}: {doubt}, so its figures are in the text of the card only.", stacklevel=4)
+    return figures
 
 
 def _published_config(path: Path) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def write_autoencoder(path: Path, folder: Path, facts: CardFacts) -> CardFacts:
 
     config = _read_json(path / CONFIG)
     network = getattr(diffusers, str(config["_class_name"]), None)
-    if network is None:
+    if not isinstance(network, type):
         raise InputError(
             f"{path / CONFIG}: diffusers has no class {config['_class_name']}; save the autoencoder again."
         )
