@@ -323,34 +323,29 @@ class TestAllBaselines:
 
     def test_one_table_per_method_for_the_same_subjects(self, store, options):
         progress = []
-        task = find_task(store, "group", TRAINING)
-        keys = [store.runs[run].key for run in TRAINING]
+        fold = fold_of(store, "group", [store.runs[run].key for run in TRAINING])
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            tables = baseline_predictions(
-                store, task, keys, HELD_OUT, "fold-2", **options, on_progress=lambda *done: progress.append(done)
-            )
+            tables = baseline_predictions(fold, **options, on_progress=lambda *done: progress.append(done))
         assert [table.method for table in tables] == [MAJORITY, MEAN_TOKEN, CONNECTIVITY]
         for table in tables:
             assert table.subjects == tuple(f"{number:02}" for number in HELD_OUT)
             assert table.targets.tolist() == [number % 2 for number in HELD_OUT]
-            assert set(table.folds) == {"fold-2"}
+            assert set(table.folds) == {"fold-1"}
         assert progress == sorted(progress)
-        assert progress[-1] == (2 * 60 * 40, 2 * 60 * 40)
+        assert progress[-1] == (60 * 40, 60 * 40)
 
     def test_without_scans_and_autoencoder_there_is_a_warning(self, store, cache):
-        task = find_task(store, "group", TRAINING)
         with pytest.warns(UserWarning, match="token_size"):
-            tables = baseline_predictions(store, task, TRAINING, HELD_OUT, "f", cache=cache.folder)
+            tables = baseline_predictions(fold_of(store, "group"), cache=cache.folder)
         assert [table.method for table in tables] == [MAJORITY, MEAN_TOKEN]
 
     def test_scans_and_decoded_tokens_are_never_mixed(self, store, options):
         """Also where the subject without a scan is not in this fold, as it may be in the next."""
         del options["scans"]["sub-33_run-1"]
-        task = find_task(store, "group", TRAINING)
-        training = [run for run in TRAINING if run != 33]
+        fold = fold_of(store, "group", [run for run in TRAINING if run != 33])
         with pytest.warns(UserWarning, match="functional connectivity|not found") as caught:  # and nothing decodes
-            tables = baseline_predictions(store, task, training, HELD_OUT, "f", **options)
+            tables = baseline_predictions(fold, **options)
         assert [table.method for table in tables] == [MAJORITY, MEAN_TOKEN]
         assert "sub-33_run-1" in str(caught[0].message)
 
@@ -358,9 +353,8 @@ class TestAllBaselines:
     @pytest.mark.parametrize("has_atlas", [True, False])
     def test_a_prediction_does_not_depend_on_the_other_held_out_subjects(self, store, options, has_atlas):
         options |= {} if has_atlas else {"atlas": None}
-        task = find_task(store, "group", TRAINING)
         alone, together = (
-            baseline_predictions(store, task, TRAINING, held_out, "f", **options) for held_out in ([50], HELD_OUT)
+            baseline_predictions(fold_of(store, "group", held_out=held_out), **options) for held_out in ([50], HELD_OUT)
         )
         for one, many in zip(alone, together, strict=True):
             assert one.outputs[0] == pytest.approx(many.outputs[many.subjects.index("50")], abs=1e-9)
@@ -380,8 +374,7 @@ class TestAllBaselines:
         outputs = []
         for own_store, folder in ((store, cohort), (changed, tmp_path)):
             options |= {"scans": find_scans(own_store, folder / "scans"), "atlas": None}
-            task = find_task(own_store, "group", TRAINING)
-            tables = baseline_predictions(own_store, task, TRAINING, HELD_OUT, "f", **options)
+            tables = baseline_predictions(fold_of(own_store, "group"), **options)
             outputs.append(np.array([table.outputs[10] for table in tables]))
             assert [table.method for table in tables] == [MAJORITY, MEAN_TOKEN, CONNECTIVITY]
         assert outputs[0] == pytest.approx(outputs[1], abs=1e-9)

@@ -172,11 +172,10 @@ class RegionTimeSeries:
                     done += self.store.runs[run].num_frames
                     if on_progress is not None:
                         on_progress(done, total)
-            except BaseException:
+            finally:
                 readers.shutdown(cancel_futures=True)
-                raise
-        if on_progress is not None:
-            on_progress(total, total)
+                if on_progress is not None:
+                    on_progress(total, total)
 
     def of(self, run: int, regions: Regions) -> np.ndarray:
         """Return `(frames, regions)` float32 of one run, NaN for a region without voxels; raises as `prepare`."""

@@ -2,8 +2,8 @@
 
     for split in splits:
         training, held_out = (runs_in(split, store.runs, part) for part in ("train", "test"))
-        task = find_task(store, "sex", training)
-        tables += baseline_predictions(store, task, training, held_out, split.name, find_scans(store, "DERIVATIVES"))
+        fold = Fold(store, find_task(store, "sex", training), training, held_out, split.name)
+        tables += baseline_predictions(fold, find_scans(store, "DERIVATIVES"))
 
 Few fMRI foundation models have beaten a linear model of functional connectivity at predicting traits
 (CortexMAE/Brainmarks, 2026), so every result is reported with these. Means, penalties, regions and all else
@@ -205,7 +205,6 @@ class Fold:
         if both := set(self.training.index) & set(self.held_out.index):
             raise ValueError(f"{min(both)} is both a training and a held-out subject.")
         self.all_runs = [run for side in (self.training, self.held_out) for runs in side["runs"] for run in runs]
-        self.num_frames = sum(store.runs[run].num_frames for run in self.all_runs)
 
     def predictions(self, method: str, outputs: np.ndarray) -> Predictions:
         """Return outputs for the held-out subjects as a table."""
@@ -243,28 +242,15 @@ def majority_predictions(fold: Fold) -> Predictions:
     return fold.predictions(MAJORITY, np.tile(frequencies, (num_held_out, 1)))
 
 
-def mean_token_predictions(fold: Fold, cache: RunCache, on_progress: OnProgress | None = None) -> Predictions:
+def mean_token_predictions(fold: Fold, cache: RunCache) -> Predictions:
     """Predict by a linear model of each subject's mean token, over the frames of a run and then over runs.
 
     Of percent change the mean is next to nothing, and of intensities it is anatomy, so this shows what can be predicted
     without any dynamics.
-
-    Args:
-        fold: the subjects.
-        cache: cache of the mean token of each run.
-        on_progress: called with frames done and in all.
     """
-    done = 0
-
-    def features_of(runs: Sequence[int]) -> np.ndarray:
-        nonlocal done
-        tokens = [mean_token(fold.store, run, cache) for run in runs]
-        done += sum(fold.store.runs[run].num_frames for run in runs)
-        if on_progress is not None:
-            on_progress(done, fold.num_frames)
-        return np.mean(tokens, axis=0)
-
-    return fold.linear_predictions(MEAN_TOKEN, features_of)
+    return fold.linear_predictions(
+        MEAN_TOKEN, lambda runs: np.mean([mean_token(fold.store, run, cache) for run in runs], axis=0)
+    )
 
 
 def connectivity_predictions(
@@ -282,8 +268,7 @@ def connectivity_predictions(
     Args:
         fold: the subjects.
         time_series: time series from scans or from tokens, after which the method is named.
-        atlas: regions; None clusters 8 mm cells (`clustered_cells`) of the training subjects' first
-            runs.
+        atlas: regions; None clusters 8 mm cells of the training subjects' first runs, see `clustered_cells`.
         num_regions: number of clustered regions.
         on_progress: called with frames done and in all.
 
@@ -329,11 +314,7 @@ def connectivity_predictions(
 
 
 def baseline_predictions(
-    store: Any,
-    task: Task,
-    training_runs: Sequence[int | str],
-    held_out_runs: Sequence[int | str],
-    fold_name: str,
+    fold: Fold,
     scans: FoundScans | None = None,
     atlas: str | Path | None = None,
     device: str = "cpu",
@@ -346,7 +327,7 @@ def baseline_predictions(
     decoded tokens; its name says which. Where neither is possible a warning says so.
 
     Args:
-        store, task, training_runs, held_out_runs, fold_name: see `Fold`.
+        fold: the subjects.
         scans: see `find_scans`.
         atlas: label image; None clusters regions in each fold.
         device: device that decodes tokens.
@@ -357,40 +338,27 @@ def baseline_predictions(
         One table per method.
 
     Raises:
-        InputError: see `Fold`; or an atlas that cannot be read.
+        InputError: an atlas that cannot be read.
         OSError: `cache` cannot be written.
     """
-    regions = None if atlas is None else atlas_regions(atlas)
-    fold = Fold(store, task, training_runs, held_out_runs, fold_name)
-    run_cache, num_frames = RunCache(cache), fold.num_frames
-
-    def progress_from(start: int) -> OnProgress | None:
-        return None if on_progress is None else lambda done, total: on_progress(start + done, 2 * num_frames)
-
-    tables = [majority_predictions(fold), mean_token_predictions(fold, run_cache, progress_from(0))]
-    time_series = RegionTimeSeries(store, _complete(scans, store, task), device, run_cache)
+    regions, run_cache = None if atlas is None else atlas_regions(atlas), RunCache(cache)
+    if scans is not None:
+        label, runs = fold.task.label, fold.store.runs
+        missing = [run.key for run in runs if _is_known(run.phenotypes.get(label)) and run.key not in scans]
+        if missing:  # scans and decoded tokens must not be mixed
+            warnings.warn(
+                f"{len(missing)} scans were not found, such as that of {missing[0]}; time series are decoded from "
+                "tokens for all runs.",
+                stacklevel=2,
+            )
+            scans = None
+    tables = [majority_predictions(fold), mean_token_predictions(fold, run_cache)]
+    time_series = RegionTimeSeries(fold.store, scans, device, run_cache)
     try:
-        tables.append(connectivity_predictions(fold, time_series, regions, on_progress=progress_from(num_frames)))
+        tables.append(connectivity_predictions(fold, time_series, regions, on_progress=on_progress))
     except InputError as error:
-        warnings.warn(f"{CONNECTIVITY} was not computed for {fold_name}: {error}", stacklevel=2)
-        if on_progress is not None:
-            on_progress(2 * num_frames, 2 * num_frames)
+        warnings.warn(f"{CONNECTIVITY} was not computed for {fold.name}: {error}", stacklevel=2)
     return tables
-
-
-def _complete(scans: FoundScans | None, store: Any, task: Task) -> FoundScans | None:
-    """Return the scans if none is missing; else warn, since scans and decoded tokens must not be mixed."""
-    if scans is None:
-        return None
-    needed = [run.key for run in store.runs if _is_known(run.phenotypes.get(task.label))]
-    if missing := [key for key in needed if key not in scans]:
-        warnings.warn(
-            f"{len(missing)} of {len(needed)} scans were not found, such as that of {missing[0]}; time series are "
-            "decoded from tokens for all runs.",
-            stacklevel=3,
-        )
-        return None
-    return scans
 
 
 def _subjects(store: Any, task: Task, runs: Sequence[int | str]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.baselines.features import find_scans
-from tablet_hf.baselines.linear import CONNECTIVITY, OnProgress, baseline_predictions
+from tablet_hf.baselines.linear import CONNECTIVITY, Fold, OnProgress, baseline_predictions
 from tablet_hf.datasets.split_files import read_splits, write_splits
 from tablet_hf.datasets.splits import Split, family_ids, folds, runs_in, subject_ids
 from tablet_hf.datasets.tasks import Task
@@ -187,8 +187,8 @@ def baselines(
     by_method: dict[str, list[Predictions]] = {}
     for split, task in tasks:
         training, held_out = (runs_in(split, store.runs, which) for which in ("train", part))
-        options = {"scans": scans, "atlas": atlas, "device": device, "cache": cache, "on_progress": on_progress}
-        for table in baseline_predictions(store, task, training, held_out, split.name, **options):
+        fold = Fold(store, task, training, held_out, split.name)
+        for table in baseline_predictions(fold, scans, atlas, device, cache, on_progress):
             by_method.setdefault(table.method, []).append(table)
     return [joined(tables) for tables in by_method.values() if len(tables) == len(tasks)]
 
