@@ -17,7 +17,7 @@ import torch
 
 from tablet_hf import TabletFeatureExtractor
 from tablet_hf.baselines.connectivity import Regions, atlas_regions, fisher_z, region_means, standardised
-from tablet_hf.baselines.features import RegionTimeSeries, find_scans
+from tablet_hf.baselines.features import RegionTimeSeries, match_scans
 from tablet_hf.datasets import TokenDataset
 from tablet_hf.grid import grid_affine
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     store, regions = TokenDataset.load(arguments.store), atlas_regions(arguments.atlas)
-    read = RegionTimeSeries(store, find_scans(store, arguments.scans))
+    read = RegionTimeSeries(store, match_scans(store, arguments.scans))
     decoded = RegionTimeSeries(store, None, arguments.device)
     extractor = TabletFeatureExtractor.from_dict(store.preprocessing)
     extractor.to(arguments.device, torch.float16 if arguments.device.startswith("cuda") else torch.float32)

@@ -13,7 +13,7 @@ from small_cohort import AFFINE, PREPROCESSING, write_atlas, write_cohort
 
 from tablet_hf import TabletFeatureExtractor
 from tablet_hf.baselines.connectivity import atlas_regions
-from tablet_hf.baselines.features import RegionTimeSeries, RunCache, find_scans, mean_token
+from tablet_hf.baselines.features import RegionTimeSeries, RunCache, match_scans, mean_token
 from tablet_hf.datasets import TokenDataset, export_parquet
 from tablet_hf.errors import InputError
 from tablet_hf.grid import grid_affine
@@ -98,14 +98,14 @@ class TestFindingScans:
     @pytest.mark.parametrize("copy", [shutil.copyfile, shutil.copy2])
     def test_by_name_size_and_time_or_subject(self, cohort, store, tmp_path, copy):
         shutil.copytree(cohort / "scans", tmp_path / "a" / "b", copy_function=copy)
-        found = find_scans(store, tmp_path)
+        found = match_scans(store, tmp_path)
         for run in store.runs:
             assert found[run.key].name == run.scan["name"]
             assert tmp_path in found[run.key].parents
 
     def test_of_several_the_one_of_the_same_time_is_taken(self, cohort, store, tmp_path):
         shutil.copytree(cohort / "scans", tmp_path / "copies", copy_function=shutil.copyfile)
-        found = find_scans(store, [tmp_path, cohort / "scans"])
+        found = match_scans(store, [tmp_path, cohort / "scans"])
         assert len(found) == 3
         assert all(cohort in path.parents for path in found.values())
 
@@ -113,24 +113,24 @@ class TestFindingScans:
         for name in ("a", "b"):
             (tmp_path / name).symlink_to(cohort / "scans", target_is_directory=True)
         (tmp_path / "up").symlink_to(tmp_path, target_is_directory=True)
-        assert len(find_scans(store, tmp_path)) == 3
+        assert len(match_scans(store, tmp_path)) == 3
 
     def test_ambiguous_missing_and_changed_files_are_left_out(self, cohort, store, tmp_path):
         for name in ("a", "b"):
             shutil.copytree(cohort / "scans", tmp_path / "twice" / name)
-        assert find_scans(store, tmp_path / "twice") == {}
+        assert match_scans(store, tmp_path / "twice") == {}
         shutil.copytree(cohort / "scans", tmp_path / "scans")
         first, second, third = sorted((tmp_path / "scans").rglob("*.nii"))
         first.unlink()
         second.write_bytes(second.read_bytes() + b"more")
-        assert list(find_scans(store, tmp_path / "scans").values()) == [third]
+        assert list(match_scans(store, tmp_path / "scans").values()) == [third]
         doubled = [store.runs[2], replace(store.runs[2], key="again")]
-        assert find_scans(TokenDataset(store.folder, store.settings, doubled), cohort / "scans") == {}
+        assert match_scans(TokenDataset(store.folder, store.settings, doubled), cohort / "scans") == {}
 
     def test_exports_do_not_record_scans(self, cohort, store, tmp_path, monkeypatch):
         monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
         exported = TokenDataset.load(export_parquet(store, tmp_path / "export"))
-        assert find_scans(exported, cohort / "scans") == {}
+        assert match_scans(exported, cohort / "scans") == {}
 
     def test_a_shared_name_needs_time_or_the_subject_in_the_path(self, cohort, store, tmp_path):
         source = cohort / "scans" / "sub-02" / "sub-02_run-1_bold.nii"
@@ -145,7 +145,7 @@ class TestFindingScans:
                 replace(store.runs[0], key=subject, subject=subject, scan=scan | {"modified_ns": time})
                 for time, subject in ((first_time, "01"), (1, "02"))
             ]
-            scans = find_scans(TokenDataset(store.folder, store.settings, runs), tmp_path)
+            scans = match_scans(TokenDataset(store.folder, store.settings, runs), tmp_path)
             return {key: path.parent.name for key, path in scans.items()}
 
         assert found(1) == {"01": "01", "02": "02"}
@@ -156,7 +156,7 @@ class TestFindingScans:
 
     def test_a_folder_that_does_not_exist(self, store, tmp_path):
         with pytest.raises(InputError, match="none"):
-            find_scans(store, tmp_path / "none")
+            match_scans(store, tmp_path / "none")
 
 
 def masked_by_nilearn(labels, image):
@@ -167,14 +167,14 @@ def masked_by_nilearn(labels, image):
 
 class TestTimeSeriesOfScans:
     def test_they_are_those_of_nilearn(self, cohort, store, regions):
-        time_series = RegionTimeSeries(store, find_scans(store, cohort / "scans"))
+        time_series = RegionTimeSeries(store, match_scans(store, cohort / "scans"))
         for run in range(3):
             expected = masked_by_nilearn(cohort / "atlas.nii.gz", time_series.scans[store.runs[run].key])
             assert time_series.of(run, regions) == pytest.approx(expected, rel=1e-5)
 
     def test_a_scan_is_read_once(self, cohort, store, regions, tmp_path):
         shutil.copytree(cohort / "scans", tmp_path / "scans")
-        found, progress = find_scans(store, tmp_path / "scans"), []
+        found, progress = match_scans(store, tmp_path / "scans"), []
         time_series = RegionTimeSeries(store, found, cache=RunCache(tmp_path / "cache"))
         time_series.prepare([0, 1], regions, lambda done, total: progress.append((done, total)))
         assert progress == [(12, 19), (19, 19), (19, 19)]
@@ -187,14 +187,14 @@ class TestTimeSeriesOfScans:
     def test_other_regions_are_other_courses(self, cohort, store, regions, tmp_path):
         labels = np.where(regions.labels == 6, 0, regions.labels).astype(np.int16)
         nibabel.save(nibabel.Nifti1Image(labels, AFFINE), tmp_path / "other.nii")
-        time_series = RegionTimeSeries(store, find_scans(store, cohort / "scans"), cache=RunCache(tmp_path / "cache"))
+        time_series = RegionTimeSeries(store, match_scans(store, cohort / "scans"), cache=RunCache(tmp_path / "cache"))
         assert time_series.of(0, regions).shape == (12, 6)
         assert time_series.of(0, atlas_regions(tmp_path / "other.nii")).shape == (12, 5)
 
     def test_a_scan_of_another_length_is_refused(self, cohort, store, regions):
         runs = [replace(store.runs[0], num_frames=13), *store.runs[1:]]
         changed = TokenDataset(store.folder, store.settings, runs)
-        time_series = RegionTimeSeries(changed, find_scans(changed, cohort / "scans"))
+        time_series = RegionTimeSeries(changed, match_scans(changed, cohort / "scans"))
         with pytest.raises(InputError, match="12 frames"):
             time_series.prepare([0, 1, 2], regions)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_cohort import write_atlas, write_cohort
 
 from tablet_hf.baselines.connectivity import atlas_regions, fisher_z
-from tablet_hf.baselines.features import RegionTimeSeries, RunCache, find_scans
+from tablet_hf.baselines.features import RegionTimeSeries, RunCache, match_scans
 from tablet_hf.baselines.linear import (
     CONNECTIVITY,
     MAJORITY,
@@ -248,7 +248,7 @@ class TestMeanToken:
 class TestConnectivity:
     @pytest.fixture
     def time_series(self, cohort, store, cache):
-        return RegionTimeSeries(store, find_scans(store, cohort / "scans"), cache=cache)
+        return RegionTimeSeries(store, match_scans(store, cohort / "scans"), cache=cache)
 
     @pytest.fixture
     def atlas(self, cohort):
@@ -282,7 +282,7 @@ class TestConnectivity:
     def test_runs_of_a_subject_are_averaged_by_their_frames(self, tmp_path, atlas, monkeypatch):
         subjects = [subject(number, "ab"[number % 2], 0.5, frames=[12, 30, 3]) for number in range(6)]
         store = write_cohort(tmp_path, subjects)
-        time_series = RegionTimeSeries(store, find_scans(store, tmp_path / "scans"))
+        time_series = RegionTimeSeries(store, match_scans(store, tmp_path / "scans"))
         fitted, fit = [], LinearModel.fit
         monkeypatch.setattr(
             LinearModel, "fit", lambda self, features, *rest: fitted.append(features) or fit(self, features, *rest)
@@ -303,14 +303,14 @@ class TestConnectivity:
         values[atlas.labels == 5] = np.nan
         nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), path)
         store = TokenDataset.load(tmp_path / "store")
-        time_series = RegionTimeSeries(store, find_scans(store, tmp_path / "scans"))
+        time_series = RegionTimeSeries(store, match_scans(store, tmp_path / "scans"))
         with pytest.warns(UserWarning, match="sub-03_run-1"):
             found = connectivity_predictions(fold_of(store, "group", range(6), [6, 7]), time_series, atlas)
         assert np.isfinite(found.outputs).all()
 
     def test_runs_that_are_all_too_short(self, tmp_path, atlas):
         store = write_cohort(tmp_path, [subject(number, "ab"[number % 2], 0, frames=[3]) for number in range(6)])
-        time_series = RegionTimeSeries(store, find_scans(store, tmp_path / "scans"))
+        time_series = RegionTimeSeries(store, match_scans(store, tmp_path / "scans"))
         with pytest.raises(InputError, match="frames"):
             connectivity_predictions(fold_of(store, "group", range(4), [4, 5]), time_series, atlas)
 
@@ -318,7 +318,7 @@ class TestConnectivity:
 class TestAllBaselines:
     @pytest.fixture
     def options(self, cohort, store, cache):
-        scans = find_scans(store, cohort / "scans")
+        scans = match_scans(store, cohort / "scans")
         return {"scans": scans, "atlas": cohort / "atlas.nii.gz", "cache": cache.folder}
 
     def test_one_table_per_method_for_the_same_subjects(self, store, options):
@@ -373,7 +373,7 @@ class TestAllBaselines:
         changed = TokenDataset.load(tmp_path / "store")
         outputs = []
         for own_store, folder in ((store, cohort), (changed, tmp_path)):
-            options |= {"scans": find_scans(own_store, folder / "scans"), "atlas": None}
+            options |= {"scans": match_scans(own_store, folder / "scans"), "atlas": None}
             tables = baseline_predictions(fold_of(own_store, "group"), **options)
             outputs.append(np.array([table.outputs[10] for table in tables]))
             assert [table.method for table in tables] == [MAJORITY, MEAN_TOKEN, CONNECTIVITY]

@@ -102,10 +102,10 @@ class TestEvaluate:
     def test_parts(self, experiment, planted_store, arguments, tmp_path, part, methods):
         out, splits, _ = experiment
         model = out / "fold-1" / "model"
-        options = {"arguments": arguments, "training_data": training_subjects(model)}
+        options = {"training_data": training_subjects(model)}
         options |= {} if part is None else {"part": part}
         split = None if part is None else splits[0]
-        results = evaluate(load_model(model), planted_store, split, tmp_path, **options)
+        results = evaluate(load_model(model), planted_store, split, tmp_path, arguments, **options)
         assert list(results["methods"]) == methods
         assert results["are_held_out"] == (part == "test")
         assert results["num_subjects"] == (40 if part is None else len(splits[0].subjects(part)))
@@ -125,8 +125,7 @@ class TestEvaluate:
         seen = training_subjects(model)
         assert seen == {*splits[0].subjects("train"), *splits[0].subjects("validation")}
         assert training_subjects(tmp_path / "model") == training_subjects("owner/name") == set()
-        options = {"arguments": arguments, "training_data": seen}
-        results = evaluate(load_model(model), planted_store, splits[1], tmp_path, **options)
+        results = evaluate(load_model(model), planted_store, splits[1], tmp_path, arguments, training_data=seen)
         assert results["warnings"][0].startswith("20 of 20")
         assert not results["are_held_out"]
 
@@ -134,7 +133,7 @@ class TestEvaluate:
         out, splits, _ = experiment
         other = copy.copy(planted_store)
         other.preprocessing = planted_store.preprocessing | {"signal": "percent_change"}
-        results = evaluate(load_model(out / "fold-1" / "model"), other, splits[0], tmp_path, arguments=arguments)
+        results = evaluate(load_model(out / "fold-1" / "model"), other, splits[0], tmp_path, arguments)
         assert "percent_change" in results["warnings"][0]
         assert results["are_held_out"]
 

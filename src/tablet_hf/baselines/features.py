@@ -28,7 +28,7 @@ from tablet_hf.grid import grid_affine
 from tablet_hf.scans import open_source
 from tablet_hf.tokens import tokens_to_latents
 
-__all__ = ["FoundScans", "RegionTimeSeries", "RunCache", "find_scans", "mean_token"]
+__all__ = ["RegionTimeSeries", "RunCache", "ScanPaths", "match_scans", "mean_token"]
 
 FORMAT = "tablet_hf run features 1"
 MAX_READERS = 8
@@ -36,7 +36,7 @@ TOKEN_FRAMES_PER_BLOCK = 64
 AXIAL = 2
 """Axis of the decoded slices, of the three that tokens hold."""
 
-FoundScans = Mapping[str, Path]
+ScanPaths = Mapping[str, Path]
 """Paths of scans by the key of their run."""
 
 
@@ -89,7 +89,7 @@ def mean_token(store: Any, run: int | str, cache: RunCache) -> np.ndarray:
     return values
 
 
-def find_scans(store: Any, folders: str | Path | Iterable[str | Path]) -> FoundScans:
+def match_scans(store: Any, folders: str | Path | Iterable[str | Path]) -> ScanPaths:
     """Find the scans of a store's runs in folders and everything below them.
 
     A store records name, size and modification time of a scan. A file matches by name, size and time, or by name, size
@@ -142,7 +142,7 @@ class RegionTimeSeries:
         is_decoded: whether they come from tokens.
     """
 
-    def __init__(self, store: Any, scans: FoundScans | None, device: str = "cpu", cache: RunCache | None = None):
+    def __init__(self, store: Any, scans: ScanPaths | None, device: str = "cpu", cache: RunCache | None = None):
         self.store, self.scans, self.is_decoded = store, scans, scans is None
         self.device, self.cache = device, cache or RunCache()
 

@@ -3,7 +3,7 @@
     for split in splits:
         training, held_out = (runs_in(split, store.runs, part) for part in ("train", "test"))
         fold = Fold(store, find_task(store, "sex", training), training, held_out, split.name)
-        tables += baseline_predictions(fold, find_scans(store, "DERIVATIVES"))
+        tables += baseline_predictions(fold, match_scans(store, "DERIVATIVES"))
 
 Few fMRI foundation models have beaten a linear model of functional connectivity at predicting traits
 (CortexMAE/Brainmarks, 2026), so every result is reported with these. Means, penalties, regions and all else
@@ -29,7 +29,7 @@ from tablet_hf.baselines.connectivity import (
     fisher_z,
     merged_cells,
 )
-from tablet_hf.baselines.features import FoundScans, RegionTimeSeries, RunCache, mean_token
+from tablet_hf.baselines.features import RegionTimeSeries, RunCache, ScanPaths, mean_token
 from tablet_hf.datasets.splits import family_ids, subject_ids
 from tablet_hf.datasets.tasks import Task
 from tablet_hf.errors import InputError
@@ -315,7 +315,7 @@ def connectivity_predictions(
 
 def baseline_predictions(
     fold: Fold,
-    scans: FoundScans | None = None,
+    scans: ScanPaths | None = None,
     atlas: str | Path | None = None,
     device: str = "cpu",
     cache: str | Path | None = None,
@@ -328,7 +328,7 @@ def baseline_predictions(
 
     Args:
         fold: the subjects.
-        scans: see `find_scans`.
+        scans: see `match_scans`.
         atlas: label image; None clusters regions in each fold.
         device: device that decodes tokens.
         cache: folder for what is computed of each run, which other folds and labels can share.

@@ -229,9 +229,9 @@ def evaluate(
         store,
         _split(splits, store.runs, fold),
         out,
+        arguments,
         part=part,
         label=label,
-        arguments=arguments,
         scans=scans or None,
         atlas=atlas,
         about={"model": Path(model).name if Path(model).is_dir() else model},
@@ -335,22 +335,20 @@ def _show_fold(fold: Any) -> None:
 
 def _show_results(results: Mapping[str, Any], out: Path) -> None:
     """Print warnings, and a line per method: its metrics with intervals, and how far the first is ahead."""
+    import pandas as pd
+
     for sentence in results["warnings"]:
         messages.print(f"Warning: {escape(sentence)}")
     output.print(escape(f"{results['label']}, {results['num_subjects']} subjects, mean and 95% interval over subjects"))
-    names = list(next(iter(results["methods"].values()))["metrics"])
     main, first = results["main_metric"], next(iter(results["methods"]))
-    ahead = {each["second"]: each for each in results["comparisons"]}
-    rows = [["", *names, *([f"{first} ahead in {main}"] if ahead else [])]]
-    for method, found in results["methods"].items():
-        rows.append([method, *(_estimate(found["metrics"][name]) for name in names)])
-        if method in ahead:
-            p_value = ahead[method]["p_value"]
-            p_value = "" if p_value is None else f", p = {p_value:.2g}"
-            rows[-1].append(_estimate(ahead[method]["metrics"][main], "+") + p_value)
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
-    for row in rows:
-        output.print(escape("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()))
+    rows = {
+        method: {name: _estimate(estimate) for name, estimate in found["metrics"].items()}
+        for method, found in results["methods"].items()
+    }
+    for compared in results["comparisons"]:
+        p_value = "" if compared["p_value"] is None else f", p = {compared['p_value']:.2g}"
+        rows[compared["second"]][f"{first} ahead in {main}"] = _estimate(compared["metrics"][main], "+") + p_value
+    output.print(escape(pd.DataFrame.from_dict(rows, orient="index").fillna("").to_string()))
     messages.print(f"Report: {escape(str(out / 'index.html'))}")
 
 
@@ -368,6 +366,8 @@ class _Bar:
         self.name, self.unit, self.bars = name, unit, None
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
+        if self.bars is None and done >= total:
+            return
         if self.bars is None:
             self.bars = Bars(*Bars.get_default_columns(), console=messages, unit=self.unit)
             self.bars.start()

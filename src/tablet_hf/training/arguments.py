@@ -23,24 +23,11 @@ FOR_SMALL_STUDIES = {
 }
 """Told subjects apart in a study of 140, where the published settings did not (docs/semireal.md)."""
 
+SIZE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 SIZES: dict[str, dict[str, Any]] = {
     "published": {},
-    "small": FOR_SMALL_STUDIES
-    | {
-        "hidden_size": 256,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 1024,
-    },
-    "tiny": FOR_SMALL_STUDIES
-    | {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "intermediate_size": 256,
-    },
+    "small": FOR_SMALL_STUDIES | dict(zip(SIZE_FIELDS, (256, 6, 4, 2, 1024), strict=True)),
+    "tiny": FOR_SMALL_STUDIES | dict(zip(SIZE_FIELDS, (64, 2, 2, 1, 256), strict=True)),
 }
 """Fields of `TabletConfig` for 129.5 million weights, 5 million, and a third of a million."""
 

@@ -2,7 +2,7 @@
 
 arguments = TabletTrainingArguments(num_train_epochs=20)
 results = finetune(store, splits, "sex", "my-model", arguments, scans="derivatives/")
-results = evaluate(load_model("my-model/fold-1/model"), store, splits[0], "results", scans="derivatives/")
+results = evaluate(load_model("my-model/fold-1/model"), store, splits[0], "results", arguments, scans="derivatives/")
 """
 
 import tempfile
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tablet_hf.baselines.features import find_scans
+from tablet_hf.baselines.features import match_scans
 from tablet_hf.baselines.linear import CONNECTIVITY, Fold, OnProgress, baseline_predictions
 from tablet_hf.datasets.split_files import read_splits, write_splits
 from tablet_hf.datasets.splits import Split, family_ids, folds, runs_in, subject_ids
@@ -117,10 +117,10 @@ def evaluate(
     store: Any,
     split: Split | None,
     out: str | Path,
+    arguments: TabletTrainingArguments,
     *,
     part: str = "test",
     label: str | None = None,
-    arguments: TabletTrainingArguments | None = None,
     scans: Any = None,
     atlas: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
@@ -135,9 +135,9 @@ def evaluate(
         split: its `part` is predicted, and the baselines train on its training part. None predicts all subjects,
             without baselines; the training part has none either.
         out: folder of `results.json`, `predictions.csv` and `index.html`.
+        arguments: batch size, precision and device; without `window_frames` windows are as long as in training.
         part: "train", "validation" or "test".
         label: name of the phenotype; None for the one recorded in the model.
-        arguments: batch size, precision, device and `window_frames`; by default the model's own window.
         scans, atlas: for the baselines, see `baseline_predictions`.
         about: further entries of the results.
         training_data: subjects that the model was trained on or chosen by, see `training_subjects`.
@@ -157,8 +157,7 @@ def evaluate(
         messages.append(f"The tokens differ from those the model was trained on ({', '.join(differences)}).")
     task = task_of_config(model.config, store, label, runs)
     with tempfile.TemporaryDirectory() as scratch:  # Trainer makes a folder, though it writes nothing
-        given = {"output_dir": scratch, "save_strategy": "no", "report_to": []}
-        arguments = replace(arguments or TabletTrainingArguments(scratch, window_frames=None), **given)
+        arguments = replace(arguments, output_dir=scratch, save_strategy="no", report_to=[])
         name = "all" if split is None else split.name
         methods = [predict_subjects(model, store, runs, task, arguments, name)]
     if not process_state().is_main_process:
@@ -183,7 +182,7 @@ def baselines(
     on_progress: OnProgress | None = None,
 ) -> list[Predictions]:
     """Predict the subjects of all folds by each baseline that could be run in every fold."""
-    scans = None if scans is None else find_scans(store, scans)
+    scans = None if scans is None else match_scans(store, scans)
     by_method: dict[str, list[Predictions]] = {}
     for split, task in tasks:
         training, held_out = (runs_in(split, store.runs, which) for which in ("train", part))
