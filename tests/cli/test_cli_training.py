@@ -58,13 +58,13 @@ def test_finetuning_prints_all_methods_and_how_far_the_model_is_ahead(tuned):
     out, ended = tuned
     assert first_column(ended)[2:] == ["TABLeT", "majority class", "mean token"]
     title, header, tablet, majority, _ = ended.stdout.splitlines()
-    assert "sex, 4 subjects" in title
+    assert "sex, 20 subjects" in title
     results = json.loads((out / "results.json").read_text())
     assert header.endswith(f"TABLeT ahead in {results['main_metric']}")
     compared = next(one for one in results["comparisons"] if one["second"] == "majority class")
     value = compared["metrics"][results["main_metric"]]["value"]
-    assert f"  {value:+.3g}" in majority
-    assert len(tablet) < len(majority)
+    assert f"{value:+.3g}" in majority
+    assert f"{value:+.3g} (" not in tablet
     assert "classification of sex: F, M" in ended.stderr
     assert "functional connectivity" in ended.stderr
     assert {path.name for path in out.iterdir()} >= {"fold-1", "fold-2", "index.html", "predictions.csv", "splits.csv"}
