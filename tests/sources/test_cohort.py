@@ -28,22 +28,6 @@ def test_scans_with_one_key_are_all_left_out(plant, reasons):
     assert len(reasons(cohort, "key sub-A1")) == 2
 
 
-@pytest.mark.parametrize("labels", [("A-1", "A1"), ("ö", "ä"), ("d-1", "d1"), ("Jörg Schön", "Jrg Schn")])
-def test_labels_that_differ_in_special_characters_are_two_subjects(plant, labels):
-    root = plant("a.nii", "b.nii")
-    cohort = make_cohort(ScanRecord(label, root / f"{name}.nii") for label, name in zip(labels, "ab", strict=True))
-    assert set(subjects(cohort)) == set(labels)
-    assert not cohort.problems
-
-
-def test_a_label_in_two_datasets_is_two_subjects(plant):
-    root = plant("a.nii", "b.nii", "c.nii")
-    names = {"a": "ABIDE", "b": "HCP-YA", "c": None}
-    cohort = make_cohort(ScanRecord("01", root / f"{file}.nii", dataset=dataset) for file, dataset in names.items())
-    assert [record.dataset for record in cohort.records] == ["ABIDE", "HCP-YA", None]
-    assert not cohort.problems
-
-
 def test_an_identical_record_counts_once_and_a_file_is_one_scan(plant, reasons):
     root = plant("a.nii", "b.nii")
     listed = [("1", root / "a.nii"), ("2", root / "x" / ".." / "a.nii"), ("3", root / "b.nii"), ("3", root / "b.nii")]

@@ -13,14 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tablet_hf.errors import InputError
-from tablet_hf.sources.records import (
-    ScanRecord,
-    phenotype_values,
-    store_key,
-    typed_columns,
-    typed_rows,
-    typed_value,
-)
+from tablet_hf.sources import ScanRecord
+from tablet_hf.sources.records import phenotype_values, store_key, typed_columns, typed_rows, typed_value
 
 
 @pytest.mark.parametrize(
@@ -50,10 +44,7 @@ def test_different_labels_have_different_keys(labels):
 @given(st.text("0123456789abcXYZ+", min_size=1))
 def test_plain_labels_stay_as_they_are(label):
     assert ScanRecord(label, Path("x"), dataset=f"{label}-1").key == f"{label}-1/sub-{label}"
-
-
-def test_a_letter_is_the_same_however_a_computer_composes_it():
-    one, other = (ScanRecord(unicodedata.normalize(form, "Jörg"), Path("x")) for form in ("NFC", "NFD"))
+    one, other = (ScanRecord(unicodedata.normalize(form, f"{label}ö"), Path("x")) for form in ("NFC", "NFD"))
     assert one.key == other.key
 
 

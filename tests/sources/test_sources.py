@@ -12,16 +12,8 @@ import pytest
 from tablet_hf.errors import InputError
 from tablet_hf.sources import SOURCES, find_scans
 
-ALL_OPTIONS = {
-    "phenotypes": None,
-    "tasks": None,
-    "sessions": [],
-    "space": None,
-    "pattern": None,
-    "withdrawn": None,
-    "dataset": None,
-    "keep_failed_quality": False,
-}
+NOT_GIVEN = dict.fromkeys(["phenotypes", "space", "pattern", "withdrawn", "dataset"])
+NOT_GIVEN |= {"tasks": (), "sessions": [], "keep_failed_quality": False}
 
 
 def test_the_sources_by_name():
@@ -33,7 +25,7 @@ def test_the_sources_by_name():
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_error_for_a_missing_root_is_a_sentence(source, tmp_path):
     with pytest.raises(InputError) as caught:
-        find_scans(source, str(tmp_path / "none"), **ALL_OPTIONS)
+        find_scans(source, str(tmp_path / "none"), **NOT_GIVEN)
     assert str(caught.value).startswith(str(tmp_path / "none"))
     assert str(caught.value).endswith(".")
 
@@ -72,12 +64,6 @@ def test_the_documented_options_are_those_of_the_sources():
     rows = re.findall(r"^\| \[`(\w+)`\]\(#\1\) \|[^|]*\| (?:`([^`]*)`)? ?\|", page, re.MULTILINE)
     documented = {source: set(options.split()) for source, options in rows}
     typed = {"tasks": "--task", "sessions": "--session"}
-    taken = {
-        source: {
-            typed.get(option, "--" + option.replace("_", "-"))
-            for option in signature(import_module(f"tablet_hf.sources.{source}").find).parameters
-            if option != "root"
-        }
-        for source in SOURCES
-    }
-    assert documented == taken
+    for source in SOURCES:
+        _, *options = signature(import_module(f"tablet_hf.sources.{source}").find).parameters
+        assert documented[source] == {typed.get(each, "--" + each.replace("_", "-")) for each in options}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tablet_hf.errors import InputError
 from tablet_hf.sources.cohort import Layout, find_files, make_cohort, warn_if_mixed
-from tablet_hf.sources.records import Cohort, Phenotype, Problem, ScanRecord
-from tablet_hf.sources.tables import PhenotypeTables, number_label
+from tablet_hf.sources.records import Cohort, Problem, ScanRecord
+from tablet_hf.sources.tables import PhenotypeTables, add_sex_and_age, number_label
 
 __all__ = ["find"]
 
@@ -49,8 +49,8 @@ SITE_PREFIXES = {
 }
 """How the names of sites and of their folders begin: Peking_1 to Peking_3 are one site."""
 
-SEX = {0: "F", 1: "M", "F": "F", "M": "M"}
-"""The phenotypic key's codes of Gender, and nilearn's letters."""
+SEX = {"0": "F", "1": "M", "f": "F", "m": "M"}
+"""The phenotypic key's codes of Gender, and the letters of other tables."""
 
 
 def find(
@@ -85,13 +85,15 @@ def find(
     for subject in sorted(tables.subjects - {record.subject for record in records}):
         problems.append(Problem(f"subject {subject}", "it is in the phenotypic tables, but no run of it was found."))
     passed = []
-    for record in tables.join(records):
+    for record in add_sex_and_age(tables.join(records), sexes=SEX):
         failed = _failed_quality(record, pipeline)
         if failed and not keep_failed_quality:
             why = f"{failed} is 0 (failed quality control); include it with --keep-failed-quality."
             problems.append(Problem(str(record.scan), why))
         else:
-            added = _common_phenotypes(record.phenotypes) if tables.columns else {}
+            diagnosis = record.phenotypes.get("DX")
+            adhd = int(diagnosis > 0) if isinstance(diagnosis, int | float) else None
+            added = {"adhd": adhd} if tables.columns else {}
             passed.append(replace(record, site=_site(record.site), phenotypes=added | record.phenotypes))
     return make_cohort(passed, [*problems, *tables.problems])
 
@@ -163,9 +165,3 @@ def _failed_quality(record: ScanRecord, pipeline: str) -> str | None:
         if session == 1:  # QC_Rest_1 and so on are about the first session, the only one of most subjects
             columns.append(f"QC_Rest_{int(run)}")
     return next((column for column in columns if record.phenotypes.get(column) == 0), None)
-
-
-def _common_phenotypes(phenotypes: Mapping[str, Phenotype]) -> dict[str, Phenotype]:
-    diagnosis = phenotypes.get("DX")
-    adhd = int(diagnosis > 0) if isinstance(diagnosis, int | float) else None
-    return {"adhd": adhd, "sex": SEX.get(phenotypes.get("Gender")), "age": phenotypes.get("Age")}

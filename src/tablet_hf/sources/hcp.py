@@ -7,13 +7,12 @@ The four resting runs of 3 T: two days, REST1 and REST2, with the phase-encoding
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tablet_hf.errors import InputError
 from tablet_hf.sources.cohort import Layout, find_files, make_cohort, select_labels, sibling, warn_if_mixed
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
-from tablet_hf.sources.tables import FAMILY_COLUMNS, PhenotypeTables, find_column, number_label
+from tablet_hf.sources.tables import FAMILY_COLUMNS, PhenotypeTables, add_sex_and_age, find_column, number_label
 
 __all__ = ["find"]
 
@@ -80,10 +79,5 @@ def find(
     if find_column(tables.columns, FAMILY_COLUMNS) is None:
         message = f"{root}: no table has Family_ID, so splits can separate families; add the restricted CSV."
         warnings.warn(message, stacklevel=2)
-    return make_cohort(map(_with_sex_and_age, tables.join(records)), [*problems, *absent, *tables.problems], True)
-
-
-def _with_sex_and_age(record: ScanRecord) -> ScanRecord:
-    own = record.phenotypes
-    common = {"sex": own.get("Gender"), "age": own.get("Age_in_Yrs")}
-    return replace(record, phenotypes=common | own) if own else record
+    records = add_sex_and_age(tables.join(records), ("Gender",), ("Age_in_Yrs",))
+    return make_cohort(records, [*problems, *absent, *tables.problems], is_restricted=True)

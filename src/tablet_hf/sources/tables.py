@@ -5,7 +5,7 @@ import csv
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,6 @@ __all__ = [
 SITE_COLUMNS = ("site", "site_id")
 FAMILY_COLUMNS = ("family", "family_id")
 
-SEX_COLUMNS = ("sex", "gender")
 SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
 """Words in lower case. Codes are not among them: which sex is 1 differs between studies."""
 
@@ -297,18 +296,23 @@ class PhenotypeTables:
         return joined
 
 
-def add_sex_and_age(records: Sequence[ScanRecord]) -> list[ScanRecord]:
+def add_sex_and_age(
+    records: Sequence[ScanRecord],
+    sex_columns: Sequence[str] = ("sex", "gender"),
+    age_columns: Sequence[str] = ("age",),
+    sexes: Mapping[str, str] = SEX,
+) -> list[ScanRecord]:
     """Add `sex` ("F", "M") and `age` from columns with other names, such as Gender and AGE.
 
-    Only where no column has that very name, and all values of the column are words for a sex, or numbers.
+    Only where no column has that very name, and all values of the column are in `sexes` (lower case), or numbers.
     """
     columns = {name: None for record in records for name in record.phenotypes}
-    for name, names in (("age", ("age",)), ("sex", SEX_COLUMNS)):
+    for name, names in (("age", age_columns), ("sex", sex_columns)):
         column = find_column(columns, names)
         values = [record.phenotypes.get(column) for record in records]
         present = {value for value in values if value is not None}
-        if name == "sex" and all(str(value).casefold() in SEX for value in present):
-            values = [None if value is None else SEX[value.casefold()] for value in values]
+        if name == "sex" and all(str(value).casefold() in sexes for value in present):
+            values = [None if value is None else sexes[str(value).casefold()] for value in values]
         elif name == "sex" or not all(type(value) in (int, float) for value in present):
             continue
         if present and name not in columns:
