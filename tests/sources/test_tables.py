@@ -175,11 +175,8 @@ class TestPhenotypeTables:
         """Read tables, each a list of lines, with the columns id and session_id."""
 
         def make(*tables):
-            read = PhenotypeTables()
-            for number, lines in enumerate(tables):
-                path = write(f"table{number}.csv", *lines)
-                read.add(path, ("id",), bids_label, ("session_id",))
-            return read
+            paths = [write(f"table{number}.csv", *lines) for number, lines in enumerate(tables)]
+            return PhenotypeTables(paths, ("id",), bids_label, ("session_id",))
 
         return make
 

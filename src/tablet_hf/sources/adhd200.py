@@ -76,10 +76,8 @@ def find(
     root = LAYOUT.check_folder(root)
     records, pipeline = _find_runs(root)
     problems = []
-    paths = [Path(path) for path in phenotypes or ()] or _phenotypic_tables(root)
-    tables = PhenotypeTables()
-    for path in paths:
-        tables.add(path, SUBJECT_COLUMNS, partial(number_label, width=7), rename=_official_heading)
+    paths = phenotypes or _phenotypic_tables(root)
+    tables = PhenotypeTables(paths, SUBJECT_COLUMNS, partial(number_label, width=7), rename=_official_heading)
     if not paths:
         warnings.warn(f"{root}: no phenotypic table was found, so scans have no phenotypes; name one.", stacklevel=2)
     for subject in sorted(tables.subjects - {record.subject for record in records}):

@@ -70,12 +70,11 @@ def find(
     """
     root = LAYOUT.check_folder(root)
     records, problems = _find_runs(root, tasks, sessions, space)
-    tables, raw_folders = PhenotypeTables(), _raw_folders(root)
+    raw_folders = _raw_folders(root)
     raw = next((folder for folder in raw_folders if (folder / "participants.tsv").is_file()), None)
     participants = [folder / "participants.tsv" for folder in (root, raw) if folder]
-    paths = [Path(path) for path in phenotypes or ()] or [path for path in participants if path.is_file()][:1]
-    for path in paths:
-        tables.add(path, SUBJECT_COLUMNS, bids_label, SESSION_COLUMNS)
+    paths = phenotypes or [path for path in participants if path.is_file()][:1]
+    tables = PhenotypeTables(paths, SUBJECT_COLUMNS, bids_label, SESSION_COLUMNS)
     if not paths:
         warnings.warn(
             f"{root}: no participants.tsv was found, so scans have no phenotypes; name a table.", stacklevel=2
@@ -87,7 +86,7 @@ def find(
         for subject in sorted(subjects):
             path = folder / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
             if path.is_file():
-                tables.add(path, (), bids_label, SESSION_COLUMNS, subject=subject)
+                tables.add(path, subject)
     dataset = dataset or next(filter(None, map(_study_name, (root, *raw_folders))), None)
     records = add_sex_and_age(tables.join(replace(record, dataset=dataset) for record in records))
     return make_cohort(records, [*problems, *tables.problems])

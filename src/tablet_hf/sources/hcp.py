@@ -73,9 +73,7 @@ def find(
         raise LAYOUT.not_found(root, str(problems[0]) if problems else "")
     warn_if_mixed(root, kinds, "--pattern")
     records, absent = select_labels(root, records, "session", sessions)
-    tables = PhenotypeTables()
-    for path in phenotypes or ():
-        tables.add(Path(path), ("Subject",), number_label)
+    tables = PhenotypeTables(phenotypes, ("Subject",), number_label)
     if find_column(tables.columns, FAMILY_COLUMNS) is None:
         message = f"{root}: no table has Family_ID, so splits can separate families; add the restricted CSV."
         warnings.warn(message, stacklevel=2)

@@ -186,73 +186,71 @@ def number_label(cell: str, width: int = 0) -> str | None:
 
 
 class PhenotypeTables:
-    """Phenotypes from one or more tables, by subject, and by session where a table has a column of sessions.
+    """Phenotypes from tables, by subject, and by session where a table has a column of sessions.
 
     Equal rows of a subject count once, rows that differ give no values. A value fills what is missing in another
     table; values that differ give None. Each such case is in `problems`.
+
+    Args:
+        paths: CSV or TSV files; None for none.
+        subject_columns: Possible names of the column of subjects, in order of preference.
+        subject_label: Returns the label of a subject for a cell, None for a cell that is none.
+        session_columns: Possible names of the column of sessions.
+        rename: As for `read_table`.
+        wanted: Subjects to keep (default: all).
+
+    Raises:
+        InputError: If a table cannot be read or has no column of subjects.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        paths: Iterable[str | Path] | None,
+        subject_columns: Sequence[str],
+        subject_label: Callable[[str], str | None],
+        session_columns: Sequence[str] = (),
+        rename: Callable[[str], str | None] = str,
+        wanted: Collection[str] | None = None,
+    ):
+        self.subject_columns, self.subject_label = subject_columns, subject_label
+        self.session_columns, self.rename, self.wanted = session_columns, rename, wanted
         self.columns: dict[str, None] = {}
         self.problems: list[Problem] = []
         self._values: dict[tuple[str, str | None], dict[str, list[Phenotype]]] = {}  # different values of all tables
+        for path in paths or ():
+            self.add(Path(path))
 
     @property
     def subjects(self) -> set[str]:
         """Subjects with a row in any table."""
         return {subject for subject, _ in self._values}
 
-    def add(
-        self,
-        path: Path,
-        subject_columns: Sequence[str],
-        subject_label: Callable[[str], str | None],
-        session_columns: Sequence[str] = (),
-        rename: Callable[[str], str | None] = str,
-        wanted: Collection[str] | None = None,
-        subject: str | None = None,
-    ) -> None:
-        """Add a table.
-
-        Args:
-            path: CSV or TSV file.
-            subject_columns: Possible names of the column of subjects, in order of preference.
-            subject_label: Returns the label of a subject for a cell, None for a cell that is none.
-            session_columns: Possible names of the column of sessions.
-            rename: As for `read_table`.
-            wanted: Subjects to keep (default: all).
-            subject: The one subject of a table without a column of subjects.
-
-        Raises:
-            InputError: If the table cannot be read or has no column of subjects.
-        """
-        table = read_table(path, rename)
-        subject_column = find_column(table.cells, subject_columns)
-        session_column = find_column(table.cells, session_columns)
+    def add(self, path: Path, subject: str | None = None) -> None:
+        """Add a table, which is about one subject where that is given."""
+        table = read_table(path, self.rename)
+        subject_column, session_column = (
+            find_column(table.cells, names) for names in (self.subject_columns, self.session_columns)
+        )
         if subject is None and subject_column is None:
-            names = " or ".join(subject_columns)
-            raise InputError(f"{path}: no column has the subjects; name one {names}.")
-        if subject:
-            labels = [subject] * len(table.cells)
-        else:
-            labels = [subject_label(cell) for cell in table.column(subject_column)]
-        if wanted is not None:
-            is_wanted = [label in wanted for label in labels]
-            table = replace(table, cells=table.cells[is_wanted])
-            labels = [label for label in labels if label in wanted]
+            raise InputError(f"{path}: no column has the subjects; name one {' or '.join(self.subject_columns)}.")
+        labels = [subject] * len(table.cells)
+        if subject is None:
+            labels = [self.subject_label(cell) for cell in table.column(subject_column)]
+        if self.wanted is not None:
+            table = replace(table, cells=table.cells[[label in self.wanted for label in labels]])
+            labels = [label for label in labels if label in self.wanted]
+        sessions = map(bids_label, table.column(session_column)) if session_column else [None] * len(labels)
         names = [name for name in table.cells if name not in (subject_column, session_column)]
         self.columns |= dict.fromkeys(names)
-        sessions = map(bids_label, table.column(session_column)) if session_column else [None] * len(labels)
         groups: dict[tuple[str, str | None], list[tuple[int, dict[str, Phenotype]]]] = {}
-        for row, label, session, values in zip(
-            table.cells.index, labels, sessions, typed_cells(table, names), strict=True
-        ):
+        rows = zip(table.cells.index, labels, sessions, typed_cells(table, names), strict=True)
+        for row, label, session, values in rows:
             if label is None:
                 self.problems.append(Problem(f"{path}, row {row}", f"the column {subject_column!r} names no subject."))
             else:
                 groups.setdefault((label, session), []).append((row, values))
-        for key, rows in groups.items():
-            self._merge(path, key, rows)
+        for key, group in groups.items():
+            self._merge(path, key, group)
 
     def _merge(self, path: Path, key: tuple[str, str | None], rows: list[tuple[int, dict[str, Phenotype]]]) -> None:
         what = f"{path}, subject {key[0]}" + (f", session {key[1]}" if key[1] else "")

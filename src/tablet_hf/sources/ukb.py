@@ -92,9 +92,8 @@ def find(
         problems.append(Problem(f"subject {eid}", "withdrawn from UK Biobank; delete these scans."))
     records, absent = select_labels(root, records, "session", sessions)
     records = [record for record in records if record.subject not in gone]
-    tables = PhenotypeTables()
-    for path in phenotypes or ():
-        tables.add(Path(path), ("eid",), number_label, rename=_column, wanted={each.subject for each in records})
+    subjects = {record.subject for record in records}
+    tables = PhenotypeTables(phenotypes, ("eid",), number_label, rename=_column, wanted=subjects)
     if not tables.columns:
         return make_cohort(records, [*problems, *absent], is_restricted=True)
     visits = sorted({record.session for record in records})
