@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS_NAME
@@ -129,27 +129,14 @@ def read_checkpoint(source: str, revision: str | None) -> tuple[Weights, dict[st
     if not path.exists():
         try:
             path = Path(snapshot_download(source, revision=revision, allow_patterns=[CONFIG_NAME, SAFE_WEIGHTS_NAME]))
-        except HFValidationError as error:
-            raise InputError(f"{source}: there is no such file or folder.") from error
         except (OSError, ValueError) as error:
             raise not_on_hub(error, source, "model", revision) or InputError(f"{source}: {error}") from error
     released = read_config(path / CONFIG_NAME) if (path / CONFIG_NAME).is_file() else {}
-    if path.is_dir():
-        path = path / SAFE_WEIGHTS_NAME
-    if path.suffix != ".safetensors":
-        weights = read_training_checkpoint(path)
-    elif path.is_file():
-        try:
-            weights = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: it is not a readable safetensors file ({error}).") from error
-    else:
-        raise InputError(f"{source}: it holds no weights, there is no {SAFE_WEIGHTS_NAME} in it.")
+    weights = read_weights(path / SAFE_WEIGHTS_NAME if path.is_dir() else path)
     # `DataParallel` and `torch.compile` put these before every name.
     weights = {re.sub(r"^(?:module\.|_orig_mod\.)+", "", name): tensor for name, tensor in weights.items()}
-    for name in ("cls_token", "mask_token"):
-        if name in weights and weights[name].ndim:
-            weights[name] = weights[name].view(1, 1, -1)
+    for name in {"cls_token", "mask_token"} & weights.keys():
+        weights[name] = weights[name].reshape(1, 1, -1)
     return weights, released
 
 
@@ -163,29 +150,27 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     return released
 
 
-def read_training_checkpoint(path: Path) -> Weights:
+def read_weights(path: Path) -> Weights:
+    """Weights from safetensors or a training checkpoint, which is read without running any code in it."""
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        is_safetensors = path.suffix == ".safetensors"
+        stored = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{path}: it holds more than weights (or is damaged) and reading it could run code, so it was not read; "
             "if you trust it, save its `model_state_dict` alone with `torch.save`."
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: it is not a readable torch checkpoint; it may be cut short.") from error
+    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: no weights could be read from it ({error}).") from error
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
             outside = {name: stored[name] for name in PRETRAINING_NAMES if isinstance(stored.get(name), torch.Tensor)}
             stored = {**outside, **stored[wrapper]}
             break
-    is_weights = isinstance(stored, Mapping) and all(
+    if not isinstance(stored, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in stored.items()
-    )
-    if not is_weights or not stored:
-        raise InputError(
-            f"{path}: expected a dict of weights, or one with model_state_dict that holds nothing else; save the "
-            "weights alone with `torch.save`."
-        )
+    ):
+        raise InputError(f"{path}: not a dict of weights, alone or as model_state_dict; save them with `torch.save`.")
     return dict(stored)
 
 
@@ -193,18 +178,14 @@ def read_training_checkpoint(path: Path) -> Weights:
 
 
 def choose_model_class(weights: Weights, head: str | None) -> type[TabletPreTrainedModel]:
-    if head == "masked":
-        return TabletForMaskedTokenModeling
-    if head == "classification":
-        return TabletForSequenceClassification
+    if head not in (None, "masked", "classification"):
+        raise InputError(f"--head {head}: give masked or classification.")
     if head is not None:
-        raise InputError(f'`head` must be "masked" or "classification", got {head!r}.')
-    absent = torch.empty(0)
-    shape = weights.get("feature_projection.weight", absent).shape
-    if (
-        weights.get("decoder.weight", absent).shape == shape[::-1]
-        or weights.get("mask_token", absent).numel() == shape[0] > 0
-    ):
+        return TabletForMaskedTokenModeling if head == "masked" else TabletForSequenceClassification
+    projection = weights["feature_projection.weight"].shape  # (hidden size, token size)
+    decoder, mask_token = weights.get("decoder.weight"), weights.get("mask_token")
+    fits = decoder is not None and decoder.shape == projection[::-1]
+    if fits or (mask_token is not None and mask_token.numel() == projection[0]):
         return TabletForMaskedTokenModeling
     return TabletForSequenceClassification if "fc.weight" in weights else TabletModel
 

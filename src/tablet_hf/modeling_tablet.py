@@ -69,9 +69,9 @@ class TabletMaskedTokenModelingOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-def build_norm(norm_type: str, size: int, config: TabletConfig) -> nn.LayerNorm | nn.RMSNorm:
-    """A norm over the last dimension, of width `size`."""
-    if norm_type == "rms_norm":
+def build_norm(config: TabletConfig, size: int, norm_type: str | None = None) -> nn.LayerNorm | nn.RMSNorm:
+    """A norm over the last dimension, of width `size`; by default of the config's `norm_type`."""
+    if (norm_type or config.norm_type) == "rms_norm":
         return nn.RMSNorm(size, eps=config.rms_norm_eps)
     return nn.LayerNorm(size, eps=config.layer_norm_eps)
 
@@ -126,14 +126,10 @@ class TabletEmbeddings(nn.Module):
         self.standardize_tokens = config.standardize_tokens
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
-        self.feature_norm = (
-            build_norm(config.norm_type, config.token_size, config) if config.use_feature_norm else nn.Identity()
-        )
+        self.feature_norm = build_norm(config, config.token_size) if config.use_feature_norm else nn.Identity()
         self.feature_dropout = nn.Dropout(config.feature_dropout_prob)
         self.projection = nn.Linear(config.token_size, config.hidden_size)
-        self.input_norm = (
-            build_norm(config.norm_type, config.hidden_size, config) if config.use_input_norm else nn.Identity()
-        )
+        self.input_norm = build_norm(config, config.hidden_size) if config.use_input_norm else nn.Identity()
 
     def check_geometry(self, input_values: torch.Tensor | None) -> None:
         """Raise a `ValueError` unless the tokens have the shape that the weights were made for."""
@@ -217,7 +213,7 @@ class TabletRotaryEmbedding(nn.Module):
         return (positions[:, None] * frequencies).unsqueeze(0)
 
     def spatiotemporal_angles(
-        self, num_frames: int, repetition_time: torch.Tensor | None, device: torch.device
+        self, num_frames: int, repetition_time: torch.Tensor, device: torch.device
     ) -> torch.Tensor:
         """
         Angles `(1 or batch_size, positions, head_dim / 2)` of the time in seconds and the cell coordinates i, j, k.
@@ -235,22 +231,15 @@ class TabletRotaryEmbedding(nn.Module):
         cell_frequencies = self.frequencies(4.0, 4.0 * config.grid_size, pairs_per_axis, device)
 
         frames = torch.arange(num_frames, device=device, dtype=torch.float32)
-        if repetition_time is None:
-            seconds = frames.unsqueeze(0)
-        else:
-            seconds = repetition_time.to(device=device, dtype=torch.float32).view(-1, 1) * frames
+        seconds = repetition_time.to(device=device, dtype=torch.float32).view(-1, 1) * frames
         along = torch.arange(config.grid_size, device=device, dtype=torch.float32)
         cells = torch.cartesian_prod(along, along, along).view(-1, 3)
 
         time_angles = seconds[:, :, None, None] * time_frequencies
         cell_angles = (cells[:, :, None] * cell_frequencies).flatten(1)
-        angles = torch.cat(
-            (
-                time_angles.expand(-1, -1, config.num_cells, -1),
-                cell_angles.expand(seconds.shape[0], num_frames, -1, -1),
-            ),
-            dim=-1,
-        )
+        time_angles = time_angles.expand(-1, -1, config.num_cells, -1)
+        cell_angles = cell_angles.expand(seconds.shape[0], num_frames, -1, -1)
+        angles = torch.cat((time_angles, cell_angles), dim=-1)
         return nn.functional.pad(angles.flatten(1, 2), (0, 0, 1, 0))
 
     @staticmethod
@@ -320,9 +309,8 @@ class TabletAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size)
 
-        qk_norm_type = config.qk_norm_type or config.norm_type
-        self.q_norm = build_norm(qk_norm_type, self.head_dim, config) if config.qk_norm else nn.Identity()
-        self.k_norm = build_norm(qk_norm_type, self.head_dim, config) if config.qk_norm else nn.Identity()
+        self.q_norm = build_norm(config, self.head_dim, config.qk_norm_type) if config.qk_norm else nn.Identity()
+        self.k_norm = build_norm(config, self.head_dim, config.qk_norm_type) if config.qk_norm else nn.Identity()
 
     def forward(
         self,
@@ -394,9 +382,9 @@ class TabletGatedMLP(nn.Module):
 class TabletLayer(GradientCheckpointingLayer):
     def __init__(self, config: TabletConfig):
         super().__init__()
-        self.norm_before = build_norm(config.norm_type, config.hidden_size, config)
+        self.norm_before = build_norm(config, config.hidden_size)
         self.attention = TabletAttention(config)
-        self.norm_after = build_norm(config.norm_type, config.hidden_size, config)
+        self.norm_after = build_norm(config, config.hidden_size)
         self.mlp = TabletGatedMLP(config) if config.mlp_type == "swiglu" else TabletMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -440,10 +428,7 @@ class TabletPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs: ClassVar[dict[str, Any]] = {
-        "hidden_states": TabletLayer,
-        "attentions": TabletAttention,
-    }
+    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": TabletLayer, "attentions": TabletAttention}
     # The whole module: FSDP2 shards each of `_no_split_modules` and this one, and none may be inside another.
     _input_embed_layer = "embeddings"
 
@@ -474,10 +459,8 @@ class TabletPreTrainedModel(PreTrainedModel):
 def padded_frames_mask(attention_mask: torch.Tensor | None, input_values: torch.Tensor) -> torch.Tensor | None:
     """
     Bool mask `(batch_size, num_frames)` of the frames that are not padding, or `None` where no frame is: without a mask
-    attention runs on the cuDNN and flash kernels, with one it is several times slower.
-
-    A collator that leaves `attention_mask` out of batches without padding decides this for free. Otherwise the values
-    are read once per forward pass, which waits for the device, and not at all while a graph is traced.
+    attention runs on the cuDNN and flash kernels, with one it is several times slower. Reading the values waits for the
+    device, which a collator avoids by leaving `attention_mask` out of batches without padding.
     """
     if attention_mask is None:
         return None
@@ -519,9 +502,7 @@ class TabletModel(TabletPreTrainedModel):
         self.embeddings = TabletEmbeddings(config, use_mask_token=use_mask_token)
         self.rotary_embedding = TabletRotaryEmbedding(config) if config.position_embedding_type != "none" else None
         self.layers = nn.ModuleList([TabletLayer(config) for _ in range(config.num_hidden_layers)])
-        self.output_norm = (
-            build_norm(config.norm_type, config.hidden_size, config) if config.use_output_norm else nn.Identity()
-        )
+        self.output_norm = build_norm(config, config.hidden_size) if config.use_output_norm else nn.Identity()
         self.post_init()
 
     @merge_with_config_defaults
@@ -540,24 +521,21 @@ class TabletModel(TabletPreTrainedModel):
             input_values (`torch.Tensor` of shape `(batch_size, num_frames, num_cells, token_size)`, floating):
                 Tokens of windows of runs.
             attention_mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*):
-                1 for frames that are there, 0 for padding. Best left out where nothing is padded.
+                0 for padded frames, 1 for others. Best left out where nothing is padded.
             repetition_time (`torch.Tensor` of shape `(batch_size,)`, or one number for all runs, *optional*):
-                Seconds between frames, for `"spatiotemporal_rope"`; 1 s where it is not given.
+                Seconds between frames, for `"spatiotemporal_rope"`; 1 s by default.
             bool_masked_pos (`torch.Tensor` of shape `(batch_size, num_frames, num_cells)`, *optional*):
                 1 for tokens to replace by the mask token.
             cls_only (`bool`, defaults to `False`):
-                Compute of the last layer the CLS state alone, which is all that a head needs: of 12 layers that saves
-                nearly one. `last_hidden_state` then has the shape `(batch_size, 1, hidden_size)`. Not with
-                other kinds of `pooling_type`.
+                Compute of the last layer the CLS state alone, for `pooling_type="cls"`: of 12 layers that saves nearly
+                one. `last_hidden_state` then has the shape `(batch_size, 1, hidden_size)`.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, 1 + num_frames * num_cells, hidden_size)`, the CLS state first,
-            then frame by frame, and `pooler_output` of shape `(batch_size, pooled_size)`, the CLS state or what
-            `config.pooling_type` makes of all others.
+            then frame by frame, and `pooler_output` of shape `(batch_size, pooled_size)`.
 
         Raises:
-            `ValueError`: where the inputs do not have these shapes, or a repetition time on the CPU is no positive
-                number.
+            `ValueError`: the inputs do not have these shapes, or a repetition time on the CPU is not over 0.
         """
         self.embeddings.check_geometry(input_values)
         batch_size, num_frames = input_values.shape[:2]
@@ -566,7 +544,10 @@ class TabletModel(TabletPreTrainedModel):
             raise ValueError('`cls_only` needs `pooling_type="cls"`: other heads read the states of all tokens.')
 
         hidden_states = self.embeddings(input_values, frame_mask, bool_masked_pos)
-        attention_mask = self.create_attention_mask(hidden_states, frame_mask)
+        attention_mask = None
+        if frame_mask is not None:  # every cell of a frame and, in front, the CLS state
+            mask = nn.functional.pad(frame_mask.repeat_interleave(self.config.num_cells, dim=1), (1, 0), value=True)
+            attention_mask = create_bidirectional_mask(self.config, hidden_states, mask)
         position_embeddings = None
         if self.rotary_embedding is not None:
             repetition_time = self.check_repetition_time(repetition_time, batch_size)
@@ -576,7 +557,7 @@ class TabletModel(TabletPreTrainedModel):
             hidden_states = layer(hidden_states, attention_mask, position_embeddings, **kwargs)
         num_queries = 1 if cls_only else None
         if cls_only and isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
-            attention_mask = attention_mask[:, :, :num_queries]
+            attention_mask = attention_mask[:, :, :1]
         hidden_states = self.layers[-1](hidden_states, attention_mask, position_embeddings, num_queries, **kwargs)
 
         hidden_states = self.output_norm(hidden_states)
@@ -597,38 +578,25 @@ class TabletModel(TabletPreTrainedModel):
         # The variance of a single frame is zero, where the square root has no gradient.
         return (variance + 1e-6).sqrt().flatten(1).to(hidden_states.dtype)
 
-    def create_attention_mask(self, hidden_states: torch.Tensor, frame_mask: torch.Tensor | None):
-        """The mask of frames for every cell and the CLS state, as the attention implementation needs it."""
-        if frame_mask is None:
-            return None
-        cell_mask = frame_mask.repeat_interleave(self.config.num_cells, dim=1)
-        return create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=hidden_states,
-            attention_mask=nn.functional.pad(cell_mask, (1, 0), value=True),
-        )
-
-    def check_repetition_time(
-        self, repetition_time: torch.Tensor | float | None, batch_size: int
-    ) -> torch.Tensor | None:
-        """Seconds between frames as a tensor, one number or one per run; `None` where unknown or not needed."""
+    def check_repetition_time(self, seconds: torch.Tensor | float | None, batch_size: int) -> torch.Tensor | None:
+        """Seconds between frames as a tensor, one number or one per run; `None` where not needed."""
         if self.config.position_embedding_type != "spatiotemporal_rope":
             return None
-        if repetition_time is None:
+        if seconds is None:
             if not is_tracing():
                 logger.warning_once("No `repetition_time` was given (seconds between frames), so 1 s is assumed.")
-            return None
-        repetition_time = torch.as_tensor(repetition_time, dtype=torch.float32)
-        if repetition_time.ndim and repetition_time.numel() != batch_size:
+            seconds = 1.0
+        seconds = torch.as_tensor(seconds, dtype=torch.float32)
+        if seconds.ndim and seconds.numel() != batch_size:
             raise ValueError(
-                f"`repetition_time` has the shape {tuple(repetition_time.shape)}, but it must be one number, or one "
+                f"`repetition_time` has the shape {tuple(seconds.shape)}, but it must be one number, or one "
                 f"for each of {batch_size} runs."
             )
         # On a GPU, reading the values would wait for it.
-        is_readable = repetition_time.device.type == "cpu" and not is_tracing(repetition_time)
-        if is_readable and not (repetition_time.isfinite() & (repetition_time > 0)).all():
-            raise ValueError(f"`repetition_time` must be finite and over 0 s, but it is {repetition_time.tolist()}.")
-        return repetition_time
+        is_readable = seconds.device.type == "cpu" and not is_tracing(seconds)
+        if is_readable and not (seconds.isfinite() & (seconds > 0)).all():
+            raise ValueError(f"`repetition_time` must be finite and over 0 s, but it is {seconds.tolist()}.")
+        return seconds
 
 
 def draw_token_mask(
@@ -697,7 +665,7 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
                 Whether to compute the loss. (The name by which `Trainer` knows models that need no labels.)
 
         Raises:
-            `ValueError`: where the inputs do not have these shapes.
+            `ValueError`: the inputs do not have these shapes.
         """
         self.tablet.embeddings.check_geometry(input_values)
         frame_mask = padded_frames_mask(attention_mask, input_values)
@@ -705,25 +673,12 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
             all_frames = torch.ones(input_values.shape[:2], dtype=torch.bool, device=input_values.device)
             bool_masked_pos = draw_token_mask(self.config, all_frames if frame_mask is None else frame_mask)
 
-        outputs: BaseModelOutputWithPooling = self.tablet(
-            input_values,
-            attention_mask=frame_mask,
-            repetition_time=repetition_time,
-            bool_masked_pos=bool_masked_pos,
-            **kwargs,
-        )
+        outputs = self.tablet(input_values, frame_mask, repetition_time, bool_masked_pos, **kwargs)
         reconstruction = self.decoder(outputs.last_hidden_state[:, 1:]).unflatten(1, input_values.shape[1:3])
 
         mask = bool_masked_pos.to(device=input_values.device, dtype=torch.float32)
-        loss = None
-        if return_loss:
-            target = input_values
-            if self.config.standardize_tokens:
-                target, _, _ = standardize_over_frames(input_values, frame_mask, bool_masked_pos)
-            loss = self.masked_loss(reconstruction, target, mask, frame_mask)
-
         return TabletMaskedTokenModelingOutput(
-            loss=loss,
+            loss=self.masked_loss(reconstruction, input_values, mask, frame_mask) if return_loss else None,
             reconstruction=reconstruction,
             mask=mask,
             hidden_states=outputs.hidden_states,
@@ -731,14 +686,12 @@ class TabletForMaskedTokenModeling(TabletPreTrainedModel):
         )
 
     def masked_loss(
-        self,
-        reconstruction: torch.Tensor,
-        target: torch.Tensor,
-        mask: torch.Tensor,
-        frame_mask: torch.Tensor | None,
+        self, reconstruction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, frame_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Mean squared error in float32 over hidden tokens that are not padding."""
         target = target.float()
+        if self.config.standardize_tokens:
+            target, _, _ = standardize_over_frames(target, frame_mask, mask)
         if frame_mask is not None:
             target = target.masked_fill(~frame_mask[:, :, None, None], 0)
             mask = mask * frame_mask.unsqueeze(-1)
@@ -786,36 +739,23 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
                 dimension may be left out.
 
         Returns:
-            `logits` of shape `(batch_size, num_labels)`; for a regression the predictions in the target's own unit,
-            always in float32. `loss`, where labels are given: in float32, for a regression that of standardised
-            targets.
+            `logits` of shape `(batch_size, num_labels)`; of a regression in the target's own unit and always float32.
+            `loss` where labels are given, in float32; of a regression that of standardised targets.
 
         Raises:
-            `ValueError`: the inputs or labels do not have these shapes, or labels are given without
-                `config.problem_type`.
+            `ValueError`: inputs or labels do not have these shapes, or the config has no `problem_type` for labels.
         """
-        outputs: BaseModelOutputWithPooling = self.tablet(
-            input_values,
-            attention_mask=attention_mask,
-            repetition_time=repetition_time,
-            cls_only=self.can_leave_out_states(**kwargs),
-            **kwargs,
-        )
+        cls_only = self.can_leave_out_states(**kwargs)
+        outputs = self.tablet(input_values, attention_mask, repetition_time, cls_only=cls_only, **kwargs)
         logits = self.classifier(outputs.pooler_output)
 
         loss = None if labels is None else self.classification_loss(logits, labels.to(logits.device))
         if self.config.problem_type == "regression":
             logits = logits.float()
         if self.config.target_mean is not None:
-            mean, std = self.target_statistics(logits)
-            logits = logits * std + mean
+            logits = logits * logits.new_tensor(self.config.target_std) + logits.new_tensor(self.config.target_mean)
 
-        return SequenceClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
     def can_leave_out_states(self, **kwargs: Any) -> bool:
         """Whether only the CLS state of the last layer is needed."""
@@ -823,12 +763,6 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
             return False  # the masks of flex_attention cannot be cut
         names = ("output_hidden_states", "output_attentions")
         return not any(kwargs.get(name, getattr(self.config, name)) for name in names)
-
-    def target_statistics(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the regression targets, each `(num_labels,)`, float32."""
-        mean = torch.tensor(self.config.target_mean, device=logits.device, dtype=torch.float32)
-        std = torch.tensor(self.config.target_std, device=logits.device, dtype=torch.float32)
-        return mean, std
 
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean loss of a batch in float32, from logits `(batch_size, num_labels)`; see `forward` for labels."""
@@ -848,8 +782,7 @@ class TabletForSequenceClassification(TabletPreTrainedModel):
             positive_weight = None if config.positive_weight is None else logits.new_tensor(config.positive_weight)
             return nn.functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=positive_weight)
         if config.target_mean is not None:
-            mean, std = self.target_statistics(logits)
-            labels = (labels - mean) / std
+            labels = (labels - logits.new_tensor(config.target_mean)) / logits.new_tensor(config.target_std)
         loss = nn.functional.l1_loss if config.regression_loss == "l1" else nn.functional.mse_loss
         return loss(logits, labels)
 

@@ -390,7 +390,7 @@ def test_folders_that_cannot_be_read_or_written_are_refused(tmp_path):
     with pytest.raises(InputError, match="nothing to convert"):
         convert(tmp_path / "converted", tmp_path / "again")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"released.*no weights"):
+    with pytest.raises(InputError, match="safetensors"):
         convert(folder, tmp_path / "again")
     with pytest.raises(InputError, match=r"absent\.pth"):
         convert("weights/of/absent.pth", tmp_path / "again")

@@ -187,23 +187,17 @@ def test_the_files_are_the_packages_own_and_a_second_time_changes_nothing(folder
     write_custom_code(folder)
     assert contents(folder) == written
     assert written[Path("model.safetensors")] == weights
-
-
-def test_a_model_without_an_extractor_gets_the_one_that_it_records(folder):
-    write_custom_code(folder)
-    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings = json.loads(written[Path("preprocessor_config.json")])  # the extractor that the model records
     assert TOKENS.items() <= settings.items()
     assert settings["auto_map"] == {"AutoFeatureExtractor": "feature_extraction_tablet.TabletFeatureExtractor"}
-    assert list(json.loads((folder / "config.json").read_text())["custom_pipelines"]) == ["fmri-feature-extraction"]
+    assert list(json.loads(written[Path("config.json")])["custom_pipelines"]) == ["fmri-feature-extraction"]
 
 
 def test_a_model_of_unknown_tokens_needs_no_code_for_scans(tmp_path):
     TabletModel(TabletConfig(**SIZES, intermediate_size=16)).save_pretrained(tmp_path)
     write_custom_code(tmp_path)
-    needed = {"configuration_tablet.py", "errors.py", "modeling_tablet.py", "convert_tablet_to_hf.py"}
-    assert {path.name for path in tmp_path.glob("*.py")} == needed
-    assert not (tmp_path / "preprocessor_config.json").exists()
-    assert not (tmp_path / "autoencoders").exists()
+    added = {path.name for path in tmp_path.iterdir()} - {"config.json", "model.safetensors"}
+    assert added == {"configuration_tablet.py", "errors.py", "modeling_tablet.py"}
 
 
 def test_an_autoencoder_that_came_along_is_found_by_its_name(folder, tmp_path, monkeypatch):
@@ -217,7 +211,7 @@ def test_an_autoencoder_that_came_along_is_found_by_its_name(folder, tmp_path, m
     torch.testing.assert_close(found.encode(torch.ones(1, 96, 96)), expected.encode(torch.ones(1, 96, 96)))
 
     shutil.rmtree(folder / "autoencoders")
-    with pytest.raises(InputError, match=r"natural-f32c32: .* after pip install tablet-hf"):
+    with pytest.raises(InputError, match="natural-f32c32: "):
         _ = TabletFeatureExtractor.from_pretrained(folder).slice_autoencoder
 
 
@@ -237,13 +231,10 @@ def test_an_access_token_is_used_and_not_kept_in_what_is_saved(folder, tmp_path)
     assert "hf_secret" not in repr(extractor) + (tmp_path / "saved" / "preprocessor_config.json").read_text()
 
 
-def test_what_is_no_model_of_tablet_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"there is no config.json and no preprocessor_config.json in it"):
+@pytest.mark.parametrize("text", [None, '{"model_type": "vit"}', "{", "[1]"])
+def test_folders_without_a_tablet_model_are_refused(text, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=r"config\.json"):
         write_custom_code(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(InputError, match="its model_type is 'vit'"):
-        write_custom_code(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="it is no readable JSON"):
-        write_custom_code(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert len(list(tmp_path.iterdir())) == (text is not None)

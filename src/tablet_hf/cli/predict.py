@@ -50,8 +50,8 @@ def predict(
     rows = read_table(out, model)
     todo = [scan for scan in scans if overwrite or str(scan) not in rows]
     if len(todo) < len(scans):
-        kept = f"{len(scans) - len(todo)} of {len(scans)}"
-        messages.print(f"Already in {escape(str(out))} and kept: {kept} (--overwrite predicts them again).")
+        num_kept = f"{len(scans) - len(todo)} of {len(scans)}"
+        messages.print(f"Already in {escape(str(out))} and kept: {num_kept} (--overwrite predicts them again).")
     failures: dict[Path, str] = {}
     if todo:
         from tablet_hf.hub.loading import load_extractor, load_model
@@ -62,22 +62,13 @@ def predict(
         classify = FmriClassificationPipeline(network, feature_extractor=extractor, device=choose_device(device))
         if not all(map(is_tokens, todo)):
             classify.check_extractor()  # once, not for each scan
-        reading = {
-            "mask": mask,
-            "repetition_time": repetition_time,
-            "add_mean": add_mean,
-            "check_space": space_check,
-        }
-
+        reading = {"mask": mask, "repetition_time": repetition_time, "add_mean": add_mean, "check_space": space_check}
         if [rows.pop(str(scan)) for scan in todo if str(scan) in rows]:
-            write_table(out, rows)  # what is predicted again is not known until then
+            write_table(out, rows)  # without the rows to predict again
 
         def predict_one(scan: Path, on_progress: Callable) -> None:
-            rows[str(scan)] = {
-                "scan": str(scan),
-                "model": model,
-                **row_of(classify, scan, num_frames, reading, on_progress),
-            }
+            row = row_of(classify, scan, num_frames, reading, on_progress)
+            rows[str(scan)] = {"scan": str(scan), "model": model, **row}
             write_table(out, rows)
 
         failures = for_each_scan(todo, predict_one)
@@ -103,10 +94,8 @@ def row_of(
         length = run.num_frames
     entries = classify(run, num_frames=num_frames, on_progress=on_progress)
     scores = {entry["label"]: entry["score"] for entry in entries}
-    prediction = entries[0]["label"]
-    if config.problem_type == "regression":
-        prediction = entries[0]["score"]
-    elif config.problem_type == "multi_label_classification" and config.num_labels > 1:
+    prediction = entries[0]["score" if config.problem_type == "regression" else "label"]
+    if config.problem_type == "multi_label_classification" and config.num_labels > 1:
         prediction = " ".join(label for label, score in scores.items() if score >= 0.5) or "none"
     windows = cut_windows(length, num_frames or config.num_frames)
     return {
@@ -119,17 +108,13 @@ def row_of(
 
 
 def is_tokens(scan: Path) -> bool:
-    from tablet_hf.datasets.token_files import SUFFIX
-
-    return scan.name.endswith(SUFFIX)
+    return scan.name.endswith("_tokens.safetensors")
 
 
 def open_tokens(
     path: Path, config: Any, mask: Path | None, repetition_time: float | None, add_mean: Path | None, check_space: bool
 ) -> Any:
-    """A file of `tablet-hf tokenize`; the repetition time is that of the scan, also where frames were left out."""
-    from dataclasses import replace
-
+    """The run in a token file; `repetition_time` is that of its scan, of which it may have every second frame."""
     from tablet_hf.datasets.token_files import load_tokens
     from tablet_hf.scans import check_repetition_time
 
@@ -139,7 +124,7 @@ def open_tokens(
     config.check_tokens_compatible(record, str(path))
     if repetition_time is not None:
         stride = int(run.frames[1] - run.frames[0]) if len(run.frames) > 1 else 1
-        run = replace(run, repetition_time=stride * check_repetition_time(repetition_time, f"{path}: repetition time"))
+        run.repetition_time = stride * check_repetition_time(repetition_time, f"{path}: repetition time")
     return run
 
 
