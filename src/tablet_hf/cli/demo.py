@@ -20,7 +20,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Output folder; run the same command again to resume.")] = Path(
         "tablet-demo"
     ),
-    subjects: Annotated[int, typer.Option("--subjects", min=16, help="Number of simulated subjects.")] = 32,
+    subjects: Annotated[int, typer.Option("--subjects", min=16, help="Number of simulated subjects.")] = 28,
     seed: Annotated[int, typer.Option("--seed", help="Random seed of the cohort, the split and the weights.")] = 0,
     device: DeviceOption = "auto",
 ) -> None:

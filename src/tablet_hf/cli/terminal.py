@@ -88,7 +88,7 @@ def quiet_libraries() -> None:
     warnings.showwarning = show
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
-    logging.getLogger("tablet_hf").setLevel(logging.WARNING)
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.CRITICAL)  # logs what it raises
     hub_logging.set_verbosity_error()
     # diffusers passes an argument that huggingface_hub deprecated, which the user cannot change.
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
