@@ -140,7 +140,7 @@ def test_a_name_of_nothing(name):
         ('{"model_type": "tablet"}', "model.safetensors"),
         ('{"model_type": "tablet", "num_attention_heads": 5}', "config.json"),
         ('{"_class_name": "UNet2DModel"}', "autoencoder"),
-        ('{"_class_name": "AutoencoderTiny"}', "weights"),
+        ('{"_class_name": "AutoencoderTiny"}', "autoencoder"),
     ],
 )
 def test_folders_that_hold_neither_model_nor_autoencoder(config, word, tmp_path):
