@@ -29,7 +29,6 @@ __all__ = ["PUBLISHED_PREPROCESSING", "export_parquet", "without_paths"]
 SHARD_BYTES = 500_000_000
 # Rows of one piece of a file: 10.6 MB of float16.
 FRAMES_PER_GROUP = 64
-PUBLISHED_SETTINGS = ("format", "dtype", "preprocessing", "is_restricted", "software")
 PUBLISHED_PREPROCESSING = (*IDENTITY, "autoencoder", "autoencoder_subfolder", "feature_extractor_type")
 RUN_COLUMNS = {
     "repetition_time": "float64",
@@ -79,7 +78,7 @@ def export_parquet(
         shard_bytes: size of tokens at which a file is closed; a run is never divided.
         on_progress: called with runs done and runs in all.
         published: records to export in place of `store.runs`, in their order, with pseudonyms for example (see
-            `tablet_hf.hub.privacy.published_runs`); splits and settings of the user's own are left out then.
+            `tablet_hf.hub.privacy.published_runs`); splits are left out then.
 
     Raises:
         InputError: `out` holds something, or a run is damaged.
@@ -87,24 +86,16 @@ def export_parquet(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it is there already; choose another folder for the export.")
-    records = list(store.runs if published is None else published)
-    settings = store.settings | {"preprocessing": without_paths(store.preprocessing)}
-    if published is not None:
-        settings = {name: settings[name] for name in PUBLISHED_SETTINGS if name in settings}
-        preprocessing = settings["preprocessing"]
-        settings["preprocessing"] = {
-            name: preprocessing[name] for name in PUBLISHED_PREPROCESSING if name in preprocessing
-        }
-    kinds = typed_columns([run.phenotypes for run in records])
-    columns = phenotype_columns(kinds)
-    settings["phenotype_columns"] = {column: name for name, column in columns.items()}
+    made = without_paths(store.preprocessing)
+    made = {name: made[name] for name in PUBLISHED_PREPROCESSING if name in made}
+    settings = {name: store.settings[name] for name in ("format", "dtype", "is_restricted")}
     with atomic_folder(out) as unfinished:
+        records = typed_runs(store.runs if published is None else published)
         runs = _write_shards(store, records, unfinished / DATA_FOLDER, shard_bytes, on_progress)
-        write_settings(unfinished, settings)
+        write_settings(unfinished, settings | {"preprocessing": made})
         write_index(unfinished, runs)
         if published is None and (store.folder / SPLITS_FOLDER).is_dir():
             shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
-        made = settings["preprocessing"]
         text = README.format(
             runs=len(runs),
             subjects=len(set(subject_ids(runs))),
@@ -128,12 +119,6 @@ def without_paths(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def phenotype_columns(kinds: Mapping[str, type]) -> dict[str, str]:
-    """The column of each phenotype: its own name, unless that is taken."""
-    taken = {*LABELS, *RUN_COLUMNS, *FIRST_ROW, "frame", "frame_scale", "tokens"}
-    return {name: f"phenotype_{name}" if name in taken else name for name in kinds}
-
-
 def _write_shards(
     store: TokenDataset,
     records: Sequence[StoredRun],
@@ -145,10 +130,12 @@ def _write_shards(
     import pyarrow.parquet as pq
 
     folder.mkdir()
-    columns = phenotype_columns(typed_columns([record.phenotypes for record in records]))
-    schema = _schema(store, records, columns)
+    kinds = typed_columns([record.phenotypes for record in records])
+    taken = {*LABELS, *RUN_COLUMNS, *FIRST_ROW, "frame", "frame_scale", "tokens"}
+    columns = {name: f"phenotype_{name}" if name in taken else name for name in kinds}
+    schema = _schema(store, {columns[name]: kind for name, kind in kinds.items()})
     # In the order of the exported names: that of the store's would reveal those.
-    pairs = sorted(zip(store.runs, typed_runs(records), strict=True), key=lambda pair: pair[1].key)
+    pairs = sorted(zip(store.runs, records, strict=True), key=lambda pair: pair[1].key)
     shards, size = [[]], 0
     for run, record in pairs:
         if shards[-1] and size + run.num_bytes > shard_bytes:
@@ -176,15 +163,14 @@ def _write_shards(
     return exported
 
 
-def _schema(store: TokenDataset, records: Sequence[StoredRun], columns: Mapping[str, str]) -> Any:
+def _schema(store: TokenDataset, phenotypes: Mapping[str, type]) -> Any:
     """The Arrow columns of an export, the same in all of its files."""
     from datasets import Array2D, Features, Value
 
     types = {bool: "bool", int: "int64", float: "float64", str: "string"}
-    kinds = typed_columns([record.phenotypes for record in records])
     features = dict.fromkeys(LABELS, Value("string")) | {"frame": Value("int32")}
     features |= {name: Value(kind) for name, kind in RUN_COLUMNS.items()}
-    features |= {column: Value(types[kinds[name]]) for name, column in columns.items()}
+    features |= {column: Value(types[kind]) for column, kind in phenotypes.items()}
     features |= {"frame_scale": Value("float32")} if store.dtype == "int8" else {}
     features |= dict.fromkeys(FIRST_ROW, Value("binary"))
     return Features(features | {"tokens": Array2D(store.geometry.shape, store.dtype)}).arrow_schema

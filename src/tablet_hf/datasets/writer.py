@@ -81,8 +81,8 @@ class TokenStoreWriter:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise InputError(f"{self.folder}: the folder holds something other than a store; choose another --out.")
             (self.folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
-            settings = {"format": FORMAT, "dtype": dtype, "preprocessing": dict(preprocessing)}
-            settings |= {"is_restricted": is_restricted, "software": _software_versions()}
+            settings = {"format": FORMAT, "dtype": dtype, "is_restricted": is_restricted}
+            settings |= {"preprocessing": dict(preprocessing)}
         write_settings(self.folder, settings)
         self.settings, self.geometry = settings, geometry_of(settings)
 
@@ -165,20 +165,7 @@ class TokenStoreWriter:
             InputError: tokens of another geometry, or numbers or labels that cannot be stored.
             OSError: the disk is full, for example; nothing of the run is left behind.
         """
-        shape, limit = self.geometry.shape, torch.finfo(torch.float16).max
-        if tokens.ndim != 3 or tuple(tokens.shape[1:]) != shape or not 0 < tokens.numel() <= MAX_NUMBERS:
-            raise InputError(
-                f"{record.key}: its tokens have the shape {tuple(tokens.shape)}; the store takes (frames, {shape[0]}, "
-                f"{shape[1]}), 1 to {MAX_NUMBERS // (shape[0] * shape[1]):,} frames."
-            )
-        if not tokens.isfinite().all() or tokens.abs().max() > limit:
-            raise InputError(
-                f"{record.key}: its tokens hold numbers beyond float16; use another autoencoder, or float32."
-            )
-        for name in (*LABELS, "site", "family"):
-            label = getattr(record, name) or ""
-            if label != label.encode("utf-8", "replace").decode():
-                raise InputError(f"its {name} {label!r} is not text in UTF-8; rename the file or folder.")
+        self._check(record, tokens)
         stored, error = StoredTokens(tokens.half()), None
         if self.settings["dtype"] == "int8":
             stored, error = quantise(tokens.float())
@@ -205,6 +192,23 @@ class TokenStoreWriter:
         )
         write_sidecar(run, sidecar_of(path))
         return run
+
+    def _check(self, record: ScanRecord, tokens: Tensor) -> None:
+        """Raise an `InputError` for tokens or labels that cannot be stored."""
+        shape, limit = self.geometry.shape, torch.finfo(torch.float16).max
+        if tokens.ndim != 3 or tuple(tokens.shape[1:]) != shape or not 0 < tokens.numel() <= MAX_NUMBERS:
+            raise InputError(
+                f"{record.key}: its tokens have the shape {tuple(tokens.shape)}; the store takes (frames, {shape[0]}, "
+                f"{shape[1]}), 1 to {MAX_NUMBERS // (shape[0] * shape[1]):,} frames."
+            )
+        if not tokens.isfinite().all() or tokens.abs().max() > limit:
+            raise InputError(
+                f"{record.key}: its tokens hold numbers beyond float16; use another autoencoder, or float32."
+            )
+        for name in (*LABELS, "site", "family"):
+            label = getattr(record, name) or ""
+            if label != label.encode("utf-8", "replace").decode():
+                raise InputError(f"its {name} {label!r} is not text in UTF-8; rename the file or folder.")
 
     def write_problems(self, problems: Sequence[Problem]) -> None:
         """Write the table of what could not be used, and why."""
