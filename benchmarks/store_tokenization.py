@@ -34,7 +34,7 @@ from diffusers import AutoencoderDC
 
 from tablet_hf import TabletFeatureExtractor
 from tablet_hf.datasets import TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.tokenization import Resources, share_records, tokenize_scans
+from tablet_hf.datasets.tokenization import share_records, tokenize_scans
 from tablet_hf.slice_autoencoder import DEFAULT_AUTOENCODER
 from tablet_hf.sources import find_scans
 from tablet_hf.tokens import latents_to_tokens, volumes_to_slices
@@ -76,14 +76,14 @@ def make_extractor(autoencoder: str, device: str, dtype: torch.dtype) -> TabletF
     return extractor.to(device, dtype)
 
 
-def write_store(records: list, extractor: TabletFeatureExtractor, folder: Path, resources: Resources) -> float:
+def write_store(records: list, extractor: TabletFeatureExtractor, folder: Path) -> float:
     """Seconds from the first file to the finished store, by the slowest process."""
     device = extractor.device
     with share_records(records, cpu=device.type == "cpu") as (share, state):
         writer = TokenStoreWriter(folder, extractor.to_dict())
         state.wait_for_everyone()
         started = time.perf_counter()
-        outcome = tokenize_scans(share, extractor, writer, resources)
+        outcome = tokenize_scans(share, extractor, writer)
         outcomes = gather_object([outcome])
         if state.is_main_process:
             writer.finish()
@@ -166,15 +166,14 @@ def main() -> None:
     records = find_scans("bids", folder / "bids").records
     frames = nibabel.load(records[0].scan).shape[3] * len(records)
     extractor = make_extractor(name, device, torch.float16 if on_gpu else torch.float32)
-    resources = Resources.of_device(torch.device(device), state.num_processes)
-    say(f"{len(records)} scans, {frames} frames, {resources}")
+    say(f"{len(records)} scans, {frames} frames")
     if on_gpu:
-        warm = write_store(records[: 2 * state.num_processes], extractor, folder / "warm", resources)
+        warm = write_store(records[: 2 * state.num_processes], extractor, folder / "warm")
         say(f"first store of two scans a GPU, compilation included: {warm:.0f} s")
         torch.cuda.reset_peak_memory_stats()
     rates = []
     for number in range(arguments.rounds):
-        rates.append(frames / write_store(records, extractor, folder / f"store-{number}", resources))
+        rates.append(frames / write_store(records, extractor, folder / f"store-{number}"))
         say(f"store: {rates[-1]:.2f} volumes/s from .nii.gz to the finished store")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     say(f"peak memory of process {state.process_index}: {peak:.2f} GB")

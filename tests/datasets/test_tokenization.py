@@ -24,11 +24,11 @@ from typer.testing import CliRunner
 from tablet_hf import TabletFeatureExtractor
 from tablet_hf.cli.__main__ import app
 from tablet_hf.datasets import TokenDataset, TokenStoreWriter
-from tablet_hf.datasets.tokenization import Resources, tokenize_scans
+from tablet_hf.datasets.tokenization import tokenize_scans
 from tablet_hf.sources import ScanRecord
 
 FRAMES = {"01": 3, "02": 9, "03": 1, "04": 4}
-RESOURCES = Resources(readers=2, cache_bytes=2**20)
+READERS = 2
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ class TestTokens:
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
         reports = []
         outcome = tokenize_scans(
-            records_of(cohort), extractor, writer, RESOURCES, on_progress=lambda done, total: reports.append(total)
+            records_of(cohort), extractor, writer, READERS, on_progress=lambda done, total: reports.append(total)
         )
         assert sorted(outcome.done) == [f"sub-{subject}_task-rest" for subject in FRAMES]
         assert (outcome.frames, outcome.failed, outcome.existing) == (sum(FRAMES.values()), [], [])
@@ -153,7 +153,7 @@ class TestTokens:
         nibabel.save(nibabel.load(whole).slicer[..., :9], scan)
         extractor = make_extractor(autoencoder)
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
-        tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES)
+        tokenize_scans([ScanRecord("01", scan)], extractor, writer, READERS)
         expected = extractor.tokenize(scan).tokens.half()
         torch.testing.assert_close(writer.finish().window(0), expected, atol=2e-3, rtol=2e-3)
 
@@ -163,7 +163,7 @@ class TestResumption:
         extractor = make_extractor(autoencoder)
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
         records, reports = records_of(cohort), []
-        tokenize_scans(records[:2], extractor, writer, RESOURCES)
+        tokenize_scans(records[:2], extractor, writer, READERS)
         bad = ScanRecord("05", tmp_path / "bad.nii.gz")
         bad.scan.write_bytes(b"no scan at all")
 
@@ -172,7 +172,7 @@ class TestResumption:
                 (outcome.frames, outcome.bytes_done, outcome.bytes_to_do, outcome.seconds, outcome.seconds_left)
             )
 
-        outcome = tokenize_scans([*records, bad], extractor, writer, RESOURCES, on_progress=report)
+        outcome = tokenize_scans([*records, bad], extractor, writer, READERS, on_progress=report)
         assert sorted(outcome.existing) == ["sub-01_task-rest", "sub-02_task-rest"]
         assert sorted(outcome.done) == ["sub-03_task-rest", "sub-04_task-rest"]
         size = {record.subject: record.scan.stat().st_size for record in [*records, bad]}
@@ -189,9 +189,9 @@ class TestResumption:
         scan = make_scan(tmp_path / "scan.nii.gz", frames=2)
         extractor = make_extractor(autoencoder)
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
-        tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES)
+        tokenize_scans([ScanRecord("01", scan)], extractor, writer, READERS)
         make_scan(scan, frames=3, seed=5)
-        assert tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES).done == ["sub-01"]
+        assert tokenize_scans([ScanRecord("01", scan)], extractor, writer, READERS).done == ["sub-01"]
         assert writer.finish().runs[0].num_frames == 3
 
     def test_a_corrected_repetition_time_reaches_finished_runs(self, autoencoder, tmp_path, make_scan):
@@ -215,7 +215,7 @@ class TestResumption:
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
 
         def tokenize():
-            outcome = tokenize_scans([ScanRecord("01", scan)], extractor, writer, RESOURCES)
+            outcome = tokenize_scans([ScanRecord("01", scan)], extractor, writer, READERS)
             assert outcome.failed == []
             return outcome.done, writer.finish().runs[0]
 
@@ -345,7 +345,7 @@ class TestTrouble:
         extractor = make_extractor(autoencoder)
         writer = TokenStoreWriter(tmp_path / "store", extractor.to_dict())
         (tmp_path / "store" / "runs").chmod(0o500)
-        outcome = tokenize_scans(records_of(cohort), extractor, writer, RESOURCES)
+        outcome = tokenize_scans(records_of(cohort), extractor, writer, READERS)
         (tmp_path / "store" / "runs").chmod(0o700)
         assert sum("Permission denied" in problem.why for problem in outcome.failed) >= 3
         assert len(outcome.failed) == 4
@@ -379,7 +379,7 @@ class TestTrouble:
 
         monkeypatch.setattr(extractor, "volumes_to_tokens", broken)
         with pytest.raises(RuntimeError, match="broken"):
-            tokenize_scans(records_of(cohort), extractor, writer, RESOURCES)
+            tokenize_scans(records_of(cohort), extractor, writer, READERS)
 
 
 class TestCommands:

@@ -1,10 +1,8 @@
 """The commands about token datasets: `tablet-hf tokenize --source ...` and `tablet-hf dataset ...`."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,10 +76,9 @@ def tokenize_source(
         _forget_withdrawn(out, options)
         raise InputError(f"{roots[0]}: --source {source} found no scan there that can be used; nothing was tokenized.")
 
-    import torch
     from accelerate.utils import gather_object
 
-    from tablet_hf.datasets.tokenization import Resources, share_records, tokenize_scans
+    from tablet_hf.datasets.tokenization import share_records, tokenize_scans
     from tablet_hf.datasets.writer import TokenStoreWriter
 
     chosen = choose_device(device)
@@ -97,11 +94,8 @@ def tokenize_source(
             if state.is_main_process:
                 writer.clean_up()
                 _forget_withdrawn(out, options)
-        resources = Resources.of_device(torch.device(chosen), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        if readers is not None:
-            resources = replace(resources, readers=readers)
         with _progress(state.is_main_process) as on_progress:
-            outcome = tokenize_scans(share, extractor, writer, resources, check_space, on_progress)
+            outcome = tokenize_scans(share, extractor, writer, readers, check_space, on_progress)
         outcomes = gather_object([outcome])
         if state.is_main_process:
             _finish(outcomes, cohort, writer)

@@ -18,18 +18,6 @@ from torch import Tensor
 from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_write
 
-__all__ = [
-    "DTYPES",
-    "FIRST_ROW",
-    "Geometry",
-    "StoredTokens",
-    "open_rows",
-    "open_tokens",
-    "quantise",
-    "tokens_in",
-    "write_arrow",
-]
-
 DTYPES = {"float16": torch.float16, "int8": torch.int8}
 
 LABELS = ("subject", "session", "task", "run", "dataset")

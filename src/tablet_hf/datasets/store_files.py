@@ -25,25 +25,6 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_write, file_checksum
 from tablet_hf.sources.records import Problem, typed_columns, typed_rows
 
-__all__ = [
-    "StoredRun",
-    "faults_in",
-    "file_fault",
-    "file_of_key",
-    "forget_subjects",
-    "geometry_of",
-    "read_index",
-    "read_runs",
-    "read_settings",
-    "read_sidecar",
-    "read_sidecars",
-    "sidecar_of",
-    "typed_runs",
-    "write_index",
-    "write_settings",
-    "write_sidecar",
-]
-
 FORMAT = "tablet_hf token dataset 1"
 STORE_FILE, INDEX_FILE, RUNS_FOLDER, SPLITS_FOLDER = "store.json", "runs.parquet", "runs", "splits"
 PROBLEMS_FILE = "problems.tsv"

@@ -38,41 +38,13 @@ from tablet_hf.scans import (
 from tablet_hf.sources.records import Problem, ScanRecord, store_key
 from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run
 
-__all__ = ["Outcome", "Resources", "share_records", "tokenize_scans"]
+__all__ = ["Outcome", "share_records", "tokenize_scans"]
 
 # A full disk ends the work; of one that is broken, read-only or not ours, another run may still take something.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
 MAX_FAILED_WRITES = 3
 WRITERS = 2
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What tokenization may use.
-
-    Attributes:
-        readers: number of scans to read at once, a thread each.
-        cache_bytes: memory of each reader for the frames of a run on the grid; a run that fits is decompressed once,
-            not twice.
-        is_compiled: whether to compile the encoder first, which takes about half a minute on a GPU.
-    """
-
-    readers: int
-    cache_bytes: int
-    is_compiled: bool = False
-
-    @classmethod
-    def of_device(cls, device: torch.device, processes: int = 1) -> "Resources":
-        """Those of a machine that `processes` like this one share."""
-        if device.type != "cuda":
-            return cls(readers=1, cache_bytes=DEFAULT_CACHE_BYTES)
-        import psutil
-
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        readers = max(1, min(8, cores // processes - 1))
-        memory = psutil.virtual_memory().available // processes
-        return cls(readers, cache_bytes=int(0.4 * memory / readers), is_compiled=True)
 
 
 @dataclass
@@ -108,7 +80,7 @@ def tokenize_scans(
     records: Sequence[ScanRecord],
     extractor: TabletFeatureExtractor,
     writer: TokenStoreWriter,
-    resources: Resources | None = None,
+    readers: int | None = None,
     check_space: bool = True,
     on_progress: Callable[[Outcome, int], None] | None = None,
 ) -> Outcome:
@@ -118,7 +90,7 @@ def tokenize_scans(
         records: scans to tokenize.
         extractor: on its device, in the precision to encode in; its autoencoder decides the geometry.
         writer: writer of the store.
-        resources: what may be used; by default what suits the extractor's device.
+        readers: number of scans to read at once, a thread each; None for one on a CPU, and up to eight for a GPU.
         check_space: refuse scans that are not in MNI152 space.
         on_progress: called with the outcome so far and the number of scans, after every block of frames.
 
@@ -126,10 +98,9 @@ def tokenize_scans(
         What was done. A scan that cannot be used is in `failed`, and the others continue; a full disk ends the work, as
         do several runs in a row that cannot be written, with the scans not begun in `failed` too.
     """
-    resources = resources or Resources.of_device(extractor.device)
-    if resources.is_compiled:
+    if extractor.device.type == "cuda":
         extractor.slice_autoencoder.compile(SLICES_AT_ONCE["cuda"])
-    work = _Tokenization(extractor, writer, resources, check_space)
+    work = _Tokenization(extractor, writer, readers, check_space)
     report = (lambda: None) if on_progress is None else (lambda: on_progress(work.outcome, len(records)))
     work.run(records, report)
     return work.outcome
@@ -180,9 +151,10 @@ class _Tokenization:
     """The work on many scans; all of its state is touched by one thread."""
 
     def __init__(
-        self, extractor: TabletFeatureExtractor, writer: TokenStoreWriter, resources: Resources, check_space: bool
+        self, extractor: TabletFeatureExtractor, writer: TokenStoreWriter, readers: int | None, check_space: bool
     ):
-        self.extractor, self.writer, self.resources, self.check_space = extractor, writer, resources, check_space
+        self.extractor, self.writer, self.check_space = extractor, writer, check_space
+        self.num_readers, self.cache_bytes = _readers_and_cache(extractor.device, readers)
         self.outcome = Outcome()
         self.todo: deque[_Scan] = deque()
         self.reading: list[_Scan] = []
@@ -197,7 +169,7 @@ class _Tokenization:
             self._find_existing(record)
         started = time.perf_counter()
         report()
-        with ThreadPoolExecutor(self.resources.readers) as self.readers, ThreadPoolExecutor(WRITERS) as self.writers:
+        with ThreadPoolExecutor(self.num_readers) as self.readers, ThreadPoolExecutor(WRITERS) as self.writers:
             while (self.todo or self.reading) and not self.is_stopped:
                 self._start_reading()
                 wait([scan.next_block for scan in self.reading], return_when=FIRST_COMPLETED)
@@ -230,9 +202,9 @@ class _Tokenization:
             self.todo.append(_Scan(record, scan["bytes"]))
 
     def _start_reading(self) -> None:
-        while self.todo and len(self.reading) < self.resources.readers:
+        while self.todo and len(self.reading) < self.num_readers:
             scan = self.todo.popleft()
-            scan.blocks = scan.read(self.extractor, self.resources.cache_bytes, self.check_space)
+            scan.blocks = scan.read(self.extractor, self.cache_bytes, self.check_space)
             scan.next_block = self.readers.submit(next, scan.blocks)
             self.reading.append(scan)
 
@@ -304,6 +276,18 @@ class _Tokenization:
         if scan is not None:
             self.outcome.bytes_to_do -= scan.num_bytes
             self.outcome.bytes_done -= scan.bytes_done
+
+
+def _readers_and_cache(device: torch.device, readers: int | None) -> tuple[int, int]:
+    """How many scans are read at once, and the memory of each for the frames of a run, which spares a second pass."""
+    if device.type != "cuda":
+        return readers or 1, DEFAULT_CACHE_BYTES
+    import psutil
+
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # that share this machine
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    readers = readers or max(1, min(8, cores // processes - 1))
+    return readers, int(0.4 * psutil.virtual_memory().available / processes / readers)
 
 
 def companions_of(record: ScanRecord) -> dict[str, Any]:
