@@ -61,7 +61,7 @@ def hub(tmp_path_factory):
     for name in hub.models:  # read once, not with each request
         hub.repositories["models", f"lab/{name}"] = hub.find("models", f"lab/{name}")
     yield hub
-    hub.close()
+    hub.stop()
 
 
 def run_python(code, folder, *options, **environment):
