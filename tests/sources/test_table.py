@@ -98,8 +98,3 @@ def test_one_table_of_several_datasets(plant, write):
 def test_tables_that_list_no_scans_are_errors(write, lines, word):
     with pytest.raises(InputError, match=rf"t\.csv: .*{word}"):
         find_scans("table", write("t.csv", *lines))
-
-
-def test_a_folder_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="folder"):
-        find_scans("table", tmp_path)

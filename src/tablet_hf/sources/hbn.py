@@ -4,6 +4,7 @@ Tasks are movieDM ("Despicable Me"), movieTP ("The Present"), rest and peer; ses
 `ses-HBNsiteRU` (Alexander et al. 2017, Scientific Data 4:170181).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,14 +34,8 @@ def find(
     cohort = bids.find(root, phenotypes=phenotypes, tasks=tasks, sessions=sessions, space=space, dataset="HBN")
     records = []
     for record in cohort.records:
-        site = (record.session or "").removeprefix("HBNsite")
-        is_scanner = site not in ("", record.session)
-        movie = {"movie": MOVIES.get(record.task)}
-        records.append(
-            replace(
-                record,
-                site=record.site or (site if is_scanner else None),
-                phenotypes={**record.phenotypes, **movie},
-            )
-        )
+        scanner = re.fullmatch("HBNsite(.+)", record.session or "")
+        phenotypes_with_movie = {**record.phenotypes, "movie": MOVIES.get(record.task)}
+        site = record.site or (scanner and scanner[1])
+        records.append(replace(record, site=site, phenotypes=phenotypes_with_movie))
     return replace(cohort, records=tuple(records), is_restricted=bool(phenotypes))

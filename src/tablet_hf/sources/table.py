@@ -32,8 +32,6 @@ def find(root: Path, *, dataset: str | None = None) -> Cohort:
     Raises:
         InputError: If the table cannot be read, has no column of paths or no rows.
     """
-    if root.is_dir():
-        raise InputError(f"{root}: this is a folder; give a CSV or TSV file with the columns path, subject, LABEL ...")
     table = read_table(root)
     path_column = find_column(table.cells, PATH_COLUMNS)
     if path_column is None:

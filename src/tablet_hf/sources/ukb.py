@@ -94,13 +94,12 @@ def find(
     records = [record for record in records if record.subject not in gone]
     subjects = {record.subject for record in records}
     tables = PhenotypeTables(phenotypes, ("eid",), number_label, rename=_column, wanted=subjects)
-    if not tables.columns:
-        return make_cohort(records, [*problems, *absent], is_restricted=True)
-    visits = sorted({record.session for record in records})
-    columns = [f"p{SEX}_i0", *(f"p{field}_i{visit}" for visit in visits for field in VISIT_FIELDS)]
-    if missing := [column for column in columns if column not in tables.columns]:
-        warnings.warn(f"Missing in the phenotype tables: {', '.join(missing)} (field, instance).", stacklevel=2)
-    records = map(_with_phenotypes, tables.join(records))
+    if tables.columns:
+        visits = sorted({record.session for record in records})
+        columns = [f"p{SEX}_i0", *(f"p{field}_i{visit}" for visit in visits for field in VISIT_FIELDS)]
+        if missing := [column for column in columns if column not in tables.columns]:
+            warnings.warn(f"Missing in the phenotype tables: {', '.join(missing)} (field, instance).", stacklevel=2)
+        records = [_with_phenotypes(record) for record in tables.join(records)]
     return make_cohort(records, [*problems, *absent, *tables.problems], is_restricted=True)
 
 
