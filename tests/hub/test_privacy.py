@@ -13,8 +13,9 @@ from planted import PLANTED, SITES, SUBJECTS
 
 from tablet_hf.datasets import TokenDataset, TokenStoreWriter, read_splits
 from tablet_hf.errors import InputError
-from tablet_hf.hub.privacy import Pseudonyms, check_may_be_published, published_classes, published_runs
+from tablet_hf.hub.privacy import Pseudonyms, published_classes, published_runs
 from tablet_hf.hub.publishing import Sharing, prepare
+from tablet_hf.hub.sharing import decide
 from tablet_hf.sources import ScanRecord
 
 RIGHT = "Our agreement with the consortium names this project"
@@ -37,29 +38,30 @@ def runs_with(tmp_path):
     return make
 
 
-class TestWhoMayPublish:
+class TestSharing:
     @pytest.mark.parametrize("kind", ["model", "autoencoder", "dataset"])
     def test_restricted_data_need_a_right(self, kind):
         with pytest.raises(InputError, match="--i-have-the-right-to-share"):
-            check_may_be_published("x", kind, True, True, None)
-        check_may_be_published("x", kind, True, True, RIGHT)
+            decide("x", kind, Sharing(is_restricted=True), [])
+        assert decide("x", kind, Sharing(is_restricted=True, right_to_share=RIGHT), []).is_gated
 
     def test_restricted_tokens_are_never_public(self):
+        public = Sharing(is_private=False, is_restricted=True, right_to_share=RIGHT)
         with pytest.raises(InputError, match="--public"):
-            check_may_be_published("x", "dataset", True, False, RIGHT)
-        check_may_be_published("x", "model", True, False, RIGHT)
+            decide("x", "dataset", public, [])
+        decide("x", "model", public, [])
 
-    def test_unknown_is_not_open(self):
-        for kind, right in (("model", None), ("dataset", None), ("dataset", RIGHT)):
-            with pytest.raises(InputError, match="--source-open"):
-                check_may_be_published("x", kind, None, False, right)
-            check_may_be_published("x", kind, None, True, right)
-            check_may_be_published("x", kind, False, False, right)
+    @pytest.mark.parametrize(("kind", "right"), [("model", None), ("dataset", None), ("dataset", RIGHT)])
+    def test_unknown_is_not_open(self, kind, right):
+        with pytest.raises(InputError, match="--source-open"):
+            decide("x", kind, Sharing(is_private=False, right_to_share=right), [])
+        assert decide("x", kind, Sharing(right_to_share=right), []).is_restricted is None
+        decide("x", kind, Sharing(is_private=False, is_restricted=False, right_to_share=right), [])
 
     @pytest.mark.parametrize("right", ["", "yes", "I may"])
     def test_a_right_is_a_sentence(self, right):
         with pytest.raises(InputError, match="sentence"):
-            check_may_be_published("x", "dataset", True, True, right)
+            decide("x", "dataset", Sharing(is_restricted=True, right_to_share=right), [])
 
     @pytest.mark.parametrize("dataset", ["HCP", "hcp_ya_fmriprep", "UKB", "UK Biobank imaging", "lab_hcp", "ABCD"])
     def test_restricted_studies_are_recognised_by_name(self, make_store, tmp_path, dataset):

@@ -1,4 +1,4 @@
-"""What may be published: the right to share restricted data, pseudonyms, and an allow-list of what is written of a run.
+"""What is published of subjects: pseudonyms, and an allow-list of what is written of a run.
 
     runs = published_runs(store, Pseudonyms.next_to("STORE"), ["sex", "age"])
     export_parquet(store, "to-upload", published=runs)
@@ -30,13 +30,7 @@ from tablet_hf.datasets.store_files import IDENTITY, SPLITS_FOLDER, StoredRun, f
 from tablet_hf.errors import InputError
 from tablet_hf.sources.records import store_key
 
-__all__ = ["Pseudonyms", "check_may_be_published", "publish_splits", "published_classes", "published_runs"]
-
-OPEN_STUDIES = frozenset({"ADHD-200"})
-"""Studies that everyone may have. HBN is not one of them: its phenotypes have terms that its scans do not have."""
-RESTRICTED_NAME = re.compile(
-    r"(?<![a-z])(?:hcp|human ?connectome|ukb|uk[ _-]?biobank|(?:abcd|adni)(?![a-z]))", re.IGNORECASE
-)
+__all__ = ["Pseudonyms", "holds_ages", "publish_splits", "published_classes", "published_runs"]
 
 OLDEST = 90
 """Ages of 90 and over are one category: safe harbour of the US privacy rule, 45 CFR 164.514(b)(2)(i)(C)."""
@@ -53,46 +47,6 @@ PLAIN_LABEL = re.compile(r"[A-Za-z]{1,24}\d{0,2}|\d{1,3}")
 AGE = re.compile(r"(?:ages?(?:(?:in|at)?(?:y(?:ea)?rs?|months?|mos?|weeks?|wks?|days?))?|21003)")
 FINER_THAN_YEARS = re.compile(r"month|week|day|(?:^|_)(?:mos?|wks?)(?:_|$)|agemo|agewk|interview", re.IGNORECASE)
 SITE = re.compile(r"cent(?:er|re)s?|city|clinic|hospital|institut(?:e|ion)|scanner|sites?")
-
-
-def check_may_be_published(
-    what: str, kind: str, is_restricted: bool | None, is_private: bool, right: str | None
-) -> None:
-    """Refuse what the terms of the data forbid, or may forbid.
-
-    Args:
-        what: path, for the message.
-        kind: "model", "autoencoder" or "dataset".
-        is_restricted: whether the terms of the data forbid sharing subject data; None if it is not known.
-        is_private: whether the repository is visible to its owner only.
-        right: legal basis for sharing, in a sentence.
-
-    Raises:
-        InputError: anything restricted without a right, restricted tokens in public, or data of unknown terms in
-            public.
-    """
-    if right is not None and len(right.split()) < 3:
-        raise InputError(
-            "--i-have-the-right-to-share: give a sentence for the card, such as "
-            '"Our data use agreement with the consortium names this project".'
-        )
-    if is_restricted and right is None:
-        raise InputError(
-            f"{what}: the terms of its data forbid sharing subject data (as for HCP and UK Biobank); if you have the "
-            'right to share it, state it with --i-have-the-right-to-share "...".'
-        )
-    if is_restricted and not is_private and kind == "dataset":
-        raise InputError(f"{what}: restricted tokens are never public: scans can be decoded; leave out --public.")
-    if is_restricted is None and not is_private and (right is None or kind == "dataset"):
-        raise InputError(
-            f"{what}: whether the terms of its data allow sharing is not recorded; give --source-open or "
-            "--source-restricted, or leave out --public."
-        )
-
-
-def sounds_restricted(studies: Iterable[str | None]) -> bool:
-    """Whether a study of restricted data is among these, whichever source its scans came from."""
-    return any(name and RESTRICTED_NAME.search(name) for name in studies)
 
 
 class Pseudonyms:

@@ -16,9 +16,10 @@ from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.cards import CardFacts, EvaluationFacts, read_evaluation, template_file
 from tablet_hf.hub.files import count_parameters
 from tablet_hf.hub.privacy import holds_ages, publish_splits, published_classes
+from tablet_hf.hub.sharing import is_shipped
 from tablet_hf.hub.training_data import TrainingData
 
-__all__ = ["is_shipped", "kind_of", "published_stages", "write_autoencoder", "write_model", "write_tokens"]
+__all__ = ["kind_of", "published_stages", "write_autoencoder", "write_model", "write_tokens"]
 
 CARD, CONFIG, EXTRACTOR = "README.md", "config.json", "preprocessor_config.json"
 # JSON in which no path can be.
@@ -53,13 +54,6 @@ def published_stages(path: Path) -> tuple[TrainingData, ...]:
         return name if is_hub_id else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
     return tuple(replace(stage, started_from=plain(stage.started_from)) for stage in TrainingData.read(path))
-
-
-def is_shipped(path: Path) -> bool:
-    """Whether a folder is an autoencoder of this package."""
-    from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS
-
-    return path.resolve().parent == SHIPPED_WEIGHTS.resolve()
 
 
 def write_model(

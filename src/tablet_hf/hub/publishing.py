@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,44 +25,22 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_folder, atomic_write
 from tablet_hf.hub.cards import CardFacts, write_card
 from tablet_hf.hub.privacy import (
-    OPEN_STUDIES,
     Pseudonyms,
-    check_may_be_published,
     published_runs,
-    sounds_restricted,
 )
 from tablet_hf.hub.published_files import (
     CARD,
     EXTRACTOR,
-    is_shipped,
     kind_of,
     published_stages,
     write_autoencoder,
     write_model,
     write_tokens,
 )
+from tablet_hf.hub.sharing import Sharing, decide
 from tablet_hf.hub.training_data import TrainingData
 
 __all__ = ["Prepared", "PublishCallback", "Sharing", "check_may_write", "kind_of", "prepare", "publish"]
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """Conditions of publishing.
-
-    Attributes:
-        is_private: whether the repository is visible to its owner only.
-        is_gated: whether access has to be requested; None gates what is restricted.
-        is_restricted: whether the terms of the data forbid sharing subject data, if that is not recorded.
-        right_to_share: legal basis for sharing restricted data, printed on the card.
-        license: identifier of the Hub; tokens without one are under the terms of their source.
-    """
-
-    is_private: bool = True
-    is_gated: bool | None = None
-    is_restricted: bool | None = None
-    right_to_share: str | None = None
-    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +109,7 @@ def prepare(
     data = None
     if store is not None:
         data = TrainingData.of_runs("tokens", store.runs, (), store.settings["is_restricted"])
-    sharing = _decided(path, kind, sharing, [*stages, *([data] if data else [])])
+    sharing = decide(path, kind, sharing, [*stages, *([data] if data else [])])
     facts = CardFacts(
         repo,
         stages=stages,
@@ -180,33 +158,6 @@ def check_no_token(*texts: str | None) -> None:
     """Refuse text with an access token in it: it would be public."""
     if any(re.search(r"hf_\w{20}", text or "") for text in texts):
         raise InputError("The text of an option has an access token in it; leave it out.")
-
-
-def _decided(path: Path, kind: str, sharing: Sharing, data: Sequence[TrainingData]) -> Sharing:
-    """The conditions, decided: as marked, as stated, or by the names of the studies, in this order.
-
-    One training on restricted data makes a model restricted for good. Unknown stays None: scans of a table or of BIDS
-    can be of any study, and so can the data of the first weights.
-
-    Raises:
-        InputError: the conditions forbid publishing.
-    """
-    is_restricted = sharing.is_restricted
-    if any(stage.is_restricted for stage in data):
-        if is_restricted is False:
-            raise InputError(f"{path}: its data are marked as restricted; leave out --source-open.")
-        is_restricted = True
-    elif is_restricted is None and is_shipped(path):
-        is_restricted = False
-    elif is_restricted is None and data:
-        is_open = all(stage.studies and OPEN_STUDIES.issuperset(stage.studies) for stage in data)
-        if sounds_restricted(name for stage in data for name in stage.studies):
-            is_restricted = True
-        elif is_open and data[0].started_from is None:
-            is_restricted = False
-    check_may_be_published(str(path), kind, is_restricted, sharing.is_private, sharing.right_to_share)
-    is_gated = bool(is_restricted) if sharing.is_gated is None else sharing.is_gated
-    return replace(sharing, is_restricted=is_restricted, is_gated=is_gated)
 
 
 def check_may_write(repo: str, token: str | None = None) -> None:
@@ -339,6 +290,7 @@ class PublishCallback(TrainerCallback):
 
     def __init__(self, training: Any, validation: Any = None, repo: str | None = None, sharing: Sharing | None = None):
         self.windows, self.repo, self.sharing = (training, validation), repo, sharing or Sharing()
+        self.source = getattr(training, "store", training)
         self.stages: tuple[TrainingData, ...] = ()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -346,14 +298,13 @@ class PublishCallback(TrainerCallback):
         if args.push_to_hub:
             raise InputError("push_to_hub uploads everything in the output folder; leave it out with PublishCallback.")
         training, validation = map(_runs_of, self.windows)
-        source = getattr(self.windows[0], "store", self.windows[0])
         before = TrainingData.of_model(model.name_or_path) if model.name_or_path else ()
         task = model.config.target_name or "masked token modeling"
-        is_restricted = source.settings["is_restricted"]
+        is_restricted = self.source.settings["is_restricted"]
         this = TrainingData.of_runs(task, training, validation, is_restricted, model.name_or_path or None)
         self.stages = (*before, this)
         if self.repo is not None and state.is_world_process_zero:
-            _decided(Path(args.output_dir), "model", self.sharing, self.stages)
+            decide(args.output_dir, "model", self.sharing, self.stages)
             check_may_write(self.repo)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -377,9 +328,8 @@ class PublishCallback(TrainerCallback):
             self._complete(Path(args.output_dir))
 
     def _complete(self, folder: Path) -> None:
-        preprocessing = getattr(self.windows[0], "store", self.windows[0]).settings["preprocessing"]
         with atomic_write(folder / EXTRACTOR) as unfinished:
-            unfinished.write_text(json.dumps(preprocessing, indent=2) + "\n", encoding="utf-8")
+            unfinished.write_text(json.dumps(self.source.settings["preprocessing"], indent=2) + "\n", encoding="utf-8")
         TrainingData.write(folder, self.stages)
 
 
