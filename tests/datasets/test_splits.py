@@ -32,7 +32,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.sources import ScanRecord
 
 # Small cohorts are dealt with warnings, which have tests of their own.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*(stratify|no label)")
 
 
 def names(count):
@@ -470,6 +470,6 @@ class TestCommand:
 
     def test_an_unfinished_store_gives_a_warning(self, split, tmp_path):
         (tmp_path / "store" / "runs.parquet").unlink()
-        with pytest.warns(UserWarning, match="tokenize"):
-            code, _ = split("--out", tmp_path / "x.csv")
+        code, output = split("--out", tmp_path / "x.csv")
         assert code == 0
+        assert "tokenize" in output
