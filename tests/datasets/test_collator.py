@@ -52,7 +52,7 @@ def test_batches_can_be_padded_to_one_length():
     assert batch["input_values"].shape == (2, 5, 8, 6)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0]] * 2
     assert "attention_mask" not in pad([item(5)])
-    with pytest.raises(ValueError, match="6 frames, which do not fit into the 5"):
+    with pytest.raises(ValueError, match="pad_to"):
         pad([item(6), item(3)])
 
 
@@ -73,9 +73,9 @@ def test_labels_have_the_type_that_the_problem_needs(problem_type, labels, dtype
 
 
 def test_numbers_are_no_classes():
-    with pytest.raises(ValueError, match="must be classes"):
+    with pytest.raises(ValueError, match="classes"):
         TabletCollator("single_label_classification")([item(2, 0.5)])
-    with pytest.raises(ValueError, match="none of single_label_classification"):
+    with pytest.raises(ValueError, match="problem_type"):
         TabletCollator("classification")
 
 

@@ -1,4 +1,4 @@
-"""Batches of windows, as the model and `Trainer(remove_unused_columns=False)` take them."""
+"""Batches of windows for the model and for `Trainer(remove_unused_columns=False)`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ __all__ = ["TabletCollator"]
 
 LABEL_DTYPES = {
     "single_label_classification": torch.int64,
-    "multi_label_classification": torch.float32,  # one logit a label, binary cross-entropy
+    "multi_label_classification": torch.float32,  # one logit per label, binary cross-entropy
     "regression": torch.float32,
 }
 
 
 class WindowBatch(list):
-    """Items of windows of one length, whose tokens are in one tensor already: `input_values (windows, frames, ...)`."""
+    """Items of one length whose tokens are already one tensor, `input_values` (windows, frames, cells, features)."""
 
     def __init__(self, items: Sequence[dict[str, Any]], input_values: Tensor):
         super().__init__(items)
@@ -27,20 +27,20 @@ class WindowBatch(list):
 
 @dataclass(frozen=True)
 class TabletCollator:
-    """Stacks windows into a batch.
+    """Stack windows into a batch; shorter ones are padded with zeros and masked.
 
-    Where all have the same length there is no `attention_mask`, since attention is several times slower with one (see
-    `padded_frames_mask` of the model); else shorter ones are followed by zeros and masked.
+    Without padding there is no `attention_mask`, since attention is several times slower with one.
 
     Args:
-        problem_type: of the model's config: "single_label_classification" takes labels as int64, the others as float32.
-            None leaves classes int64 and numbers float32.
-        pad_to: frames that every batch shall have; None pads to the longest window.
-        keep_run_index: also give `run_index`, which the model does not take.
+        problem_type: of the model's config; it decides the dtype of labels. None leaves classes int64 and numbers
+            float32.
+        pad_to: frames of every batch; None pads to the longest window.
+        keep_run_index: whether to keep `run_index`, which the model does not take.
 
-    A batch: `input_values (windows, frames, cells, features)` in the dtype of the items, `repetition_time (windows,)`
-    float32 in seconds, `labels (windows,)` where items have them, and `attention_mask (windows, frames)` int64, 1 where
-    a frame is real, where one is not. `bool_masked_pos (windows, frames, cells)` where items have it.
+    Returns:
+        `input_values` (windows, frames, cells, features) in the dtype of the items, `repetition_time` (windows,)
+        float32 in seconds, `labels` (windows,) where items have them, `attention_mask` (windows, frames) int64, 1 for a
+        real frame, and `bool_masked_pos` (windows, frames, cells) where items have it.
 
     Raises:
         ValueError: windows longer than `pad_to`, or labels that are no classes.
@@ -52,7 +52,7 @@ class TabletCollator:
 
     def __post_init__(self):
         if self.problem_type is not None and self.problem_type not in LABEL_DTYPES:
-            raise ValueError(f"problem_type is {self.problem_type!r}, which is none of {', '.join(LABEL_DTYPES)}.")
+            raise ValueError(f"problem_type {self.problem_type!r} is none of {', '.join(LABEL_DTYPES)}.")
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         if isinstance(items, WindowBatch) and self.pad_to in (None, items.input_values.shape[1]):
@@ -70,22 +70,18 @@ class TabletCollator:
 
     def _stacked(self, windows: Sequence[Tensor]) -> dict[str, Tensor]:
         lengths = torch.tensor([len(window) for window in windows])
-        longest = int(lengths.max())
-        frames = longest if self.pad_to is None else self.pad_to
-        if longest > frames:
-            raise ValueError(f"A window has {longest} frames, which do not fit into the {frames} of pad_to.")
+        frames = int(lengths.max()) if self.pad_to is None else self.pad_to
+        if lengths.max() > frames:
+            raise ValueError(f"A window of {lengths.max()} frames is longer than pad_to ({frames}).")
         if (lengths == frames).all():
-            # In a worker it stacks in shared memory, so that nothing is copied on the way to the main process.
+            # In a worker it stacks in shared memory, so nothing is copied on the way to the main process.
             return {"input_values": default_collate(list(windows))}
-        values = windows[0].new_zeros((len(windows), frames, *windows[0].shape[1:]))
-        for place, window in zip(values, windows, strict=True):
-            place[: len(window)] = window
+        values = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
+        values = torch.nn.functional.pad(values, (0, 0) * (values.ndim - 2) + (0, frames - values.shape[1]))
         return {"input_values": values, "attention_mask": (torch.arange(frames) < lengths[:, None]).long()}
 
     def _labels(self, labels: Sequence[int | float]) -> Tensor:
-        if self.problem_type is None:
-            return torch.tensor(labels, dtype=torch.int64 if isinstance(labels[0], int) else torch.float32)
-        dtype = LABEL_DTYPES[self.problem_type]
+        dtype = LABEL_DTYPES.get(self.problem_type, torch.int64 if isinstance(labels[0], int) else torch.float32)
         if dtype == torch.int64 and any(label != int(label) for label in labels):
-            raise ValueError(f"labels must be classes with {self.problem_type}, but they hold {labels}.")
+            raise ValueError(f"With {self.problem_type} labels must be numbers of classes, got {labels}.")
         return torch.tensor(labels, dtype=dtype)
