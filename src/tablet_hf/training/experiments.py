@@ -146,10 +146,7 @@ def evaluate(
     Raises:
         InputError: tokens or classes that the model does not know.
     """
-    try:
-        model.config.check_tokens_compatible(store.preprocessing)
-    except ValueError as error:
-        raise InputError(f"{store.folder}: {error}") from error
+    model.config.check_tokens_compatible(store.preprocessing, str(store.folder))
     runs = range(len(store.runs)) if split is None else runs_in(split, store.runs, part)
     messages = _seen_in_training(store, runs, split, part, set(training_data))
     are_held_out = not messages

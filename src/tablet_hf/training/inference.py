@@ -86,15 +86,9 @@ def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequ
     names = [config.id2label[number] for number in range(config.num_labels)]
     by_name = {str(value): value for value in _known_values(store.runs, label)}
     if config.num_labels == 1:
-        negative = config.negative_label
-        if negative is None:  # a model that was not made here: the other one of two classes
-            others = by_name.keys() - {names[0]}
-            if len(others) != 1:
-                raise InputError(
-                    f"{label}: the model predicts {names[0]!r} or not; the store has {', '.join(by_name)}."
-                )
-            (negative,) = others
-        names = [negative, *names]
+        if config.negative_label is None:
+            raise InputError(f"the config of the model names {names[0]!r}, but not the other class (negative_label).")
+        names = [config.negative_label, *names]
     if unknown := sorted({str(value) for value in values} - set(names)):
         raise InputError(
             f"{label}: {unknown[0]!r} is not a class of the model ({', '.join(names)}); leave such subjects out of the "

@@ -15,7 +15,7 @@ from tablet_hf.intensities import PERCENT_CHANGE_WINDOW
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, standardize_over_frames
 from tablet_hf.report.page import Picture, Section, Table, write_page
 from tablet_hf.report.pictures import save_figure
-from tablet_hf.report.training_pictures import hidden_tokens_figure, pretraining_curve_figure
+from tablet_hf.report.training_pictures import masked_tokens_figure, pretraining_curve_figure
 from tablet_hf.training.arguments import TabletTrainingArguments
 from tablet_hf.training.pretraining import MaskedWindows, PretrainingResult
 
@@ -147,4 +147,4 @@ def _decoded_figure(frame: MaskedFrame, extractor: TabletFeatureExtractor, title
     scale = 100 * PERCENT_CHANGE_WINDOW if is_change else 50.0  # intensities of [0, 1] are in [-1, 1]
     changes = [np.asarray(volume - mean) * scale for volume in volumes]
     unit = "% change about the window's mean" if is_change else "% of the run's maximum, about the window's mean"
-    return hidden_tokens_figure(*changes, title=title, unit=unit)
+    return masked_tokens_figure(*changes, title=title, unit=unit)
