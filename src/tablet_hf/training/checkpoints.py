@@ -21,6 +21,7 @@ __all__ = [
     "last_checkpoint",
     "save_model",
     "training_subjects",
+    "write_result",
 ]
 
 TRAINING_FILE = "training.json"
@@ -137,6 +138,15 @@ def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], tra
             if trainings:
                 TrainingData.write(unfinished, trainings)
         shutil.rmtree(scratch)
+
+
+def write_result(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write the result of a finished training as JSON, and delete the checkpoints in its folder."""
+    with atomic_write(path) as unfinished:
+        text = json.dumps(facts, indent=1, default=lambda number: number.item())  # numpy's numbers
+        unfinished.write_text(text + "\n", encoding="utf-8")
+    for checkpoint in path.parent.rglob("checkpoint-[0-9]*"):
+        shutil.rmtree(checkpoint)
 
 
 def initial_model(

@@ -11,7 +11,6 @@ predicted once, at the end. A finished fold is not done again, and an interrupte
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
 from tablet_hf.evaluation.metrics import classification_metrics, regression_metrics
 from tablet_hf.evaluation.predictions import Predictions
-from tablet_hf.files import atomic_write
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
 from tablet_hf.training.arguments import TabletTrainingArguments
@@ -38,6 +36,7 @@ from tablet_hf.training.checkpoints import (
     initial_model,
     last_checkpoint,
     save_model,
+    write_result,
 )
 from tablet_hf.training.inference import predict_subjects, subject_metrics
 from tablet_hf.training.trainer import make_trainer
@@ -137,11 +136,11 @@ def finetune_fold(
         attempts = {None: work.fit_head()}
     else:
         attempts = {rate: work.train(rate) for rate in arguments.learning_rates or [arguments.learning_rate]}
-    if all(math.isnan(attempt.value) for attempt in attempts.values()):
-        raise InputError(f"{split.name}: the loss is not finite; choose a smaller learning rate and another folder.")
     sign = -1 if work.metric in SMALLER_IS_BETTER else 1
     rate = max(attempts, key=lambda rate: np.nan_to_num(sign * attempts[rate].value, nan=-math.inf))
     chosen = attempts[rate]
+    if math.isnan(chosen.value):
+        raise InputError(f"{split.name}: the loss is not finite; choose a smaller learning rate and another folder.")
     result = FinetunedFold(
         split.name,
         out / MODEL_FOLDER,
@@ -285,12 +284,7 @@ class _Fold:
         save_model(trainer, result.folder, self.store.preprocessing, [*trainings, this])
         if trainer.is_world_process_zero():
             facts = asdict(replace(result, folder=MODEL_FOLDER, predictions=None))
-            facts["predictions"] = result.predictions.to_json()
-            with atomic_write(self.out / RESULT_FILE) as unfinished:
-                text = json.dumps(facts, indent=1, default=lambda number: number.item())
-                unfinished.write_text(text + "\n", encoding="utf-8")
-            for path in (self.out / "work").glob("lr-*/checkpoint-*"):
-                shutil.rmtree(path)
+            write_result(self.out / RESULT_FILE, facts | {"predictions": result.predictions.to_json()})
 
 
 class _PooledStates(torch.nn.Module):

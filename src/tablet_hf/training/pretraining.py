@@ -9,7 +9,6 @@ An interrupted training resumes from its last checkpoint, with the same loss cur
 import copy
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from tablet_hf.datasets.splits import Split, runs_in, subject_ids
 from tablet_hf.datasets.streaming import StreamedWindows
 from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_write
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
 from tablet_hf.training.arguments import TabletTrainingArguments
@@ -32,6 +30,7 @@ from tablet_hf.training.checkpoints import (
     initial_model,
     last_checkpoint,
     save_model,
+    write_result,
 )
 from tablet_hf.training.trainer import make_trainer
 
@@ -123,9 +122,7 @@ def pretrain(
 
     out, is_streamed = Path(out), isinstance(store, StreamedWindows)
     if is_streamed and arguments.max_steps < 1:
-        raise InputError(
-            "a stream has no known length; give the number of steps (max_steps; command line --max-steps)."
-        )
+        raise InputError("a stream has no length; give the number of steps (command line: --max-steps).")
     preprocessing = store.settings["preprocessing"]
     set_seed(arguments.seed)  # new weights are the same again when training resumes
     fields = {"num_frames": arguments.window_frames} | dict(model or {})
@@ -170,11 +167,7 @@ def pretrain(
     this = TrainingData.of_runs(TASK, *by_part, store.settings["is_restricted"], init)
     save_model(trainer, result.folder, preprocessing, [*trainings, this])
     if trainer.is_world_process_zero():
-        with atomic_write(out / RESULT_FILE) as unfinished:
-            facts = asdict(replace(result, folder=MODEL_FOLDER))
-            unfinished.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        for path in (out / CHECKPOINTS).glob("checkpoint-*"):
-            shutil.rmtree(path)
+        write_result(out / RESULT_FILE, asdict(replace(result, folder=MODEL_FOLDER)))
     return result
 
 
