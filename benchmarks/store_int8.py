@@ -1,13 +1,12 @@
 """
-What int8 loses of a real scan's tokens, and what a frame in which somebody moved costs the others.
+What int8 loses of a real scan's tokens, and what motion in one frame costs the others.
 
     python benchmarks/store_int8.py SCAN [--autoencoder natural-f32c32]
 
-The tokens of `SCAN` are kept as int8 in two ways: in steps of each feature over the whole run, as stores of the first
-version have them, and in steps of each feature times a factor of each frame, as they are written now. Errors are of
-what is read back, in float16, against what changes over time: of the whole run, of its median and of its worst frame.
-Then one frame is replaced by one whose cells are in each other's places, and both are measured again. Last, windows of
-256 frames are read both ways, in turns, and copied.
+The tokens of `SCAN` are stored as int8 in two ways: in steps of each feature over the whole run, and in steps of each
+feature times a factor of each frame, as stores have them. Errors are those of what is read, in float16, relative to
+what changes over time: of the whole run, of its median and of its worst frame. Then the cells of one frame are shifted,
+and both are measured again. Last, windows of 256 frames are read both ways, in turns, and copied.
 """
 
 import argparse
@@ -31,8 +30,8 @@ def by_features(tokens: torch.Tensor) -> StoredTokens:
     return StoredTokens((deviations / step.float()).round().clamp(-127, 127).to(torch.int8), mean, step)
 
 
-def errors(kept: StoredTokens, tokens: torch.Tensor) -> str:
-    off = kept.widen().float() - tokens
+def errors(stored: StoredTokens, tokens: torch.Tensor) -> str:
+    off = stored.widen().float() - tokens
     temporal = tokens - tokens.mean(0)
     by_frame = off.flatten(1).norm(dim=1) / temporal.flatten(1).norm(dim=1)
     return (
@@ -42,7 +41,7 @@ def errors(kept: StoredTokens, tokens: torch.Tensor) -> str:
 
 
 def milliseconds(cells: int, features: int, repeats: int = 60, window: int = 256) -> dict[str, list[float]]:
-    """Times of reading a window at a random place of numbers in memory, each way in turns; shortest first."""
+    """Times of reading a window at a random position in memory, each way in turns; shortest first."""
     frames = 4 * window
     values = torch.randint(-127, 128, (frames, cells, features), dtype=torch.int8)
     mean, step = torch.randn(cells, features).half(), torch.rand(features).half()
@@ -54,9 +53,9 @@ def milliseconds(cells: int, features: int, repeats: int = 60, window: int = 256
     out, times = torch.empty(window, cells, features, dtype=torch.float16), {name: [] for name in ways}
     for _ in range(repeats):
         start = int(torch.randint(frames - window, ()))
-        for name, kept in ways.items():
+        for name, stored in ways.items():
             began = time.perf_counter()
-            kept[start : start + window].widen(out)
+            stored[start : start + window].widen(out)
             times[name].append(1000 * (time.perf_counter() - began))
     return {name: sorted(found) for name, found in times.items()}
 

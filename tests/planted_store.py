@@ -9,7 +9,7 @@ from preprocessing import PREPROCESSING
 from tablet_hf.datasets import TokenStoreWriter, random_splits, subject_ids
 from tablet_hf.sources import ScanRecord
 
-NUM_PEOPLE, NUM_FRAMES = 40, 24
+NUM_SUBJECTS, NUM_FRAMES = 40, 24
 
 TINY = {
     "hidden_size": 64,
@@ -31,16 +31,16 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def planted_store(tmp_path_factory):
-    """Forty people with the same anatomy; along which pattern their tokens swing is their `group`.
+    """Forty subjects with the same anatomy; along which pattern their tokens swing is their `group`.
 
     Phenotypes: `group` a or b; `strength`, a number that goes with it; `kind`, three classes without any trace in the
-    tokens; `rare`, known of one person.
+    tokens; `rare`, known of one subject.
     """
     generator = torch.Generator().manual_seed(0)
     writer = TokenStoreWriter(tmp_path_factory.mktemp("planted") / "store", PREPROCESSING)
     anatomy = torch.randn(27, 96, generator=generator)
     patterns = torch.randn(2, 1, 96, generator=generator)  # the same in all cells
-    for number in range(NUM_PEOPLE):
+    for number in range(NUM_SUBJECTS):
         group = number % 2
         swing = torch.sin(torch.arange(NUM_FRAMES) * 0.9 + number)[:, None, None]
         tokens = anatomy + 0.5 * swing * patterns[group]
@@ -58,7 +58,7 @@ def planted_store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def planted_split(planted_store):
-    """A split of the planted store: 24 people to learn from, 8 to choose by, 8 to judge by."""
+    """A split of the planted store: 24 subjects to train on, 8 for validation, 8 for the test."""
     labels = [run.phenotypes["group"] for run in planted_store.runs]
     (split,) = random_splits(subject_ids(planted_store.runs), labels, num_splits=1, fractions=(0.6, 0.2, 0.2))
     return split

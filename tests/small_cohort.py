@@ -1,4 +1,4 @@
-"""Scans of 8 mm voxels whose connectivity is known, and a store of tokens that says it was made from them."""
+"""Scans of 8 mm voxels with planted connectivity, and a store of tokens that seems made from them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tablet_hf.sources import ScanRecord
 SHAPE = (24, 28, 24)
 AFFINE = np.array([[-8.0, 0, 0, 92], [0, 8, 0, -110], [0, 0, 8, -74], [0, 0, 0, 1]])
 BOXES = [(slice(x, x + 4), slice(y, y + 4), slice(8, 12)) for x in (6, 12) for y in (6, 12, 18)]
-"""Voxels of the regions that courses are planted in, inside the MNI152 brain."""
+"""Voxels of the regions that time series are planted in, inside the MNI152 brain."""
 
 PREPROCESSING = RECORD | {"autoencoder_revision": None, "signal": "percent_change"}
 
@@ -28,18 +28,18 @@ def write_atlas(path):
     return path
 
 
-def planted_courses(coupling, frames, rng):
+def planted_series(coupling, frames, rng):
     """`(frames, boxes)` of unit variance; the first two boxes correlate by `coupling`, and no others."""
-    courses = rng.standard_normal((frames, len(BOXES)))
-    courses[:, 1] = coupling * courses[:, 0] + np.sqrt(1 - coupling**2) * courses[:, 1]
-    return courses
+    series = rng.standard_normal((frames, len(BOXES)))
+    series[:, 1] = coupling * series[:, 0] + np.sqrt(1 - coupling**2) * series[:, 1]
+    return series
 
 
-def write_scan(path, courses, rng, noise=0.005):
-    """Voxels of 1000 that rise and fall by 2% with the course of their box."""
-    volumes = np.full((*SHAPE, len(courses)), 1000, dtype=np.float32)
-    for box, course in zip(BOXES, courses.T, strict=True):
-        volumes[box] *= 1 + 0.02 * course
+def write_scan(path, series, rng, noise=0.005):
+    """Voxels of 1000 that rise and fall by 2% with the time series of their box."""
+    volumes = np.full((*SHAPE, len(series)), 1000, dtype=np.float32)
+    for box, one in zip(BOXES, series.T, strict=True):
+        volumes[box] *= 1 + 0.02 * one
     volumes *= 1 + noise * rng.standard_normal(volumes.shape, dtype=np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(volumes, AFFINE)
@@ -48,30 +48,30 @@ def write_scan(path, courses, rng, noise=0.005):
     return path
 
 
-def write_cohort(folder, people, seed=0, preprocessing=None, mean_tokens=None):
+def write_cohort(folder, subjects, seed=0, preprocessing=None, mean_tokens=None):
     """Scans below `folder/scans` and a store `folder/store`.
 
     Args:
-        people: dicts of `subject`, `coupling` and `phenotypes`, and where wanted `family`, `site` and `frames`, a list
+        subjects: dicts of `subject`, `coupling` and `phenotypes`, optionally `family`, `site` and `frames`, a list
             with a number for each run.
         mean_tokens: by subject, what is added to all of their tokens.
     """
     folder = Path(folder)
     rng = np.random.default_rng(seed)
     writer = TokenStoreWriter(folder / "store", preprocessing or PREPROCESSING)
-    for person in people:
-        for number, frames in enumerate(person.get("frames", [40])):
-            subject = person["subject"]
-            path = folder / "scans" / f"sub-{subject}" / f"sub-{subject}_run-{number + 1}_bold.nii"
-            write_scan(path, planted_courses(person["coupling"], frames, rng), rng)
+    for subject in subjects:
+        for number, frames in enumerate(subject.get("frames", [40])):
+            name = subject["subject"]
+            path = folder / "scans" / f"sub-{name}" / f"sub-{name}_run-{number + 1}_bold.nii"
+            write_scan(path, planted_series(subject["coupling"], frames, rng), rng)
             tokens = 0.1 * torch.from_numpy(rng.standard_normal((frames, 27, writer.geometry.token_size)))
             record = ScanRecord(
-                subject,
+                name,
                 path,
                 run=str(number + 1),
-                family=person.get("family"),
-                site=person.get("site"),
-                phenotypes=person["phenotypes"],
+                family=subject.get("family"),
+                site=subject.get("site"),
+                phenotypes=subject["phenotypes"],
             )
-            writer.write(record, tokens + (mean_tokens or {}).get(subject, 0), 2.0, file_identity(path))
+            writer.write(record, tokens + (mean_tokens or {}).get(name, 0), 2.0, file_identity(path))
     return writer.finish()

@@ -9,7 +9,7 @@ from preprocessing import PREPROCESSING
 from tablet_hf.datasets import TokenStoreWriter
 from tablet_hf.sources import ScanRecord
 
-PEOPLE = [("01", 150, {"age": 31, "sex": "F"}), ("02", 64, {"age": None, "sex": "M"}), ("03", 5, {"age": 28.5})]
+SUBJECTS = [("01", 150, {"age": 31, "sex": "F"}), ("02", 64, {"age": None, "sex": "M"}), ("03", 5, {"age": 28.5})]
 
 
 @pytest.fixture(scope="session")
@@ -19,19 +19,19 @@ def preprocessing():
 
 @pytest.fixture(scope="session")
 def known_tokens():
-    """By subject, (frames, cells, features) float32: anatomy that stands still, and a little that moves."""
+    """By subject, (frames, cells, features) float32: static anatomy, and small changes."""
     generator = torch.Generator().manual_seed(0)
     anatomy = torch.randn(27, 96, generator=generator)
-    return {name: anatomy + 0.02 * torch.randn(count, 27, 96, generator=generator) for name, count, _ in PEOPLE}
+    return {name: anatomy + 0.02 * torch.randn(count, 27, 96, generator=generator) for name, count, _ in SUBJECTS}
 
 
 @pytest.fixture(scope="session")
 def write_store(known_tokens):
-    """A function that writes a store of three people and gives it back open."""
+    """A function that writes a store of three subjects and returns it open."""
 
     def write(folder, dtype="float16", **record):
         writer = TokenStoreWriter(folder, PREPROCESSING, dtype)
-        for name, _, phenotypes in PEOPLE:
+        for name, _, phenotypes in SUBJECTS:
             mean = known_tokens[name].mean(0, keepdim=True) if name != "03" else None
             writer.write(
                 ScanRecord(name, Path(f"{name}.nii.gz"), task="rest", site="NYU", phenotypes=phenotypes, **record),
