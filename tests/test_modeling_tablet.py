@@ -118,22 +118,9 @@ def test_a_token_mask_of_another_shape_is_refused(shape):
     assert str(shape) in str(caught.value)
 
 
-def test_missing_tokens_are_reported():
-    with pytest.raises(ValueError, match="input_values"):
-        TabletModel(small_config())(attention_mask=torch.ones(2, 5))
-
-
 def test_a_model_without_a_mask_token_cannot_mask():
-    with pytest.raises(ValueError, match="use_mask_token=True"):
+    with pytest.raises(ValueError, match="use_mask_token"):
         TabletModel(small_config())(tokens(), bool_masked_pos=torch.ones(2, 5, CELLS))
-
-
-def test_tokens_are_read_in_any_floating_dtype():
-    model = TabletModel(small_config()).eval()
-    inputs = tokens().half()
-
-    assert torch.equal(model(inputs).pooler_output, model(inputs.float()).pooler_output)
-    assert model.to(torch.bfloat16)(inputs).pooler_output.dtype == torch.bfloat16
 
 
 def test_hidden_states_and_attentions_are_captured():
@@ -267,15 +254,6 @@ def test_angles_are_those_of_the_specification(position_embedding_type, hidden_s
             torch.testing.assert_close(sin[run, position], angles.sin(), atol=2e-5, rtol=0)
 
 
-def test_angles_are_exact_to_the_end_of_a_long_run():
-    config = small_config(hidden_size=256, position_embedding_type="spatiotemporal_rope")
-    cos, _ = TabletRotaryEmbedding(config)(1200, seconds(3), torch.device("cpu"))
-
-    last = torch.tensor(angles_by_hand(config, 1200 * config.num_cells, 3.0) * 2, dtype=torch.float64)
-    assert cos.dtype == torch.float32
-    torch.testing.assert_close(cos[0, -1].double(), last.cos(), atol=1e-3, rtol=0)
-
-
 def test_scans_of_different_repetition_time_share_one_clock():
     rotary = TabletRotaryEmbedding(small_config(hidden_size=128))
     fast, _ = rotary(9, seconds(1), torch.device("cpu"))
@@ -335,12 +313,6 @@ def test_a_repetition_time_that_is_no_duration_is_refused(wrong, model_class):
     for repetition_time in (wrong, torch.tensor(wrong), seconds(2, wrong)):
         with pytest.raises(ValueError, match=f"`repetition_time`.*{wrong}"):
             model(tokens(), repetition_time=repetition_time)
-
-
-def test_a_model_without_a_clock_does_not_look_at_repetition_times():
-    model, inputs = TabletModel(small_config(position_embedding_type="rope")).eval(), tokens()
-
-    assert torch.equal(model(inputs, repetition_time=float("nan")).pooler_output, model(inputs).pooler_output)
 
 
 # --- padding
@@ -528,14 +500,6 @@ def test_regression_learns_standardised_targets_and_predicts_in_their_unit(regre
     torch.testing.assert_close(outputs.loss, errors.abs().pow(norm).mean())
 
 
-def test_regression_predictions_keep_their_precision_in_half_precision():
-    config = regression_config(target_mean=[1000.0], target_std=[1.0])
-    logits = TabletForSequenceClassification(config).to(torch.bfloat16).eval()(tokens()).logits
-
-    assert logits.dtype == torch.float32
-    assert (logits - logits.to(torch.bfloat16).float()).abs().max() > 0
-
-
 @pytest.mark.parametrize("statistics", [{}, {"target_mean": None, "target_std": None}])
 def test_predictions_of_a_regression_are_float32_with_and_without_statistics(statistics):
     model = TabletForSequenceClassification(regression_config(**statistics)).eval()
@@ -543,13 +507,6 @@ def test_predictions_of_a_regression_are_float32_with_and_without_statistics(sta
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(tokens()).logits.dtype == torch.float32
     assert model.to(torch.bfloat16)(tokens()).logits.dtype == torch.float32
-
-
-def test_targets_without_statistics_are_learned_as_they_are():
-    config = regression_config(target_mean=None, target_std=None)
-    outputs = TabletForSequenceClassification(config).eval()(tokens(), labels=torch.tensor([1.0, 2.0]))
-
-    torch.testing.assert_close(outputs.loss, functional.l1_loss(outputs.logits.flatten(), torch.tensor([1.0, 2.0])))
 
 
 @pytest.mark.parametrize(
@@ -567,18 +524,6 @@ def test_labels_of_another_shape_are_refused(problem_type, num_labels, shape):
 
     with pytest.raises(ValueError, match=r"`labels` has the shape|batch_size"):
         model(tokens(), labels=torch.ones(shape))
-
-
-@pytest.mark.parametrize("label_dtype", [torch.bool, torch.uint8, torch.long, torch.float16])
-def test_labels_are_read_in_any_dtype(label_dtype):
-    labels = torch.tensor([0, 1])
-    for settings in ({"problem_type": "multi_label_classification", "num_labels": 1}, {"num_labels": 2}):
-        model = TabletForSequenceClassification(
-            small_config(**{"problem_type": "single_label_classification"} | settings)
-        ).eval()
-        inputs = tokens()
-        expected = model(inputs, labels=labels).loss
-        torch.testing.assert_close(model(inputs, labels=labels.to(label_dtype)).loss, expected)
 
 
 @pytest.mark.parametrize("num_labels", [1, 2])
