@@ -47,7 +47,7 @@ def run_suite(suite: Path, common_tests: Path) -> tuple[Counter, Counter, str]:
     return outcomes, reasons, result.stdout + result.stderr
 
 
-# A suite of another common test is one more pair here and one more file beside the others.
+# A suite of another common test is one more pair here and one more file in the folder.
 @pytest.mark.slow
 @pytest.mark.parametrize(("suite", "at_least"), [("tablet_suite.py", 95), ("feature_extraction_suite.py", 4)])
 def test_common_tests_of_transformers(suite, at_least, common_tests, capsys):

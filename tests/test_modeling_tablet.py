@@ -166,11 +166,11 @@ def test_eager_and_flex_attention_agree(num_attention_heads, attention_mask, mon
 
 
 @pytest.mark.parametrize("attention_mask", [None, PADDED])
-def test_flash_attention_is_handed_what_it_takes(attention_mask, monkeypatch):
-    """In place of the kernel, which needs a GPU: attention run by run, over the positions that its mask lets in."""
+def test_flash_attention_gets_the_arguments_that_it_takes(attention_mask, monkeypatch):
+    """Instead of the kernel, which needs a GPU: attention run by run, over the positions in its mask."""
     handed = []
 
-    def in_place_of_the_kernel(module, query, key, value, attention_mask, scaling, dropout, **kwargs):
+    def stand_in(module, query, key, value, attention_mask, scaling, dropout, **kwargs):
         handed.append(attention_mask)
         assert (query.shape[1], key.shape[1], value.shape[1]) == (4, 2, 2)
         assert not module.is_causal
@@ -184,7 +184,7 @@ def test_flash_attention_is_handed_what_it_takes(attention_mask, monkeypatch):
             )
         return output.transpose(1, 2), None
 
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", in_place_of_the_kernel)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", stand_in)
     model = TabletModel(small_config(attn_implementation="eager")).eval()
     inputs = {"input_values": tokens(), "attention_mask": attention_mask, "repetition_time": seconds(2, 0.72)}
     expected = model(**inputs).last_hidden_state
@@ -263,7 +263,7 @@ def test_scans_of_different_repetition_time_share_one_clock():
     torch.testing.assert_close(slow[:, 1:], every_second_frame)
 
 
-def test_a_missing_repetition_time_is_one_second_and_said_once(caplog):
+def test_a_missing_repetition_time_is_one_second_with_one_warning(caplog):
     transformers_logging.enable_propagation()
     transformers_logging.warning_once.cache_clear()
     model, inputs = TabletModel(small_config()).eval(), tokens()
@@ -418,7 +418,7 @@ def test_masks_hide_their_share_of_valid_tokens(mask_strategy, mask_ratio):
             assert hidden.sum() == round(num_frames * CELLS * mask_ratio)
 
 
-def test_masks_are_drawn_anew_and_by_the_seed():
+def test_masks_differ_between_draws_and_follow_the_seed():
     config, frame_mask = small_config(), torch.ones(2, 6, dtype=torch.bool)
     first, second = draw_token_mask(config, frame_mask), draw_token_mask(config, frame_mask)
     torch.manual_seed(0)
@@ -570,7 +570,7 @@ def test_a_head_of_another_size_is_replaced_only_when_asked(tmp_path):
 
 
 def test_a_registered_class_is_saved_with_the_files_that_it_needs(tmp_path, monkeypatch):
-    """As transformers does it; that they run where this package is not is tested beside the Hub."""
+    """By transformers; tests/hub/test_custom_code.py runs them without this package."""
     for custom_class, auto_class in ((TabletConfig, "AutoConfig"), (TabletModel, "AutoModel")):
         monkeypatch.setattr(custom_class, "_auto_class", None)
         custom_class.register_for_auto_class(auto_class)
@@ -585,7 +585,7 @@ def test_a_registered_class_is_saved_with_the_files_that_it_needs(tmp_path, monk
 
 
 class Runs(torch.utils.data.Dataset):
-    """Windows of runs whose label is the sign of their first numbers, as a dataset of tokens gives them."""
+    """Windows of runs, labelled by the sign of their first numbers."""
 
     def __init__(self, number: int, label_dtype: torch.dtype | None):
         generator = torch.Generator().manual_seed(1)

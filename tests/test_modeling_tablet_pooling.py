@@ -24,7 +24,7 @@ def build(model_class=TabletForSequenceClassification, **settings):
 
 
 class TestClsOnly:
-    """A head on the CLS state has the others of the last layer not computed; nobody sees a difference."""
+    """For a head on the CLS state the last layer computes that state alone, with the same result."""
 
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
     @pytest.mark.parametrize("mask", [None, PADDED], ids=["whole", "padded"])
@@ -65,7 +65,7 @@ class TestClsOnly:
         assert states[-1].shape[-2] == 41
 
     def test_it_needs_the_cls_state(self, tokens):
-        with pytest.raises(ValueError, match="other heads read the states of all tokens"):
+        with pytest.raises(ValueError, match="cls_only"):
             build(TabletModel, pooling_type="mean")(tokens, repetition_time=2.0, cls_only=True)
 
 
@@ -154,7 +154,7 @@ class TestStandardizedTokens:
         one_cell[:, :, 0] *= 4
         assert (model(one_cell).logits - logits).abs().max() > 1e-3
 
-    def test_padding_and_hidden_tokens_tell_nothing(self, tokens):
+    def test_padding_and_hidden_tokens_do_not_count(self, tokens):
         model = build(standardize_tokens=True, use_feature_norm=False)
         garbage = tokens.clone()
         garbage[1, 3:] = 1e4

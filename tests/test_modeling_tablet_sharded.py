@@ -1,4 +1,4 @@
-"""Models shared out by FSDP2 (accelerate's preparation of them, in a group of one process) beside whole ones."""
+"""Models sharded by FSDP2 (as accelerate prepares them, in a group of one process) against whole ones."""
 
 import copy
 from types import SimpleNamespace
@@ -24,11 +24,11 @@ def process_group():
     distributed.destroy_process_group()
 
 
-def shared_out(model):
+def sharded(model):
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="TRANSFORMER_BASED_WRAP", reshard_after_forward=True
     )
-    # What is read of an Accelerator, which itself shares out models on GPUs alone.
+    # What is read of an Accelerator, which itself shards models on GPUs alone.
     accelerator = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         mixed_precision="no",
@@ -42,10 +42,10 @@ def shared_out(model):
 @pytest.mark.filterwarnings("ignore:.*returned a view tensor")
 @pytest.mark.parametrize("settings", SETTINGS, ids=["released", "small"])
 @pytest.mark.parametrize("model_class", [TabletModel, TabletForMaskedTokenModeling, TabletForSequenceClassification])
-def test_a_model_that_is_shared_out_learns_as_a_whole_one(model_class, settings, process_group):
+def test_a_sharded_model_trains_like_a_whole_one(model_class, settings, process_group):
     torch.manual_seed(0)
     whole = model_class(TabletConfig(**SMALL, **settings)).eval()
-    shared = shared_out(copy.deepcopy(whole))
+    shared = sharded(copy.deepcopy(whole))
     units = [name for name, module in shared.named_modules() if isinstance(module, FSDPModule)]
     assert sum("layers." in name for name in units) == SMALL["num_hidden_layers"]
 

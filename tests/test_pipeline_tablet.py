@@ -247,7 +247,7 @@ def test_embeddings_have_windows_of_256_frames_where_nothing_else_is_recorded():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A saved classifier of tokens that scans have, without an extractor beside it."""
+    """A saved classifier of tokens that scans have, without an extractor."""
     torch.manual_seed(0)
     tokens = {"autoencoder": "natural-f32c32", "signal": "intensity", "scaling": "percentile", "volume_size": 96}
     model = TabletForSequenceClassification(TabletConfig(**SIZES, **tokens, **CLASSES, num_frames=2))

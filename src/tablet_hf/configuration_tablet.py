@@ -73,23 +73,20 @@ class TabletConfig(PreTrainedConfig):
             A norm over the numbers of a token before the projection, over the sequence with its CLS state before the
             first layer, and after the last layer.
         standardize_tokens (`bool`, defaults to `False`):
-            Whether a window is standardised over time first: the mean over the frames is subtracted from the tokens of
-            each cell, and the rest is divided by its standard deviation over the window. Of tokens of the signal
-            `"intensity"` 98% of the variance is anatomy, which this removes. Use it with `use_feature_norm=False`,
-            since that norm gives all tokens the same size, however much they vary.
+            Whether a window is standardised over time first: from the tokens of each cell their mean over the frames is
+            subtracted, which removes the anatomy (98% of the variance of tokens of the signal `"intensity"`), and the
+            rest is divided by its standard deviation over the window. Use it with `use_feature_norm=False`, since that
+            norm gives all tokens the same size, however much they vary.
         pooling_type (`"cls"`, `"mean"` or `"variability"`, defaults to `"cls"`):
-            What a head reads: the CLS state, as in the paper; the mean of all token states; or the standard deviation
-            of each number of a cell's states over the frames of the window, for every cell by itself. At rest subjects
-            differ in what varies together, which functional connectivity measures and means over frames and cells
-            lose: of 140 semi-real subjects 69 to 96% were recognised in their other half by variability, 2 to 6% by
-            the CLS state or the mean (docs/semireal.md).
+            What a head reads: the CLS state, as in the paper; the mean of all token states; or, for every cell, the
+            standard deviation of its states over the frames of the window. Of 140 semi-real subjects 69 to 96% were
+            recognised in their other half by variability, 2 to 6% by the others (docs/semireal.md).
         feature_dropout_prob, hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0):
             Dropout on the numbers of a token, in the residual branches, and on attention weights.
         position_embedding_type (`"none"`, `"rope"` or `"spatiotemporal_rope"`, defaults to the last):
             `"none"` sees a run as a set of tokens (what the released weights need), `"rope"` rotates queries and keys
             by one angle per sequence position, `"spatiotemporal_rope"` shares the head dimension among time in seconds
-            and the three coordinates of a cell. Use heads of at least 32 numbers: of 8 only two are left for the time,
-            and a small model with such heads learned nothing from neighbouring frames in masked modeling.
+            and the three coordinates of a cell. Use heads of at least 32 numbers: of 8 only two are left for the time.
         rope_theta (`float`, defaults to 10000):
             Base of the angles of `"rope"`.
         rope_shortest_period, rope_longest_period (`float`, default to 6 and 3600, seconds):
@@ -104,11 +101,10 @@ class TabletConfig(PreTrainedConfig):
         regression_loss (`"l1"` or `"mse"`, defaults to `"l1"`):
             Loss of the regression head, on standardised targets.
         target_mean, target_std (`list[float]`, *optional*):
-            Mean and standard deviation of each regression target over the training set, in the target's own unit.
-            The head is trained on standardised targets and predicts in the target's own unit.
+            Mean and standard deviation of each regression target over the training set, in the target's own unit, in
+            which the head predicts.
         positive_weight (`float`, *optional*):
-            Weight of the positive class in the loss of a one-logit classifier; the paper's is the size of the larger
-            class over that of the smaller.
+            Weight of the positive class in the loss of a one-logit classifier.
         class_weights (`list[float]`, *optional*):
             Weight of each class in the loss of a softmax classifier.
         negative_label (`str`, *optional*):
@@ -116,18 +112,14 @@ class TabletConfig(PreTrainedConfig):
         target_name (`str`, *optional*):
             Column of the phenotype the model was trained on.
         num_frames (`int`, *optional*):
-            Frames of the windows the model was trained on. Nothing in the model limits a run to them; prediction cuts
-            a longer run into such windows.
+            Frames of the windows the model was trained on, into which prediction cuts a run.
         autoencoder, autoencoder_revision, autoencoder_subfolder, signal, scaling, volume_size (*optional*):
-            How the tokens the model was trained on were made, by the names of [`TabletFeatureExtractor`]; `None` where
-            that is not known.
+            How the tokens the model was trained on were made, by the names of [`TabletFeatureExtractor`].
 
     The classification head follows `problem_type`, which is never guessed:
 
     - `"multi_label_classification"`: one logit and one sigmoid per label, binary cross-entropy, threshold 0.5. Two
-      classes as in the paper are this with `num_labels=1`: the one label names the positive class. (The library
-      refuses `"single_label_classification"` with one label, and without a `problem_type` it would take one label for
-      a regression.)
+      classes as in the paper are this with `num_labels=1`: the one label names the positive class.
     - `"single_label_classification"`: softmax over two labels or more.
     - `"regression"`: one number per label, in the target's own unit.
 
@@ -267,10 +259,10 @@ class TabletConfig(PreTrainedConfig):
             raise ValueError(f"`problem_type` must be one of {names}, got {self.problem_type!r}.")
 
     def validate_targets(self):
-        mean, std = self.target_mean, self.target_std
-        if mean is None and std is None:
+        mean, std = self.target_mean or [], self.target_std or []
+        if not mean and not std:
             return
-        if self.problem_type != "regression" or not len(mean or ()) == len(std or ()) == self.num_labels:
+        if self.problem_type != "regression" or not len(mean) == len(std) == self.num_labels:
             raise ValueError(
                 '`target_mean` and `target_std` need `problem_type="regression"` and one number for each of '
                 f"{self.num_labels} labels, got {self.problem_type!r}, {mean} and {std}."
@@ -279,22 +271,17 @@ class TabletConfig(PreTrainedConfig):
             raise ValueError(f"`target_mean` must be finite and `target_std` over 0, got {mean} and {std}.")
 
     def validate_weights(self):
-        if self.positive_weight is not None and (
-            self.problem_type != "multi_label_classification" or self.num_labels != 1 or not self.positive_weight > 0
-        ):
+        is_one_logit = self.problem_type == "multi_label_classification" and self.num_labels == 1
+        if self.positive_weight is not None and not (is_one_logit and self.positive_weight > 0):
             raise ValueError(
-                "`positive_weight` is a number over 0 for one logit: it needs "
-                '`problem_type="multi_label_classification"` and `num_labels=1`.'
+                '`positive_weight` must be over 0, with `problem_type="multi_label_classification"` and one label.'
             )
-        weights = self.class_weights
-        if weights is not None and (
-            self.problem_type != "single_label_classification"
-            or len(weights) != self.num_labels
-            or not all(weight > 0 for weight in weights)
+        is_softmax = self.problem_type == "single_label_classification"
+        if (weights := self.class_weights) is not None and not (
+            is_softmax and len(weights) == self.num_labels and all(weight > 0 for weight in weights)
         ):
             raise ValueError(
-                '`class_weights` need `problem_type="single_label_classification"` and a number over 0 for each of '
-                f"{self.num_labels} labels."
+                '`class_weights` must be over 0, one per label, with `problem_type="single_label_classification"`.'
             )
 
     def token_differences(self, record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
@@ -308,20 +295,16 @@ class TabletConfig(PreTrainedConfig):
 
     def check_tokens_compatible(self, tokens_from: Any, name: str = "Input") -> None:
         """
-        Compare the tokens a model is about to read with those it was made for.
+        Compare the tokens a model is about to read with those it was trained on, and warn of other provenance.
 
         Args:
             tokens_from (`Mapping`, or an object with `to_dict()`):
                 What made the tokens: a feature extractor, its saved `preprocessor_config.json`, or the preprocessing
-                record of a token dataset. `token_size`, `grid_size` and the provenance fields of this config are
-                compared; a field that is absent or `None` on either side is not.
+                record of a token dataset. A field that is absent or `None` on either side is not compared.
             name (`str`): what messages begin with, such as a file.
 
         Raises:
             `InputError`: the geometry differs, so that the tokens do not fit into the model.
-
-        Where the geometry fits but the tokens were made in another way, one warning lists every difference: the
-        model runs, on numbers that it was not trained on.
         """
         record = tokens_from if isinstance(tokens_from, Mapping) else tokens_from.to_dict()
         if misfits := self.token_differences(record, self.token_geometry):

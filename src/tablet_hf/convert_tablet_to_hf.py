@@ -41,7 +41,7 @@ CONVERTED_FROM_FILE = "converted_from.json"
 PRETRAINING_NAMES = ("mask_token", "decoder.weight", "decoder.bias", "TR_embedding", "TR_embedding.weight")
 OPTIONAL_WEIGHTS = re.compile(r"(?:.*\.)?(?:mask_token|decoder\..*|TR_embedding.*|classifier\..*)")
 
-# Hidden size, key rows and heads of the published network, whose number of heads no shape shows.
+# Hidden size and key rows of the published network, and its number of heads, which no shape shows.
 PUBLISHED_SHAPE, PUBLISHED_HEADS = (896, 128), 14
 
 Weights = dict[str, torch.Tensor]

@@ -71,8 +71,8 @@ def download(folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     archives = list(folder.glob("transformers-*.tar.gz"))
     if result.returncode or not archives:
-        last_words = (result.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise CommonTestsUnavailable(f"transformers {transformers.__version__} could not be fetched: {last_words}")
+        reason = (result.stderr.strip().splitlines() or ["no message of pip"])[-1]
+        raise CommonTestsUnavailable(f"transformers {transformers.__version__} could not be fetched: {reason}")
     return archives[0]
 
 

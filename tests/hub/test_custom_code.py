@@ -123,7 +123,7 @@ save_file({{
 assert not [name for name in sys.modules if name.split(".")[0] == "tablet_hf"]
 """
     variables = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(packages_without_tablet)}
-    cells, is_refused, said = run_python(code, tmp_path, "-S", "-P", **variables)
+    cells, is_refused, predicted = run_python(code, tmp_path, "-S", "-P", **variables)
     assert (cells, is_refused) == ("27", "True")
 
     found = load_file(tmp_path / "found.safetensors")
@@ -138,9 +138,9 @@ assert not [name for name in sys.modules if name.split(".")[0] == "tablet_hf"]
             "frames": masked.tablet(tokens, repetition_time=2.0).last_hidden_state[0, 1:].view(1, 27, 32).mean(1),
         }
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, msg=lambda told, name=name: f"{name}: {told}")
+        torch.testing.assert_close(found[name], values, msg=lambda text, name=name: f"{name}: {text}")
     best = expected["logits"].softmax(-1)[0].max()
-    label, score = said.split()
+    label, score = predicted.split()
     assert label == TASK["id2label"][int(expected["logits"].argmax())]
     assert float(score) == pytest.approx(best.item(), abs=1e-5)
 
@@ -200,7 +200,7 @@ def test_a_model_of_unknown_tokens_needs_no_code_for_scans(tmp_path):
     assert added == {"configuration_tablet.py", "errors.py", "modeling_tablet.py"}
 
 
-def test_an_autoencoder_that_came_along_is_found_by_its_name(folder, tmp_path, monkeypatch):
+def test_a_bundled_autoencoder_is_found_by_its_name(folder, tmp_path, monkeypatch):
     write_custom_code(folder)
     expected = TabletFeatureExtractor().slice_autoencoder
     monkeypatch.setattr("tablet_hf.slice_autoencoder.SHIPPED_WEIGHTS", tmp_path / "nowhere")
@@ -216,7 +216,7 @@ def test_an_autoencoder_that_came_along_is_found_by_its_name(folder, tmp_path, m
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../secret", "a/b"])
-def test_nothing_but_a_plain_name_is_looked_for_beside_a_model(name, tmp_path):
+def test_a_bundled_autoencoder_has_a_plain_name(name, tmp_path):
     for folder in (tmp_path / "model" / "autoencoders" / name, tmp_path / "model"):
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("config.json", "diffusion_pytorch_model.safetensors"):
