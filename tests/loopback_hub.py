@@ -390,8 +390,8 @@ class _Handler(BaseHTTPRequestHandler):
         files, answers = repository.files_at(commit), []
         for file in json.loads(self.body)["files"]:
             mode = "lfs" if file["path"].endswith(LFS_ENDINGS) or file["size"] > 10 * 2**20 else "regular"
-            known = files.get(file["path"])
-            oid = None if known is None else _oid(known, mode == "lfs")
+            content = files.get(file["path"])
+            oid = None if content is None else _oid(content, mode == "lfs")
             answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._json({"files": answers})
 

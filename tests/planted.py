@@ -1,4 +1,4 @@
-"""What a simulated source knows and nobody else may, and access tokens of a simulated Hub."""
+"""Secrets of a simulated source, which may not be published, and access tokens of a simulated Hub."""
 
 LAB, OTHER, READER = "hf_" + "L" * 34, "hf_" + "O" * 34, "hf_" + "R" * 34
 

@@ -93,4 +93,4 @@ class TestHub:
             assert TrainingData.of_model("lab/with") == ()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert TrainingData.of_model("lab/without") == ()  # known from the first time
+            assert TrainingData.of_model("lab/without") == ()  # cached the first time

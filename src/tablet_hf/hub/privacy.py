@@ -52,7 +52,7 @@ SITE = re.compile(r"cent(?:er|re)s?|city|clinic|hospital|institut(?:e|ion)|scann
 class Pseudonyms:
     """Names for subjects that depend on a secret salt.
 
-    A checksum without a salt would not do: whoever knows that subjects are numbers of seven digits can try them all.
+    A checksum without a salt would not do: subject ids of seven digits can all be tried.
 
     Args:
         salt: at least 16 random bytes.
@@ -131,7 +131,7 @@ def published_runs(
             subject=run.subject if keep_subjects else subject,
             site=sites[run.site],
             family=family,
-            # A checksum of what is known elsewhere would lead back to the scan.
+            # A checksum without the salt would identify the scan.
             scan={"sha256": pseudonyms.of("scan", json.dumps(run.scan, sort_keys=True))},
             made={"tokens": {name: made[name] for name in (*IDENTITY, "dtype") if name in made}},
             companions=None,
