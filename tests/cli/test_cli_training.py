@@ -164,31 +164,10 @@ def test_a_fold_or_a_part_needs_splits(tuned, store, tmp_path):
 
 
 def test_options_become_training_arguments(store, tmp_path):
-    words = ["--dataset", store, "--label", "sex", "--folds", 2, "--out", tmp_path, "--size", "tiny", "--device", "cpu"]
-    words += ["--fold", "fold-1"]
-    words += [
-        "--window",
-        0,
-        "--epochs",
-        1,
-        "--batch-size",
-        5,
-        "--training",
-        "gradient_accumulation_steps=2",
-        "--learning-rate",
-        3e-4,
-    ]
-    words += [
-        "--warmup",
-        0.1,
-        "--training",
-        "weight_decay=0.2",
-        "--precision",
-        "fp32",
-        "--gradient-checkpointing",
-        "--seed",
-        7,
-    ]
+    words = "--label sex --folds 2 --fold fold-1 --size tiny --device cpu --window 0 --epochs 1 --batch-size 5"
+    words += " --learning-rate 3e-4 --warmup 0.1 --precision fp32 --gradient-checkpointing --seed 7"
+    words += " --training gradient_accumulation_steps=2 --training weight_decay=0.2"
+    words = ["--dataset", store, "--out", tmp_path, *words.split()]
     ended = run("finetune", *words)
     assert ended.exit_code == 0, ended.output
     (path,) = tmp_path.glob("*/training.json")

@@ -113,7 +113,7 @@ class TestTraining:
 
 class TestStreams:
     def test_need_a_number_of_steps(self, planted_store, tiny, tmp_path):
-        with pytest.raises(InputError, match="max_steps"):
+        with pytest.raises(InputError, match="--max-steps"):
             pretrain(StreamedWindows(planted_store.folder, 8), tmp_path, arguments(), model=tiny)
 
     @pytest.mark.parametrize(("is_exported", "max_bytes"), [(False, 2**30), (True, 2**30), (False, 1)])
