@@ -182,7 +182,7 @@ def folds(
         sites: `(n,)`: parts get their share of each label at each site.
         families: `(n,)`: members of a family are in one part; None is no family.
         num_folds: at least 2.
-        validation_fraction: share of all subjects.
+        validation_fraction: share of all subjects, at most half of those who are not tested.
         seed: a whole number from 0 to 2³² - 1.
 
     Returns:
@@ -191,15 +191,13 @@ def folds(
     Raises:
         InputError: too few subjects or families.
     """
-    people, everyone = _table(subjects, labels, sites, families)
-    settings = _settings("folds", labels, sites) | {"num_folds": num_folds, "validation_fraction": validation_fraction}
-    parts = _deal(people, num_folds, seed)
-    splits = []
-    for number in range(num_folds):
-        test, others = people[parts == number], people[parts != number]
-        validation = _draw(others, validation_fraction * len(people) / len(others), seed)
-        splits.append(_split(f"fold-{number + 1}", test, others, validation, everyone, seed, settings))
-    return splits
+    cohort = _Cohort.of(subjects, labels, sites, families)
+    parts = _deal(cohort.people, num_folds, seed)
+    settings = {"scheme": "folds", "num_folds": num_folds}
+    return [
+        cohort.split(f"fold-{number + 1}", parts == number, validation_fraction, seed, settings)
+        for number in range(num_folds)
+    ]
 
 
 def random_splits(
@@ -226,16 +224,11 @@ def random_splits(
     train, validation, test = fractions
     if min(fractions) < 0 or not train or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(f"Fractions {tuple(fractions)}: give train, validation and test, which add up to 1.")
-    people, everyone = _table(subjects, labels, sites, families)
-    settings = _settings("random", labels, sites) | {"fractions": list(fractions)}
-    splits = []
-    for number in range(num_splits):
-        is_test = _draw(people, test, seed + number)
-        others = people[~is_test]
-        is_validation = _draw(others, validation / (1 - test), seed + number)
-        name = f"split-{number + 1}"
-        splits.append(_split(name, people[is_test], others, is_validation, everyone, seed + number, settings))
-    return splits
+    cohort = _Cohort.of(subjects, labels, sites, families)
+    return [
+        cohort.split(f"split-{number + 1}", _draw(cohort.people, test, each), validation, each, {"scheme": "random"})
+        for number, each in enumerate(range(seed, seed + num_splits))
+    ]
 
 
 def leave_one_site_out(
@@ -252,7 +245,7 @@ def leave_one_site_out(
     at the tested site.
 
     Args:
-        validation_fraction: share of the subjects of the other sites.
+        validation_fraction: share of all subjects, at most half of those who are not tested.
         subjects, labels, sites, families, seed: see `folds`.
 
     Returns:
@@ -261,74 +254,86 @@ def leave_one_site_out(
     Raises:
         InputError: fewer than two sites, or too few subjects at the others.
     """
-    people, everyone = _table(subjects, labels, sites, families)
-    people = people[people["num_sites"] == 1]
-    names = sorted(people["site"].unique())
+    cohort = _Cohort.of(subjects, labels, sites, families)
+    cohort.people = cohort.people[cohort.people["num_sites"] == 1]
+    site_of = cohort.people["site"].to_numpy()
+    names = sorted(set(site_of))
     if len(names) < 2:
         raise InputError(
             f"{len(names)} sites: leaving one out needs two; tokenize with a table that has a site column."
         )
-    splits = []
-    for name in names:
-        test = people[people["site"] == name]
-        others = people[~people["family"].isin(test["family"])]
-        settings = _settings("site", labels, sites) | {"site": name, "validation_fraction": validation_fraction}
-        validation = _draw(others, validation_fraction, seed)
-        splits.append(_split(safe_name(f"site-{name}"), test, others, validation, everyone, seed, settings))
-    return splits
+    return [
+        cohort.split(safe_name(f"site-{name}"), site_of == name, validation_fraction, seed, {"scheme": "site"})
+        for name in names
+    ]
 
 
-def _settings(scheme: str, labels: Any, sites: Any) -> dict[str, Any]:
-    from sklearn import __version__ as sklearn_version
+@dataclass
+class _Cohort:
+    """Subjects to split.
 
-    stratified_by = [name for name, values in (("label", labels), ("site", sites)) if values is not None]
-    software = {"tablet-hf": __version__, "scikit-learn": sklearn_version}
-    return {"scheme": scheme, "stratified_by": stratified_by, "software": software}
+    Attributes:
+        people: a row for each subject with a label: `site`, `num_sites`, numbers of `family` and `stratum`.
+        everyone: all subjects, sorted.
+        settings: of every split.
+    """
 
+    people: "DataFrame"
+    everyone: list[str]
+    settings: dict[str, Any]
 
-def _split(
-    name: str,
-    test: "DataFrame",
-    others: "DataFrame",
-    is_validation: np.ndarray,
-    everyone: Sequence[str],
-    seed: int,
-    settings: Mapping[str, Any],
-) -> Split:
-    parts = dict.fromkeys(test.index, "test")
-    parts |= zip(others.index, np.where(is_validation, "validation", "train").tolist(), strict=True)
-    assignment = {subject: parts[subject] for subject in everyone if subject in parts}
-    return Split(name, assignment, seed, settings, tuple(subject for subject in everyone if subject not in parts))
+    @classmethod
+    def of(
+        cls,
+        subjects: Sequence[str],
+        labels: Sequence[Any] | None,
+        sites: Sequence[Any] | None,
+        families: Sequence | None,
+    ) -> "_Cohort":
+        import pandas as pd
+        import sklearn
 
+        columns = {"subject": list(map(str, subjects)), "label": labels, "site": sites, "family": families}
+        columns = {name: values if values is None else list(values) for name, values in columns.items()}
+        runs = pd.DataFrame(columns, dtype=object)
+        runs = runs.sort_values(["subject", "label", "site"], key=lambda column: column.map(str))
+        by_subject = runs.groupby("subject")
+        people = by_subject[["label", "site"]].first()
+        people["num_sites"] = by_subject["site"].nunique()
+        people["family"] = _family_numbers(runs["subject"], runs["family"])
+        everyone = people.index.tolist()
+        if labels is not None and people["label"].isna().any():
+            warnings.warn(f"{people['label'].isna().sum()} subjects have no label and are in no part.", stacklevel=3)
+            people = people[people["label"].notna()]
+        classes = people["label"]
+        is_number = all(isinstance(value, Real) and not isinstance(value, bool | np.bool_) for value in classes)
+        if is_number and classes.nunique() > MAX_CLASSES:
+            num_bins = int(np.clip(len(classes) // MIN_BIN_SUBJECTS, 1, MAX_BINS))
+            classes = pd.qcut(classes.astype(float), num_bins, labels=False, duplicates="drop")
+        people = people.assign(site=people["site"].map(str))
+        people["stratum"] = people.groupby([classes.map(str), people["site"]]).ngroup()
+        settings = {
+            "stratified_by": [name for name, values in (("label", labels), ("site", sites)) if values is not None],
+            "software": {"tablet-hf": __version__, "scikit-learn": sklearn.__version__},
+        }
+        # Sorted, the strata of a label are adjacent, so that StratifiedKFold spreads the label evenly over the parts.
+        return cls(people.sort_values("stratum", kind="stable"), everyone, settings)
 
-def _table(
-    subjects: Sequence[str], labels: Sequence[Any] | None, sites: Sequence[Any] | None, families: Sequence[Any] | None
-) -> tuple["DataFrame", list[str]]:
-    """A row for each subject with a label: `site`, `num_sites`, numbers of `family` and `stratum`; and all subjects."""
-    import pandas as pd
-
-    columns = {"subject": list(map(str, subjects)), "label": labels, "site": sites, "family": families}
-    runs = pd.DataFrame(
-        {name: values if values is None else list(values) for name, values in columns.items()}, dtype=object
-    )
-    runs = runs.sort_values(["subject", "label", "site"], key=lambda column: column.map(str))
-    by_subject = runs.groupby("subject")
-    people = by_subject[["label", "site"]].first()
-    people["num_sites"] = by_subject["site"].nunique()
-    people["family"] = _family_numbers(runs["subject"], runs["family"])
-    everyone = people.index.tolist()
-    if labels is not None and people["label"].isna().any():
-        warnings.warn(f"{people['label'].isna().sum()} subjects have no label and are in no part.", stacklevel=3)
-        people = people[people["label"].notna()]
-    classes = people["label"]
-    is_number = all(isinstance(value, Real) and not isinstance(value, bool | np.bool_) for value in classes)
-    if is_number and classes.nunique() > MAX_CLASSES:
-        num_bins = int(np.clip(len(classes) // MIN_BIN_SUBJECTS, 1, MAX_BINS))
-        classes = pd.qcut(classes.astype(float), num_bins, labels=False, duplicates="drop")
-    people["site"] = people["site"].map(str)
-    people["stratum"] = people.groupby([classes.map(str), people["site"]]).ngroup()
-    # Sorted, the strata of a label are adjacent, so that StratifiedKFold spreads the label evenly over the parts.
-    return people.sort_values("stratum", kind="stable"), everyone
+    def split(
+        self, name: str, is_test: np.ndarray, validation_fraction: float, seed: int, settings: Mapping[str, Any]
+    ) -> Split:
+        """Test on some; draw the validation part from the others, without families of tested subjects."""
+        test = self.people[is_test]
+        others = self.people[~self.people["family"].isin(test["family"])]
+        if others.empty:
+            raise InputError(f"{name}: no subjects are left to train on; draw other splits.")
+        is_validation = _draw(others, min(validation_fraction * len(self.people) / len(others), 0.5), seed)
+        parts = dict.fromkeys(test.index, "test")
+        parts |= zip(others.index, np.where(is_validation, "validation", "train").tolist(), strict=True)
+        assignment = {subject: parts[subject] for subject in self.everyone if subject in parts}
+        left_out = tuple(subject for subject in self.everyone if subject not in parts)
+        settings = {**settings, "validation_fraction": validation_fraction, **self.settings}
+        return Split(name, assignment, seed, settings, left_out)
 
 
 def _family_numbers(subjects: Sequence[str], families: Sequence[Any]) -> np.ndarray:

@@ -48,9 +48,7 @@ CONFIDENCE = 0.95
 FEW_SUBJECTS = 30
 
 FEW_OF_A_CLASS = 10
-
-# A site with fewer subjects is counted but not evaluated.
-MIN_SITE_SUBJECTS = 10
+MIN_SITE_SUBJECTS = 10  # smaller sites are counted but not evaluated
 
 # Where a larger share of the draws lacks a metric, the others are no fair sample: there is no interval.
 MAX_UNDEFINED = 0.1
@@ -58,18 +56,10 @@ MAX_UNDEFINED = 0.1
 # The reliability curve has as many bins of equally many entries as have ten each, ten at most.
 MAX_BINS, MIN_BIN_ENTRIES = 10, 10
 
-CALIBRATION = ("brier", "slope", "intercept")
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric and its interval.
-
-    Attributes:
-        value: on all subjects.
-        low, high: ends of the 95% interval; NaN where there is none.
-        undefined: share of draws in which the metric is not defined, which were left out.
-    """
+    """A metric, its 95% interval (NaN where there is none), and the share of draws in which it is not defined."""
 
     value: float
     low: float = math.nan
@@ -98,14 +88,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Entries with similar predicted probabilities.
-
-    Attributes:
-        predicted: their mean probability.
-        observed: the share of them for which it came true.
-        low, high: exact 95% interval of that share.
-        count: number of entries.
-    """
+    """`count` entries of similar probability: its mean, and the share that came true with its exact 95% interval."""
 
     predicted: float
     observed: float
@@ -119,12 +102,9 @@ class Evaluation:
     """The evaluation of one method's predictions.
 
     Attributes:
-        method, label, classes: of the predictions.
         num_subjects, num_entries: an entry is a subject in a fold.
         main_metric: the metric of the p value and of comparisons.
-        metrics: on all entries together. Two classes have auroc, balanced_accuracy, accuracy, f1, sensitivity and
-            specificity; more classes auroc and f1 as means over the classes, balanced_accuracy and accuracy; a
-            regression pearson_r, r2, mae and mse.
+        metrics: of all entries, see `tablet_hf.evaluation.metrics`.
         chance: what the best constant guess reaches on these subjects.
         p_value: of the main metric, by permutation; NaN where it is not defined.
         by_site, by_fold: sites in alphabetical order (none where none is known), folds as they came.
@@ -133,8 +113,7 @@ class Evaluation:
         calibration: for classes the Brier score and, without interval, the expected calibration error; for a regression
             slope and intercept of the target on the prediction, ideally 1 and 0.
         reliability: of two classes the probability of the positive one, of more that of the predicted one.
-        notes: what a reader must know before believing the numbers, a sentence each.
-        settings: how it was computed.
+        notes: warnings for the reader, a sentence each.
     """
 
     method: str
@@ -168,8 +147,8 @@ class Comparison:
         first, second: names of the methods.
         num_subjects, num_left_out: subjects predicted by both methods, and by one only.
         metrics: the first method's minus the second's. For mae, mse and brier less is better.
-        p_value: of the difference in the main metric, two-sided, from the draws of its interval: twice the share in
-            which it is 0 or has the rarer sign, these subjects counted in as one more draw; NaN without an interval.
+        p_value: of the difference in the main metric, two-sided: twice the share of draws in which it is 0 or has the
+            rarer sign, these subjects counted in; NaN without an interval.
     """
 
     first: str
@@ -197,9 +176,9 @@ def evaluate_predictions(
     """
     _check(predictions)
     numbers = _subject_numbers(predictions)
-    estimates = _estimates(predictions, num_bootstraps, seed)
-    metrics = {name: estimate for name, estimate in estimates.items() if name not in CALIBRATION}
-    calibration = {name: estimate for name, estimate in estimates.items() if name in CALIBRATION}
+    calibration = _estimates(predictions, num_bootstraps, seed)
+    metrics = _without_calibration(calibration)
+    calibration = {name: estimate for name, estimate in calibration.items() if name not in metrics}
     confusion, reliability = None, ()
     if not predictions.is_regression:
         size = len(predictions.classes)
@@ -309,6 +288,10 @@ def _values(predictions: Predictions) -> dict[str, float]:
     return {name: float(values[0]) for name, values in found.items()}
 
 
+def _without_calibration(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in ("brier", "slope", "intercept")}
+
+
 def _draws(predictions: Predictions, num_bootstraps: int, seed: int) -> dict[str, np.ndarray]:
     """Each metric `(num_bootstraps,)` on resampled subjects."""
     numbers = _subject_numbers(predictions)
@@ -398,8 +381,7 @@ def _by_site(predictions: Predictions, num_bootstraps: int, seed: int) -> Iterat
         if num_subjects < MIN_SITE_SUBJECTS:
             yield Site(name, num_subjects, {}, f"fewer than {MIN_SITE_SUBJECTS} subjects")
             continue
-        estimates = _estimates(there, num_bootstraps, seed)
-        metrics = {name: estimate for name, estimate in estimates.items() if name not in CALIBRATION}
+        metrics = _without_calibration(_estimates(there, num_bootstraps, seed))
         undefined = _undefined(metrics)
         yield Site(name, num_subjects, metrics, f"not defined: {', '.join(undefined)}" if undefined else "")
 
@@ -411,8 +393,7 @@ def _undefined(metrics: Mapping[str, Estimate]) -> list[str]:
 def _by_fold(predictions: Predictions) -> Iterator[Fold]:
     for name in dict.fromkeys(predictions.folds):
         there = predictions.chosen([fold == name for fold in predictions.folds])
-        metrics = {name: value for name, value in _values(there).items() if name not in CALIBRATION}
-        yield Fold(name, len(set(there.subjects)), metrics)
+        yield Fold(name, len(set(there.subjects)), _without_calibration(_values(there)))
 
 
 def _over_folds(folds: Sequence[Fold]) -> dict[str, dict[str, float]]:
