@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -35,6 +35,9 @@ SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 USUAL_MISSING = ("", "n/a", "na", "nan")
 """Missing values that are not worth a warning."""
+
+CONTRADICTORY = object()
+"""In place of a value for which two tables differ."""
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 NUMBER_WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?")
@@ -149,23 +152,25 @@ def typed_cells(table: Table, columns: Sequence[str]) -> list[dict[str, Phenotyp
     remarks: dict[str, list[str]] = {}
     for name in columns:
         cells = table.column(name)
-        typed = [typed_value(cell) for cell in cells]
-        present = [cell for cell, value in zip(cells, typed, strict=True) if value is not None]
+        counts = Counter(cells)
+        typed = {cell: typed_value(cell) for cell in counts}
+        present = [cell for cell, value in typed.items() if value is not None]
         with_comma = [cell for cell in present if DECIMAL_COMMA.fullmatch(cell)]
         if with_comma and table.delimiter == ";" and all(map(NUMBER_WITH_COMMA.fullmatch, present)):
-            typed = [typed_value(cell.replace(",", ".")) for cell in cells]
+            typed = {cell: typed_value(cell.replace(",", ".")) for cell in counts}
             remarks.setdefault("commas read as decimal points", []).append(name)
         elif with_comma:
-            remarks.setdefault("cells with a comma kept as text", []).append(f"{name} ({with_comma[0]})")
-        is_none = [cell.lower() == "none" for cell in cells]
-        is_text = any(isinstance(value, str) for value in typed)
-        if is_text and sum(is_none) >= max(2, 0.05 * (len(present) + sum(is_none))):
-            typed = [cell if none else value for cell, value, none in zip(cells, typed, is_none, strict=True)]
+            remarks.setdefault("cells with a comma read as text", []).append(f"{name} ({with_comma[0]})")
+        nones = [cell for cell in counts if cell.lower() == "none"]
+        num_none, num_present = (sum(counts[cell] for cell in each) for each in (nones, present))
+        is_text = any(isinstance(value, str) for value in typed.values())
+        if is_text and num_none >= max(2, 0.05 * (num_present + num_none)):
+            typed |= {cell: cell for cell in nones}
             remarks.setdefault("'none' read as a category, not as missing", []).append(name)
-        missing = [cell for cell, value in zip(cells, typed, strict=True) if value is None]
-        if unusual := sorted({cell for cell in missing if cell.lower() not in USUAL_MISSING}):
+        missing = (cell for cell, value in typed.items() if value is None)
+        if unusual := sorted(cell for cell in missing if cell.lower() not in USUAL_MISSING):
             remarks.setdefault("cells read as missing values", []).append(f"{name} ({', '.join(unusual[:4])})")
-        values[name] = typed
+        values[name] = [typed[cell] for cell in cells]
     for remark, names in remarks.items():
         warnings.warn(f"{table.path}: {remark}: {_listed(names)}.", stacklevel=2)
     return [{name: values[name][row] for name in columns} for row in range(len(table.cells))]
@@ -216,7 +221,7 @@ class PhenotypeTables:
         self.session_columns, self.rename, self.wanted = session_columns, rename, wanted
         self.columns: dict[str, None] = {}
         self.problems: list[Problem] = []
-        self._values: dict[tuple[str, str | None], dict[str, list[Phenotype]]] = {}  # different values of all tables
+        self._values: dict[tuple[str, str | None], dict[str, Any]] = {}
         for path in paths or ():
             self.add(Path(path))
 
@@ -256,22 +261,25 @@ class PhenotypeTables:
         what = f"{path}, subject {key[0]}" + (f", session {key[1]}" if key[1] else "")
         first = rows[0][1]
         existing = self._values.setdefault(key, {})
-        if differ := [name for name in first if any(values[name] != first[name] for _, values in rows)]:
-            why = f"rows {_listed([row for row, _ in rows])} differ in {_listed(differ)}, so none is used; keep one."
+        if differ := {name: None for _, values in rows[1:] for name in first if values[name] != first[name]}:
+            numbers = _listed([row for row, _ in rows])
+            why = f"rows {numbers} differ in {_listed(list(differ))}, so none is used; keep one."
             self.problems.append(Problem(what, why))
             first = dict.fromkeys(first)
         for name, value in first.items():
-            values = existing.setdefault(name, [])
-            if value is not None and value not in values:
-                values.append(value)
-                if len(values) == 2:
-                    why = f"{name} is {value!r} here and {values[0]!r} in another table, so neither is used."
-                    self.problems.append(Problem(what, why))
+            other = existing.get(name)
+            if other is None:
+                existing[name] = value
+            elif value not in (None, other) and other is not CONTRADICTORY:
+                existing[name] = CONTRADICTORY
+                why = f"{name} is {value!r} here and {other!r} in another table, so neither is used."
+                self.problems.append(Problem(what, why))
 
     def phenotypes(self, subject: str, session: str | None = None) -> dict[str, Phenotype]:
         """Return all columns, None where missing; rows about the session go before rows about the subject."""
         own = self._values.get((subject, None), {}) | self._values.get((subject, session), {})
-        return {name: own[name][0] if len(own.get(name, ())) == 1 else None for name in self.columns}
+        own = {name: value for name, value in own.items() if value is not CONTRADICTORY}
+        return {name: own.get(name) for name in self.columns}
 
     def join(self, records: Iterable[ScanRecord]) -> list[ScanRecord]:
         """Return the records with their phenotypes; columns of sites and families become `site` and `family`.
