@@ -146,9 +146,9 @@ def test_a_name_of_nothing(name):
 def test_folders_that_hold_neither_model_nor_autoencoder(config, word, tmp_path):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
-    said = info(tmp_path, exit_code=2)
-    assert word in said
-    assert str(tmp_path) in said
+    message = info(tmp_path, exit_code=2)
+    assert word in message
+    assert str(tmp_path) in message
 
 
 def test_a_store_has_another_command(tmp_path):

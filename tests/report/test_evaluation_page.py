@@ -18,9 +18,9 @@ from tablet_hf.report.evaluation_page import NO_BASELINE, read_predictions, writ
 
 
 def classifier(method="TABLeT", count=40, classes=("control", "ADHD"), seed=0, skill=1.0, folds=2):
-    people = np.random.default_rng(1)
-    targets = people.permutation(np.arange(count) % len(classes))
-    sites = people.choice(["NYU", "KKI", "OHSU"], count, p=[0.5, 0.4, 0.1])
+    drawn = np.random.default_rng(1)
+    targets = drawn.permutation(np.arange(count) % len(classes))
+    sites = drawn.choice(["NYU", "KKI", "OHSU"], count, p=[0.5, 0.4, 0.1])
     odds = np.random.default_rng(seed).standard_normal((count, len(classes)))
     odds[np.arange(count), targets] += skill
     return Predictions(

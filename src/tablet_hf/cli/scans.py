@@ -117,7 +117,7 @@ def tokenize_files(
     check_space: bool,
     overwrite: bool,
 ) -> None:
-    """Write a token file for each scan; files that the same command wrote before are kept."""
+    """Write a token file for each scan, except where the same command wrote it before."""
     import torch
 
     from tablet_hf.datasets.token_files import read_record, save_tokens, token_file_name
@@ -149,7 +149,7 @@ def tokenize_files(
         clipped = f", {100 * run.clipped_share:.2f}% clipped" if run.clipped_share else ""
         output.print(f"{escape(str(path))}  {' x '.join(map(str, run.tokens.shape))}{clipped}")
 
-    report_failures(for_each_scan(list(paths), tokenize_one), len(scans))
+    report_failures(for_each_scan(list(paths), tokenize_one), len(paths))
 
 
 @one_sentence

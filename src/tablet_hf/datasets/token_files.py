@@ -48,7 +48,7 @@ def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
     }
     metadata = {name: json.dumps(value) for name, value in description.items()}
     with atomic_write(path) as unfinished:
-        unfinished.write_bytes(save(tensors, metadata=metadata))  # by Python, whose error names a full disk
+        unfinished.write_bytes(save(tensors, metadata=metadata))  # an OSError of Python names a full disk
 
 
 def load_tokens(path: str | Path) -> tuple[TokenizedRun, dict[str, Any]]:

@@ -49,7 +49,7 @@ METRIC_NAMES = {
 """Name of each metric on a page."""
 
 SHARES = ("auroc", "balanced_accuracy", "accuracy", "f1", "sensitivity", "specificity")
-"""Metrics between 0 and 1, whose axes show that range."""
+"""Metrics between 0 and 1, the range of their axes."""
 
 STYLES = (
     {"color": BLUE, "marker": "o", "linestyle": "-"},
