@@ -6,7 +6,7 @@ import warnings
 import pytest
 import typer
 
-from tablet_hf.cli.terminal import for_each_scan, one_sentence, report_failures
+from tablet_hf.cli.terminal import for_each_scan, report_errors, report_failures
 from tablet_hf.errors import InputError
 
 
@@ -24,7 +24,7 @@ def test_errors_of_the_user_are_one_line(error, code, word, capsys):
         raise error
 
     with pytest.raises(typer.Exit) as left:
-        one_sentence(command)()
+        report_errors(command)()
     printed = capsys.readouterr()
     assert left.value.exit_code == code
     assert word in printed.err
@@ -37,11 +37,11 @@ def test_other_errors_are_raised():
         raise OSError("of no file")
 
     with pytest.raises(OSError, match="of no file"):
-        one_sentence(command)()
+        report_errors(command)()
 
 
 def test_warnings_for_the_user_are_one_line(capsys):
-    @one_sentence
+    @report_errors
     def command():
         warnings.warn("the mask is empty.", stacklevel=1)
         warnings.warn("argument x is deprecated", DeprecationWarning, stacklevel=1)

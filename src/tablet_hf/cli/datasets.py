@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tablet_hf.cli.terminal import choose_device, messages, one_sentence, output, show_facts
+from tablet_hf.cli.terminal import choose_device, messages, output, report_errors, show_facts
 from tablet_hf.errors import InputError, counted
 from tablet_hf.progress import Bars
 
@@ -220,7 +220,7 @@ def _progress(is_shown: bool) -> Iterator[Callable[[Any, int], None] | None]:
 
 
 @app.command()
-@one_sentence
+@report_errors
 def check(store: Store) -> None:
     """Read every file of a store again and compare it with its checksum."""
     from tablet_hf.datasets.store import TokenDataset
@@ -236,7 +236,7 @@ def check(store: Store) -> None:
 
 
 @app.command()
-@one_sentence
+@report_errors
 def describe(store: Store) -> None:
     """Describe a store: subjects, runs, frames, how the tokens were made, phenotypes."""
     from tablet_hf.datasets.store import TokenDataset
@@ -245,7 +245,7 @@ def describe(store: Store) -> None:
 
 
 @app.command()
-@one_sentence
+@report_errors
 def split(
     store: Store,
     out: Annotated[Path, typer.Option("--out", help="Splits file to write (.csv or .tsv), with a record in JSON.")],
@@ -296,7 +296,7 @@ def split(
 
 
 @app.command()
-@one_sentence
+@report_errors
 def merge(
     stores: Annotated[
         list[Path], typer.Argument(help="Stores whose tokens were made in the same way.", show_default=False)
@@ -314,7 +314,7 @@ def merge(
 
 
 @app.command()
-@one_sentence
+@report_errors
 def export(
     store: Store,
     out: Annotated[Path, typer.Option("--out", help="Output folder for the Parquet files.")],

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from tablet_hf.cli.terminal import DeviceOption, messages, one_sentence, output
+from tablet_hf.cli.terminal import DeviceOption, messages, output, report_errors
 from tablet_hf.errors import InputError
 
 TRAINING = {"size": "tiny", "window": 8, "epochs": 20, "batch-size": 8, "learning-rate": 1e-3, "warmup": 0.1}
 """Options of `tablet-hf finetune`; the learning rate was chosen on the cohort of seed 10."""
 
 
-@one_sentence
+@report_errors
 def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Output folder; run the same command again to resume.")] = Path(

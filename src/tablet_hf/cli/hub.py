@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from tablet_hf.cli.terminal import messages, one_sentence, output
+from tablet_hf.cli.terminal import messages, output, report_errors
 from tablet_hf.errors import InputError
 from tablet_hf.progress import Bars
 
@@ -39,7 +39,7 @@ Message = typer.Option("--message", help="Commit message.")
 DryRun = typer.Option("--dry-run", help="Folder for the files to upload; nothing is uploaded.")
 
 
-@one_sentence
+@report_errors
 def push(
     path: Annotated[str, Folder],
     repo: Annotated[str, Repo],
@@ -124,7 +124,7 @@ def _prepare(source: Path, out: Path, repo: str, options: dict[str, Any]) -> Any
     return prepared
 
 
-@one_sentence
+@report_errors
 def convert(
     source: Annotated[
         str, typer.Argument(help="Folder or Hub id in the released layout, or a .pth file.", show_default=False)

@@ -18,7 +18,7 @@ from tablet_hf.cli.terminal import (
     for_each_scan,
     for_one_scan,
     messages,
-    one_sentence,
+    report_errors,
     report_failures,
     show_rows,
 )
@@ -26,7 +26,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_write, protect_cell, unprotect_cell
 
 
-@one_sentence
+@report_errors
 def predict(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned model.", show_default=False)],
     scans: Annotated[

@@ -28,9 +28,9 @@ from tablet_hf.cli.terminal import (
     for_one_scan,
     make_extractor,
     messages,
-    one_sentence,
     output,
     progress_bars,
+    report_errors,
     report_failures,
     show_facts,
 )
@@ -38,7 +38,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import source_identity
 
 
-@one_sentence
+@report_errors
 def tokenize(
     scans: Annotated[
         list[Path],
@@ -152,7 +152,7 @@ def tokenize_files(
     report_failures(for_each_scan(list(paths), tokenize_one), len(paths))
 
 
-@one_sentence
+@report_errors
 def reconstruct(
     scan: Annotated[Path, typer.Argument(help="A 4D NIfTI file in MNI152 space.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="NIfTI file to write (.nii.gz or .nii), on the grid of the scan.")],
@@ -194,7 +194,7 @@ def reconstruct(
         output.print(f"Median temporal correlation over brain voxels: {median}")
 
 
-@one_sentence
+@report_errors
 def info(
     model_or_scan: Annotated[
         str,

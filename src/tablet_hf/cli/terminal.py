@@ -48,7 +48,7 @@ ScalingOption = Annotated[str, typer.Option("--scaling", help="Intensity scaling
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing output.")]
 
 
-def one_sentence(command: Callable) -> Callable:
+def report_errors(command: Callable) -> Callable:
     """Decorate a command: InputError becomes one line and exit code 2, an interrupt exit code 130."""
 
     @functools.wraps(command)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tablet_hf.cli.terminal import DeviceOption, choose_device, messages, one_sentence, output
+from tablet_hf.cli.terminal import DeviceOption, choose_device, messages, output, report_errors
 from tablet_hf.errors import InputError
 from tablet_hf.progress import Bars
 
@@ -55,7 +55,7 @@ ScansOption = Annotated[
 AtlasOption = Annotated[Path | None, typer.Option("--atlas", help="Parcellation (default: clustered regions).")]
 
 
-@one_sentence
+@report_errors
 def pretrain(
     context: typer.Context,
     dataset: DatasetOption,
@@ -111,7 +111,7 @@ def pretrain(
     messages.print(f"Report: {escape(str(page))}")
 
 
-@one_sentence
+@report_errors
 def finetune(
     context: typer.Context,
     dataset: DatasetOption,
@@ -192,7 +192,7 @@ def finetune(
             messages.print("These are the results of --fold alone; run the command without it to combine all folds.")
 
 
-@one_sentence
+@report_errors
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a fine-tuned model.", show_default=False)],
