@@ -35,8 +35,8 @@ STAGES = (
     TrainingData("sex", ("ADHD-200",), 5, 0, 5, 50, False, "pretrained"),
 )
 FACTS = {
-    "model": CardFacts("OWNER/tablet-pretrained", PRETRAINED, converted_from=RELEASED_REPO),
-    "dataset": CardFacts("OWNER/tokens", MADE, store=STAGES[1], is_restricted=False),
+    "model": CardFacts("OWNER/tablet-pretrained", settings=PRETRAINED, converted_from=RELEASED_REPO),
+    "dataset": CardFacts("OWNER/tokens", settings=MADE, store=STAGES[1]),
 }
 
 
@@ -69,7 +69,7 @@ def test_examples_are_what_the_templates_give(kind):
 
 
 def test_a_number_without_a_source_would_be_seen():
-    text = write_card("model", CardFacts("lab/sex", SEX)).replace("Not measured.", "Accuracy is 0.97.")
+    text = write_card("model", CardFacts("lab/sex", settings=SEX)).replace("Not measured.", "Accuracy is 0.97.")
     ((section, paragraph),) = numbers_without_source(text)
     assert (section, paragraph[:17]) == ("Performance", "Accuracy is 0.97.")
 
@@ -77,10 +77,10 @@ def test_a_number_without_a_source_would_be_seen():
 class TestFigures:
     def card(self, results, folder, **facts):
         (folder / "results.json").write_text(json.dumps(results))
-        return write_card("model", CardFacts("lab/sex", SEX, evaluation=read_evaluation(folder), **facts))
+        return write_card("model", CardFacts("lab/sex", settings=SEX, evaluation=read_evaluation(folder), **facts))
 
     def test_they_have_intervals_next_to_baselines_and_are_in_the_header(self, results, tmp_path):
-        text = self.card(results, tmp_path, license="mit")
+        text = self.card(results, tmp_path)
         header, body = parsed(text)
         (entry,) = header["model-index"][0]["results"]
         measured = {metric["type"]: metric for metric in entry["metrics"]}
@@ -152,16 +152,18 @@ class TestModels:
     def test_a_head_without_a_task_does_not_predict(self):
         """A released checkpoint has one; pipelines refuse it."""
         config = {"architectures": ["TabletForSequenceClassification"], "position_embedding_type": "none"}
-        header, body = parsed(write_card("model", CardFacts("lab/x", config)))
+        header, body = parsed(write_card("model", CardFacts("lab/x", settings=config)))
         assert header["pipeline_tag"] == "feature-extraction"
         assert "fmri-classification" not in body
         assert "| predicts |" not in body
         assert "--init lab/x" in body
         assert "no positions" in body
-        assert "fmri-classification" in write_card("model", CardFacts("lab/x", config | {"problem_type": "regression"}))
+        assert "fmri-classification" in write_card(
+            "model", CardFacts("lab/x", settings=config | {"problem_type": "regression"})
+        )
 
     def test_trainings(self):
-        header, body = parsed(write_card("model", CardFacts("lab/sex", SEX, stages=STAGES, with_code=True)))
+        header, body = parsed(write_card("model", CardFacts("lab/sex", settings=SEX, stages=STAGES, with_code=True)))
         assert header["base_model"] == "lab/first"
         assert "subjects: 9, runs: 9, frames: 1,090, starting from `lab/first`; validation subjects: 3." in body
         assert "2. sex: [ADHD-200]" in body
@@ -172,18 +174,19 @@ class TestModels:
 
     def test_from_the_released_checkpoint(self):
         stages = (replace(STAGES[0], started_from=RELEASED_REPO),)
-        header, body = parsed(write_card("model", CardFacts("lab/sex", SEX, stages=stages)))
+        header, body = parsed(write_card("model", CardFacts("lab/sex", settings=SEX, stages=stages)))
         assert header["base_model"] == RELEASED_REPO
         assert TEXTS["terms"]["UKB"]["terms"] in body
         assert TEXTS["released"]["training"] in body
 
     def test_a_store_without_a_record(self):
-        text = write_card("model", CardFacts("lab/x", SEX, store=STAGES[0], datasets=["lab/tokens"]))
+        text = write_card("model", CardFacts("lab/x", settings=SEX, store=STAGES[0], datasets=["lab/tokens"]))
         assert "Subjects: 9, runs: 9, frames: 1,090." in text
         assert parsed(text)[0]["datasets"] == ["lab/tokens"]
 
     def test_conditions(self):
-        facts = CardFacts("lab/x", SEX, is_restricted=True, right_to_share="Our agreement\n\n# allows", is_gated=True)
+        sharing = Sharing(is_restricted=True, right_to_share="Our agreement\n\n# allows", is_gated=True)
+        facts = CardFacts("lab/x", sharing, SEX)
         for kind in ("model", "dataset", "autoencoder"):
             header, body = parsed(write_card(kind, facts))
             assert '"Our agreement # allows"' in body
@@ -194,7 +197,7 @@ class TestModels:
         name = "age\n\n# Not measured | 1 | <script>"
         config = SEX | {"target_name": name, "id2label": {0: name}}
         for kind, facts in (
-            ("model", CardFacts("lab/x", config, stages=[replace(STAGES[0], task=name, studies=(name,))])),
+            ("model", CardFacts("lab/x", settings=config, stages=[replace(STAGES[0], task=name, studies=(name,))])),
             ("dataset", CardFacts("lab/x", store=replace(STAGES[0], studies=(name,)), rows={name: name})),
         ):
             text = write_card(kind, facts)

@@ -12,6 +12,7 @@ from typing import Any
 
 from tablet_hf.convert_tablet_to_hf import RELEASED_REPO
 from tablet_hf.errors import InputError
+from tablet_hf.hub.sharing import Sharing
 from tablet_hf.hub.training_data import TrainingData
 
 __all__ = ["CardFacts", "EvaluationFacts", "read_evaluation", "template_file", "write_card"]
@@ -88,15 +89,12 @@ class CardFacts:
 
     Attributes:
         repo: `owner/name`.
+        sharing: the conditions.
         settings: config.json of a model or an autoencoder, or the preprocessing of tokens.
         parameters: number of parameters.
         rows: more rows of the table of facts.
         stages: trainings of a model, the first one first.
         store: what a token dataset holds, or the one that a model was trained on.
-        is_restricted: whether the terms of the data forbid sharing subject data; None if it is not known.
-        right_to_share: legal basis for sharing.
-        license: identifier of the Hub.
-        is_gated: whether access has to be requested.
         evaluation: figures of a model.
         converted_from: released checkpoint that a model was converted from.
         datasets: Hub ids of the token datasets that a model was trained on.
@@ -105,15 +103,12 @@ class CardFacts:
     """
 
     repo: str
+    sharing: Sharing = field(default_factory=Sharing)
     settings: Mapping[str, Any] = field(default_factory=dict)
     parameters: int | None = None
     rows: Mapping[str, str] = field(default_factory=dict)
     stages: Sequence[TrainingData] = ()
     store: TrainingData | None = None
-    is_restricted: bool | None = None
-    right_to_share: str | None = None
-    license: str | None = None
-    is_gated: bool = False
     evaluation: EvaluationFacts | None = None
     converted_from: str | None = None
     datasets: Sequence[str] = ()
@@ -153,10 +148,10 @@ def write_card(kind: str, facts: CardFacts) -> str:
     if facts.evaluation is not None and label is not None and facts.evaluation.label != label:
         raise InputError(f"--evaluation: its figures are of {facts.evaluation.label}, but the model predicts {label}.")
     tags = [*TAGS, "dc-ae"] if "dc-ae" in str(facts.settings.get("autoencoder")) else list(TAGS)
-    header = {"license": facts.license, "tags": tags} | (texts["gate"] if facts.is_gated else {})
+    header = {"license": facts.sharing.license, "tags": tags} | (texts["gate"] if facts.sharing.is_gated else {})
     data: Any
     if kind == "dataset":
-        if facts.license is None:
+        if facts.sharing.license is None:
             header |= {"license": "other", "license_name": "terms-of-the-source"}
         configs = [{"config_name": "default", "data_files": "data/*.parquet"}]
         data = DatasetCardData(pretty_name=name, configs=configs, **header)

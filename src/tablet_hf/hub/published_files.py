@@ -186,8 +186,8 @@ def write_autoencoder(path: Path, folder: Path, facts: CardFacts) -> CardFacts:
     _write_json(folder / CONFIG, config)
     parameters = _copy_weights(path, folder, "diffusion_pytorch_model")
     if is_shipped(path):
-        if facts.license not in (None, "apache-2.0"):
-            raise InputError(f"--license {facts.license}: {path.name} is under apache-2.0; leave it out.")
+        if facts.sharing.license not in (None, "apache-2.0"):
+            raise InputError(f"--license {facts.sharing.license}: {path.name} is under apache-2.0; leave it out.")
         (folder / CARD).write_bytes(template_file(f"{path.resolve().name}.md").read_bytes())
         (folder / "training.json").write_bytes((path / "training.json").read_bytes())
     rows = {"weights": weights_fingerprint(path)}

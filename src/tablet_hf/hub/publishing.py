@@ -24,10 +24,7 @@ from tablet_hf.datasets.store_files import RUNS_FOLDER
 from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_folder, atomic_write
 from tablet_hf.hub.cards import CardFacts, write_card
-from tablet_hf.hub.privacy import (
-    Pseudonyms,
-    published_runs,
-)
+from tablet_hf.hub.privacy import Pseudonyms, published_runs
 from tablet_hf.hub.published_files import (
     CARD,
     EXTRACTOR,
@@ -96,29 +93,18 @@ def prepare(
     check_repo(repo)
     check_no_token(sharing.right_to_share)
     kind = kind_of(path)
-    of_model = {"--dataset": dataset, "--evaluation": evaluation, "--with-code": with_code}
-    of_tokens = {"--phenotypes": phenotypes, "--keep-subjects": keep_subjects}
-    for option, value in {**({} if kind == "model" else of_model), **({} if kind == "dataset" else of_tokens)}.items():
-        if value:
-            raise InputError(f"{option}: not an option for the {kind} in {path}; leave it out.")
+    given = {} if kind == "model" else {"--dataset": dataset, "--evaluation": evaluation, "--with-code": with_code}
+    given |= {} if kind == "dataset" else {"--phenotypes": phenotypes, "--keep-subjects": keep_subjects}
+    if others := [option for option, value in given.items() if value]:
+        raise InputError(f"{others[0]}: not an option for the {kind} in {path}; leave it out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it exists already; choose another folder.")
-    store = TokenDataset.load(path) if kind == "dataset" else dataset
-    store = TokenDataset.load(store) if isinstance(store, str | Path) else store
+    source = path if kind == "dataset" else dataset
+    store = TokenDataset.load(source) if isinstance(source, str | Path) else source
+    data = [] if store is None else [TrainingData.of_runs("tokens", store.runs, (), store.settings["is_restricted"])]
     stages = published_stages(path) if kind == "model" else ()
-    data = None
-    if store is not None:
-        data = TrainingData.of_runs("tokens", store.runs, (), store.settings["is_restricted"])
-    sharing = decide(path, kind, sharing, [*stages, *([data] if data else [])])
-    facts = CardFacts(
-        repo,
-        stages=stages,
-        store=data,
-        is_restricted=sharing.is_restricted,
-        right_to_share=sharing.right_to_share,
-        license=sharing.license,
-        is_gated=bool(sharing.is_gated),
-    )
+    sharing = decide(path, kind, sharing, [*stages, *data])
+    facts = CardFacts(repo, sharing, stages=stages, store=data[0] if data else None)
     with atomic_folder(out) as folder:
         if kind == "model":
             ids = [dataset] if isinstance(dataset, str) and not Path(dataset).exists() else []
@@ -219,18 +205,7 @@ def publish(
     kind, sharing = "dataset" if prepared.kind == "dataset" else "model", prepared.sharing
     api = HfApi(token=token, library_name="tablet_hf")
     with _hub_errors(repo):
-        if api.repo_exists(repo, repo_type=kind):
-            info = api.repo_info(repo, repo_type=kind)
-            if sharing.is_private and not info.private:
-                raise InputError(f"{repo}: an existing public repository; choose another name, or --public if allowed.")
-            if tag is not None and tag in {each.name for each in api.list_repo_refs(repo, repo_type=kind).tags}:
-                raise InputError(f"{repo}: it has a tag {tag} already; choose another --tag.")
-            is_gated = bool(info.gated)
-        else:
-            api.create_repo(repo, repo_type=kind, private=sharing.is_private)
-            is_gated = False
-        if sharing.is_gated and not is_gated:
-            api.update_repo_settings(repo, repo_type=kind, gated="manual")  # before any file is in it
+        _open_repository(api, repo, kind, sharing, tag)
         if revision is not None:
             api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
         existing = set(api.list_repo_files(repo, repo_type=kind, revision=revision)) - {".gitattributes"}
@@ -248,6 +223,26 @@ def publish(
         with _hub_errors(repo, f"it was uploaded, but without its tag {tag}"):
             api.create_tag(repo, tag=tag, revision=commit.oid, repo_type=kind)
     return commit
+
+
+def _open_repository(api: Any, repo: str, kind: str, sharing: Sharing, tag: str | None) -> None:
+    """Create a repository, or check an existing one; it is gated before any file is in it.
+
+    Raises:
+        InputError: a public repository for what must not be public, or an existing tag.
+    """
+    is_gated: Any = False
+    if api.repo_exists(repo, repo_type=kind):
+        info = api.repo_info(repo, repo_type=kind)
+        if sharing.is_private and not info.private:
+            raise InputError(f"{repo}: an existing public repository; choose another name, or --public if allowed.")
+        if tag is not None and tag in {each.name for each in api.list_repo_refs(repo, repo_type=kind).tags}:
+            raise InputError(f"{repo}: it has a tag {tag} already; choose another --tag.")
+        is_gated = info.gated
+    else:
+        api.create_repo(repo, repo_type=kind, private=sharing.is_private)
+    if sharing.is_gated and not is_gated:
+        api.update_repo_settings(repo, repo_type=kind, gated="manual")
 
 
 @contextmanager
