@@ -441,11 +441,12 @@ class TabletPreTrainedModel(PreTrainedModel):
         """
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        return super().from_pretrained(*model_args, key_mapping=RELEASED_WEIGHTS, **kwargs)
+        kwargs.setdefault("key_mapping", RELEASED_WEIGHTS)
+        return super().from_pretrained(*model_args, **kwargs)
 
-    def save_pretrained(self, save_directory, save_original_format: bool = False, **kwargs):
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs):
         """As everywhere in the library, but released weights are saved under the names of this model."""
-        super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

@@ -124,61 +124,50 @@ def _prepare(source: Path, out: Path, repo: str, options: dict[str, Any]) -> Any
     return prepared
 
 
+Source = typer.Argument(help="Folder or Hub id in the released layout, or a .pth file.", show_default=False)
+Out = typer.Option("--out", help="Output folder.")
+Push = typer.Option("--push", help="Hub repository (owner/name) for the result: private, with its card.")
+Config = typer.Option("--config", help="config.json of the released model, needed for a .pth file.")
+Head = typer.Option("--head", help="Head to convert if there are two: masked or classification.")
+Problem = typer.Option(
+    help="Problem type: multi_label_classification (one logit), single_label_classification or regression."
+)
+GridSize = typer.Option(help="Cells per edge of a frame, for tokens of other than 3,072 numbers.")
+Autoencoder = typer.Option(help="Autoencoder of its tokens (default: that of the released model).")
+Signal = typer.Option(help="Voxel signal of its tokens: intensity or percent_change.")
+Scaling = typer.Option(help="Intensity scaling of its tokens: max or percentile.")
+SourceRevision = typer.Option("--revision", help="Branch, tag or commit of the Hub repository.")
+
+
 @report_errors
 def convert(
-    source: Annotated[
-        str, typer.Argument(help="Folder or Hub id in the released layout, or a .pth file.", show_default=False)
-    ],
-    out: Annotated[Path | None, typer.Option("--out", help="Output folder.", show_default=False)] = None,
-    push: Annotated[
-        str | None,
-        typer.Option(
-            "--push",
-            help="Hub repository (owner/name) for the result: private, with its card.",
-            show_default=False,
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="config.json of the released model, needed for a .pth file.")
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option("--head", help="Head to convert if there are two: masked or classification.")
-    ] = None,
-    problem_type: Annotated[
-        str | None,
-        typer.Option(
-            help="Problem type: multi_label_classification (one logit), single_label_classification or regression."
-        ),
-    ] = None,
-    grid_size: Annotated[
-        int | None, typer.Option(help="Cells per edge of a frame, for tokens of other than 3,072 numbers.")
-    ] = None,
-    autoencoder: Annotated[
-        str | None, typer.Option(help="Autoencoder of its tokens (default: that of the released model).")
-    ] = None,
-    signal: Annotated[str | None, typer.Option(help="Voxel signal of its tokens: intensity or percent_change.")] = None,
-    scaling: Annotated[str | None, typer.Option(help="Intensity scaling of its tokens: max or percentile.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the Hub repository.")] = None,
+    source: Annotated[str, Source],
+    out: Annotated[Path | None, Out] = None,
+    push: Annotated[str | None, Push] = None,
+    config: Annotated[Path | None, Config] = None,
+    head: Annotated[str | None, Head] = None,
+    problem_type: Annotated[str | None, Problem] = None,
+    grid_size: Annotated[int | None, GridSize] = None,
+    autoencoder: Annotated[str | None, Autoencoder] = None,
+    signal: Annotated[str | None, Signal] = None,
+    scaling: Annotated[str | None, Scaling] = None,
+    revision: Annotated[str | None, SourceRevision] = None,
 ) -> None:
     """Convert a checkpoint of the code released with the paper to a folder for `from_pretrained`, and publish it."""
     from tablet_hf.convert_tablet_to_hf import convert_checkpoint
     from tablet_hf.hub.publishing import check_may_write
 
     if out is None and push is None:
-        raise InputError("Nothing says where the result goes; give --out FOLDER, or --push owner/name, or both.")
+        raise InputError("no output; give --out FOLDER, or --push owner/name, or both.")
     if push is not None:
         check_may_write(push)
-    settings = {
-        "problem_type": problem_type,
-        "grid_size": grid_size,
-        "autoencoder": autoencoder,
-        "signal": signal,
-        "scaling": scaling,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
+    tokens = {"grid_size": grid_size, "autoencoder": autoencoder, "signal": signal, "scaling": scaling}
+    settings = {name: value for name, value in tokens.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="tablet-hf-convert-") as scratch:
         folder = out or Path(scratch) / "converted"
-        model = convert_checkpoint(source, folder, config=config, head=head, revision=revision, **settings)
+        model = convert_checkpoint(
+            source, folder, config=config, head=head, revision=revision, problem_type=problem_type, **settings
+        )
         output.print(f"{type(model).__name__}, {model.num_parameters():,} parameters: {escape(str(out or push))}")
         if push is not None:
             send(folder, push, {})
