@@ -54,7 +54,7 @@ LEARNING_RATES = (1e-4, 3e-4)
 def dealt(store: TokenDataset, labels: Sequence[str]) -> list[Split]:
     """Four folds, the same for all labels."""
     together = [" ".join(str(run.phenotypes[label]) for label in labels) for run in store.runs]
-    return folds(subject_ids(store.runs), together, [run.site for run in store.runs])
+    return folds(subject_ids(store.runs), together, [run.site for run in store.runs], num_folds=4)
 
 
 def pretrained(store: TokenDataset, split: Split, out: Path, arguments: argparse.Namespace) -> None:
