@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tablet_hf.errors import InputError
 from tablet_hf.files import (
     atomic_folder,
     atomic_write,
@@ -35,17 +36,6 @@ def test_the_name_is_given_when_the_file_is_whole(tmp_path):
     assert names_in(tmp_path) == ["a.csv"]
     (tmp_path / "plain").touch()
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
-
-
-def test_a_file_that_appeared_meanwhile_is_not_replaced_unasked(tmp_path):
-    path = tmp_path / "a.csv"
-    with atomic_write(path, replace=False) as unfinished:
-        unfinished.write_text("first")
-    with pytest.raises(FileExistsError) as caught, atomic_write(path, replace=False) as unfinished:
-        unfinished.write_text("second")
-    assert caught.value.filename == str(path)
-    assert path.read_text() == "first"
-    assert names_in(tmp_path) == ["a.csv"]
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
@@ -182,4 +172,6 @@ def test_a_changed_file_has_another_identity_and_checksum(tmp_path):
     assert file_checksum(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
     path.write_bytes(b"abcd")
     assert file_identity(path) != before
+    with pytest.raises(InputError, match="there is no such file"):
+        file_identity(tmp_path / "b.nii")
     assert checksum({"a": 1, "b": [2]}) == checksum({"b": [2], "a": 1}) != checksum({"a": 1, "b": [3]})

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import InputError
+
 __all__ = [
     "atomic_folder",
     "atomic_write",
@@ -20,7 +22,6 @@ __all__ = [
     "protect_cell",
     "safe_name",
     "saved_weights_checksum",
-    "source_identity",
     "unprotect_cell",
     "weights_checksum",
 ]
@@ -30,17 +31,18 @@ def file_identity(path: str | Path) -> dict[str, Any]:
     """Name, size and modification time of a file: enough to notice that it changed.
 
     The folder is left out, since its name may identify a subject.
+
+    Raises:
+        InputError: there is no such file.
     """
-    status = Path(path).stat()
-    return {"name": Path(path).name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-
-
-def source_identity(path: Path) -> dict[str, Any]:
-    """`file_identity` with the absolute path; of a file that cannot be accessed, the path alone."""
+    path = Path(path)
     try:
-        return {"path": str(path.resolve())} | file_identity(path)
-    except OSError:
-        return {"path": str(path)}
+        status = path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{path}: there is no such file ({error.strerror}); check the path, or fetch it (DataLad: datalad get)."
+        ) from error
+    return {"name": path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
 def checksum(value: Any) -> str:
@@ -101,7 +103,7 @@ def unprotect_cell(value: Any) -> Any:
 
 
 @contextmanager
-def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary name next to `path`, which becomes `path` when the block succeeds.
 
         with atomic_write("results.json") as unfinished:
@@ -109,19 +111,13 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
 
     A block that fails leaves nothing behind and an existing `path` as it was. Temporary names are hidden, unique, so
     that processes may write to one folder, and end as `path` does, since libraries infer the format from that.
-
-    Raises:
-        FileExistsError: `path` exists and `replace` is False.
     """
     path = Path(path)
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     unfinished = path.with_name(f".{uuid.uuid4().hex}{ending}")
     try:
         yield unfinished
-        if replace:
-            os.replace(unfinished, path)
-        else:
-            os.link(unfinished, path)  # unlike a renaming, fails where another process was faster
+        os.replace(unfinished, path)
     except OSError as error:
         if str(error.filename) == str(unfinished):
             error.filename = str(path)  # the name that the user gave

@@ -35,7 +35,7 @@ from tablet_hf.cli.terminal import (
     show_facts,
 )
 from tablet_hf.errors import InputError
-from tablet_hf.files import source_identity
+from tablet_hf.files import file_identity
 
 
 @report_errors
@@ -132,7 +132,7 @@ def tokenize_files(
     def tokenize_one(scan: Path, on_progress: Callable) -> None:
         record = {
             **extractor.to_dict(),
-            "source": source_identity(scan),
+            "source": {"path": str(scan.resolve())} | file_identity(scan),
             "window": window,
             "options": {"space_check": check_space, **companion_identities(scan, **companions)},
         }
@@ -234,7 +234,7 @@ def companion_identities(
 
     mask = mask or find_brain_mask_file(scan)
     return {
-        "mask": mask and source_identity(mask),
-        "repetition_time": repetition_time or [source_identity(path) for path in find_sidecars(scan)],
-        "add_mean": add_mean and source_identity(add_mean),
+        "mask": mask and file_identity(mask),
+        "repetition_time": repetition_time or [file_identity(path) for path in find_sidecars(scan)],
+        "add_mean": add_mean and file_identity(add_mean),
     }
