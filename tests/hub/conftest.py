@@ -68,7 +68,9 @@ def telling_model(model_folder, tmp_path_factory):
         (folder / name).write_text(json.dumps(content))
     weights = load_file(model_folder / "model.safetensors")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "from": "/home/hospital-7/2019-03-04"})
-    stage = asdict(TrainingData("site", ("ADHD-200",), 112, 12, 130, 5_000, False, "/home/hospital-7/own"))
+    stage = asdict(
+        TrainingData("site", ("ADHD-200", "/home/hospital-7/study"), 112, 12, 130, 5_000, False, "/home/hospital-7/own")
+    )
     (folder / "training_data.json").write_text(json.dumps({"stages": [stage | {"names": SUBJECTS}], "by": "MRN-4711"}))
     (folder / "notes.txt").write_text("MRN-4711")
     return folder

@@ -28,9 +28,10 @@ from tablet_hf.datasets.splits import Split, subject_ids
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import IDENTITY, SPLITS_FOLDER, StoredRun, file_of_key
 from tablet_hf.errors import InputError
+from tablet_hf.hub.training_data import UNNAMED
 from tablet_hf.sources.records import store_key
 
-__all__ = ["Pseudonyms", "holds_ages", "publish_splits", "published_classes", "published_runs"]
+__all__ = ["Pseudonyms", "holds_ages", "publish_splits", "published_classes", "published_runs", "published_study"]
 
 OLDEST = 90
 """Ages of 90 and over are one category: safe harbour of the US privacy rule, 45 CFR 164.514(b)(2)(i)(C)."""
@@ -128,6 +129,7 @@ def published_runs(
         published = replace(
             run,
             **{name: numbers[index] for name, numbers in labels.items()},
+            dataset=run.dataset and published_study(run.dataset),
             subject=run.subject if keep_subjects else subject,
             site=sites[run.site],
             family=family,
@@ -238,6 +240,11 @@ def published_classes(label: str, classes: Sequence[str]) -> list[str]:
     if not NAME.fullmatch(label) or not all(map(_is_category, classes)):
         raise InputError(f"{label[:40]!r}: it or its classes could be dates, identifiers or paths; rename them.")
     return list(classes)
+
+
+def published_study(name: str) -> str:
+    """The name of a study, unless it could be a date, an identifier or a path."""
+    return name if NAME.fullmatch(name) else UNNAMED
 
 
 def publish_splits(store: TokenDataset, runs: Sequence[StoredRun], folder: str | Path) -> None:

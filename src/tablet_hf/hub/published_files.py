@@ -15,7 +15,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.cards import CardFacts, EvaluationFacts, read_evaluation, template_file
 from tablet_hf.hub.files import count_parameters
-from tablet_hf.hub.privacy import holds_ages, publish_splits, published_classes
+from tablet_hf.hub.privacy import holds_ages, publish_splits, published_classes, published_study
 from tablet_hf.hub.sharing import is_shipped
 from tablet_hf.hub.training_data import TrainingData
 
@@ -48,12 +48,13 @@ def kind_of(path: str | Path) -> str:
 
 def published_stages(path: Path) -> tuple[TrainingData, ...]:
     """The trainings of a model; a folder that one started from is named without its path."""
-
-    def plain(name: str | None) -> str | None:
-        is_hub_id = name is None or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name)
-        return name if is_hub_id else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-
-    return tuple(replace(stage, started_from=plain(stage.started_from)) for stage in TrainingData.read(path))
+    stages = []
+    for stage in TrainingData.read(path):
+        start = stage.started_from
+        if start is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", start):
+            start = re.split(r"[/\\]", start.rstrip("/\\"))[-1]
+        stages.append(replace(stage, studies=tuple(map(published_study, stage.studies)), started_from=start))
+    return tuple(stages)
 
 
 def write_model(

@@ -24,7 +24,7 @@ from tablet_hf.datasets.store_files import RUNS_FOLDER
 from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_folder, atomic_write
 from tablet_hf.hub.cards import CardFacts, write_card
-from tablet_hf.hub.privacy import Pseudonyms, published_runs
+from tablet_hf.hub.privacy import Pseudonyms, published_runs, published_study
 from tablet_hf.hub.published_files import (
     CARD,
     EXTRACTOR,
@@ -104,7 +104,8 @@ def prepare(
     data = [] if store is None else [TrainingData.of_runs("tokens", store.runs, (), store.settings["is_restricted"])]
     stages = published_stages(path) if kind == "model" else ()
     sharing = decide(path, kind, sharing, [*stages, *data])
-    facts = CardFacts(repo, sharing, stages=stages, store=data[0] if data else None)
+    published = [replace(each, studies=tuple(map(published_study, each.studies))) for each in data]
+    facts = CardFacts(repo, sharing, stages=stages, store=published[0] if published else None)
     with atomic_folder(out) as folder:
         if kind == "model":
             ids = [dataset] if isinstance(dataset, str) and not Path(dataset).exists() else []
