@@ -1,6 +1,5 @@
 """The TABLeT models: shapes, positions, padding, objectives, loading, training."""
 
-import json
 import logging
 import math
 
@@ -20,7 +19,6 @@ from transformers.utils import logging as transformers_logging
 
 from tablet_hf import modeling_tablet
 from tablet_hf.configuration_tablet import TabletConfig
-from tablet_hf.hub.custom_code import needed_files
 from tablet_hf.modeling_tablet import (
     TabletForMaskedTokenModeling,
     TabletForSequenceClassification,
@@ -74,19 +72,6 @@ def test_the_published_network_has_129_million_parameters():
     assert f"{encoder / 1e6:.1f} million parameters" in TabletConfig.__doc__
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_outputs_keep_the_batch_dimension(batch_size):
-    inputs = tokens(batch_size)
-    model = TabletModel(small_config()).eval()
-    outputs = model(inputs)
-
-    assert outputs.last_hidden_state.shape == (batch_size, 1 + 5 * CELLS, 32)
-    assert outputs.pooler_output.shape == (batch_size, 32)
-    assert torch.equal(outputs.pooler_output, outputs.last_hidden_state[:, 0])
-    assert TabletForSequenceClassification(binary_config())(inputs).logits.shape == (batch_size, 1)
-    assert TabletForMaskedTokenModeling(small_config())(inputs).reconstruction.shape == inputs.shape
-
-
 @pytest.mark.parametrize("model_class", [TabletModel, TabletForMaskedTokenModeling, TabletForSequenceClassification])
 @pytest.mark.parametrize(
     "shape", [(2, 5, 27, TOKEN_SIZE), (2, 5, CELLS, 96), (5, CELLS, TOKEN_SIZE), (2, 0, CELLS, TOKEN_SIZE)]
@@ -121,15 +106,6 @@ def test_a_token_mask_of_another_shape_is_refused(shape):
 def test_a_model_without_a_mask_token_cannot_mask():
     with pytest.raises(ValueError, match="use_mask_token"):
         TabletModel(small_config())(tokens(), bool_masked_pos=torch.ones(2, 5, CELLS))
-
-
-def test_hidden_states_and_attentions_are_captured():
-    model = TabletModel(small_config(attn_implementation="eager"))
-    outputs = model(tokens(), output_hidden_states=True, output_attentions=True)
-
-    positions = 1 + 5 * CELLS
-    assert [tuple(state.shape) for state in outputs.hidden_states] == [(2, positions, 32)] * 3
-    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 4, positions, positions)] * 2
 
 
 @pytest.mark.parametrize("settings", [{}, {"mlp_type": "swiglu", "norm_type": "rms_norm", "qk_norm": True}])
@@ -558,27 +534,6 @@ def test_contradictions_given_to_from_pretrained_are_refused(tmp_path):
 
     with pytest.raises(StrictDataclassError, match="positive_weight"):
         TabletForSequenceClassification.from_pretrained(tmp_path, problem_type="regression", positive_weight=2.0)
-
-
-def test_a_head_of_another_size_is_replaced_only_when_asked(tmp_path):
-    TabletForSequenceClassification(binary_config()).save_pretrained(tmp_path)
-
-    with pytest.raises(RuntimeError):
-        TabletForSequenceClassification.from_pretrained(tmp_path, num_labels=42)
-    model = TabletForSequenceClassification.from_pretrained(tmp_path, num_labels=42, ignore_mismatched_sizes=True)
-    assert model(tokens()).logits.shape == (2, 42)
-
-
-def test_a_registered_class_is_saved_with_the_files_that_it_needs(tmp_path, monkeypatch):
-    """By transformers; tests/hub/test_custom_code.py runs them without this package."""
-    for custom_class, auto_class in ((TabletConfig, "AutoConfig"), (TabletModel, "AutoModel")):
-        monkeypatch.setattr(custom_class, "_auto_class", None)
-        custom_class.register_for_auto_class(auto_class)
-    TabletModel(small_config()).save_pretrained(tmp_path)
-    saved = {path.name: path.read_bytes() for path in tmp_path.glob("*.py")}
-    assert saved == {path.name: path.read_bytes() for path in needed_files({"modeling_tablet"})}
-    names = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    assert names == {"AutoConfig": "configuration_tablet.TabletConfig", "AutoModel": "modeling_tablet.TabletModel"}
 
 
 # --- training through Trainer

@@ -50,15 +50,6 @@ def test_the_two_classes_hold_the_same_sets_of_frames(made, kind):
         np.testing.assert_allclose(np.cov(first.T), np.cov(second.T), atol=1e-5)
 
 
-def test_label_1_of_direction_is_the_run_backwards_and_waves_turn_one_way(made, benchmark):
-    zeros, ones = made("direction_runs")
-    assert np.array_equal(zeros.tokens, ones.tokens[:, ::-1])
-
-    waves = benchmark.oscillations(np.random.default_rng(0), np.random.default_rng(1).uniform(0.03, 0.12, (500, 3)))
-    turn = (waves[:, 1:] * waves[:, :-1].conj()).mean(axis=1)
-    assert (turn.imag > 0).all()
-
-
 def test_matched_runs_do_not_differ_in_rate_and_all_runs_not_in_repetition_time(benchmark):
     random = np.random.default_rng(4)
     patterns = benchmark.random_patterns(random, 1)

@@ -275,18 +275,6 @@ def test_only_what_is_not_given_of_the_tokens_is_assumed(tmp_path, recwarn):
     assert not recwarn.list
 
 
-def test_tokens_of_another_size_need_the_cells_of_a_frame(tmp_path):
-    config = RELEASED | {"input_feature_size": 96, "num_tokens": 442_368}
-    folder = released_folder(tmp_path / "released", config, released_weights(config))
-
-    with pytest.raises(InputError, match=r"released.*--grid-size"):
-        convert_checkpoint(folder, tmp_path / "converted")
-    assert not (tmp_path / "converted").exists()
-    model = convert_checkpoint(folder, tmp_path / "converted", grid_size=12)
-    assert (model.config.num_cells, model.config.autoencoder) == (1728, None)
-    assert model(torch.randn(1, 1, 1728, 96)).logits.shape == (1, 1)
-
-
 # --- refusals
 
 
