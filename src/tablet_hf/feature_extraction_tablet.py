@@ -278,25 +278,13 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         runs = [scans] if _is_one_scan(scans) else list(scans)
         if not runs:
             raise ValueError("No scans were given.")
+        masks = _one_each(masks, len(runs), "masks")
+        seconds = _one_each(repetition_time, len(runs), "repetition_time")
+        means = _one_each(add_mean, len(runs), "add_mean")
+        window = {"num_frames": num_frames, "start": start, "stride": stride, "allow_short": padding}
         tokenized = [
-            self.tokenize(
-                scan,
-                mask=mask,
-                num_frames=num_frames,
-                start=start,
-                stride=stride,
-                allow_short=padding,
-                repetition_time=seconds,
-                add_mean=mean,
-                check_space=check_space,
-            )
-            for scan, mask, seconds, mean in zip(
-                runs,
-                _one_each(masks, len(runs), "masks"),
-                _one_each(repetition_time, len(runs), "repetition_time"),
-                _one_each(add_mean, len(runs), "add_mean"),
-                strict=True,
-            )
+            self.tokenize(scan, mask, **window, repetition_time=time, add_mean=mean, check_space=check_space)
+            for scan, mask, time, mean in zip(runs, masks, seconds, means, strict=True)
         ]
         lengths = [len(run.tokens) for run in tokenized]
         longest = num_frames if padding and num_frames is not None else max(lengths)

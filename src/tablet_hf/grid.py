@@ -1,8 +1,8 @@
-"""The model's grid: a cube of 2 mm voxels on the lattice of FSL's MNI152 template, and the ways onto it and back.
+"""The model's grid: a cube of 2 mm voxels on the lattice of FSL's MNI152 template, and how frames get there and back.
 
 A scan whose voxels are 2 mm wide and lie on the lattice, in any order and direction of axes, is moved by whole voxels
-(`Placement`: exact, and exactly undone); every other scan is interpolated (`Resampling`). Both know their way back.
-Arrays and affines only: nothing here reads a file.
+(`Placement`: exact, and exactly undone); every other scan is interpolated (`Resampling`). Arrays and affines only:
+nothing here reads a file.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ FSL_ORIGIN_MM = (90.0, -126.0, -72.0)
 """Shape and first voxel of MNI152_T1_2mm as FSL ships it; its x axis runs from right to left."""
 
 MAX_LATTICE_SHIFT = 0.25
-"""In voxels and along each axis: how far off the lattice a scan of 2 mm voxels may lie and still be moved whole.
+"""In voxels and along each axis: the largest offset from the lattice at which a scan is still moved whole.
 
 TemplateFlow's MNI152NLin2009cAsym_res-02, and so what fMRIPrep writes for it, starts at (-96.5, -132.5, -78.5) mm: a
 quarter of a voxel next to the FSL lattice. Half a millimetre is well under the error of any registration, while
@@ -27,7 +27,7 @@ interpolating by it would smooth every frame and cost a quarter of a second for 
 """
 
 MAX_LATTICE_STRETCH = 0.01
-"""In voxels over the whole scan: what rounding in a header may add to voxel sizes and angles."""
+"""In voxels over the whole scan: tolerance for rounding of voxel sizes and angles in a header."""
 
 
 def grid_affine(volume_size: int = 96) -> np.ndarray:
@@ -40,7 +40,7 @@ def grid_affine(volume_size: int = 96) -> np.ndarray:
         ValueError: `volume_size` is not a positive whole number.
     """
     if int(volume_size) != volume_size or volume_size < 1:
-        raise ValueError(f"volume_size must be a positive whole number of voxels, not {volume_size!r}")
+        raise ValueError(f"volume_size must be a positive integer, not {volume_size!r}")
     size = int(volume_size)
     first = [(n - size + 1) // 2 if n > size else -((size - n + 1) // 2) for n in FSL_SHAPE]
     affine = np.diag([-VOXEL_SIZE_MM, VOXEL_SIZE_MM, VOXEL_SIZE_MM, 1.0])
@@ -49,7 +49,7 @@ def grid_affine(volume_size: int = 96) -> np.ndarray:
 
 
 def way_to_grid(shape: tuple[int, int, int], affine: np.ndarray, volume_size: int = 96) -> "Placement | Resampling":
-    """How frames of `shape` with `affine` (voxels to mm) get onto the grid: moved whole where that is possible."""
+    """Find how frames of `shape` with `affine` (voxels to mm) get onto the grid: moved whole where possible."""
     to_grid = np.linalg.inv(grid_affine(volume_size)) @ affine
     turn = np.rint(to_grid[:3, :3])
     reach = max(shape)
@@ -80,7 +80,7 @@ class Placement:
     offset: tuple[int, int, int]
 
     def to_grid(self, frame: np.ndarray) -> np.ndarray:
-        """Move `(X, Y, Z)` to `(V, V, V)` of the same dtype; what the scan does not cover is 0."""
+        """Move `(X, Y, Z)` to `(V, V, V)` of the same dtype; 0 outside the scan."""
         cube = np.zeros((self.volume_size,) * 3, dtype=frame.dtype)
         inside_cube, inside_scan = self._shared_voxels
         cube[inside_cube] = self._turned(frame)[inside_scan]
@@ -118,7 +118,7 @@ class Placement:
 class Resampling:
     """Interpolation between a scan `(X, Y, Z)` with `affine` and the cube `(V, V, V)`: cubic splines by nilearn.
 
-    Interpolated values are kept within the range of the frame they come from, so splines cannot ring past it.
+    Interpolated values stay within the range of the frame they come from, so splines cannot ring past it.
     """
 
     source_shape: tuple[int, int, int]
@@ -126,41 +126,34 @@ class Resampling:
     volume_size: int
 
     def to_grid(self, frame: np.ndarray) -> np.ndarray:
-        """Resample `(X, Y, Z)` float32 to `(V, V, V)` float32; what the scan does not cover is 0."""
-        return self._resampled(frame, self.affine, grid_affine(self.volume_size), self._cube_shape, "continuous")
+        """Resample `(X, Y, Z)` float32 to `(V, V, V)` float32; 0 outside the scan."""
+        return _resampled(frame, self.affine, grid_affine(self.volume_size), (self.volume_size,) * 3)
 
     def to_scan(self, cube: np.ndarray) -> np.ndarray:
-        """Resample `(V, V, V)` float32 to the scan's grid `(X, Y, Z)` float32; what the cube does not cover is 0."""
-        return self._resampled(cube, grid_affine(self.volume_size), self.affine, self.source_shape, "continuous")
+        """Resample `(V, V, V)` float32 to the scan's grid `(X, Y, Z)` float32; 0 outside the cube."""
+        return _resampled(cube, grid_affine(self.volume_size), self.affine, self.source_shape)
 
     def mask_to_grid(self, mask: np.ndarray) -> np.ndarray:
-        """Bring a bool mask `(X, Y, Z)` to `(V, V, V)` by its nearest voxels."""
-        values = mask.astype(np.uint8)
-        return self._resampled(values, self.affine, grid_affine(self.volume_size), self._cube_shape, "nearest").astype(
-            bool
-        )
+        """Resample a bool mask `(X, Y, Z)` to `(V, V, V)` by its nearest voxels."""
+        cube = (self.volume_size,) * 3
+        nearest = _resampled(mask.astype(np.uint8), self.affine, grid_affine(self.volume_size), cube, "nearest")
+        return nearest.astype(bool)
 
-    @property
-    def _cube_shape(self) -> tuple[int, int, int]:
-        return (self.volume_size,) * 3
 
-    @staticmethod
-    def _resampled(
-        volume: np.ndarray, affine: np.ndarray, new_affine: np.ndarray, new_shape: tuple[int, ...], interpolation: str
-    ) -> np.ndarray:
-        from nibabel import Nifti1Image
-        from nilearn.image import resample_img
-        from nilearn.image.resampling import BoundingBoxError
+def _resampled(
+    volume: np.ndarray,
+    affine: np.ndarray,
+    new_affine: np.ndarray,
+    new_shape: tuple[int, int, int],
+    interpolation: str = "continuous",
+) -> np.ndarray:
+    from nibabel import Nifti1Image
+    from nilearn.image import resample_img
+    from nilearn.image.resampling import BoundingBoxError
 
-        try:
-            resampled = resample_img(
-                Nifti1Image(volume, affine),
-                target_affine=new_affine,
-                target_shape=new_shape,
-                interpolation=interpolation,
-                force_resample=True,
-                copy_header=True,
-            )
-        except BoundingBoxError:  # nothing of the volume is in the new field of view
-            return np.zeros(new_shape, dtype=volume.dtype)
-        return np.ascontiguousarray(np.asarray(resampled.dataobj), dtype=volume.dtype)
+    options = {"interpolation": interpolation, "force_resample": True, "copy_header": True}
+    try:
+        resampled = resample_img(Nifti1Image(volume, affine), new_affine, new_shape, **options)
+    except BoundingBoxError:  # the fields of view do not overlap
+        return np.zeros(new_shape, dtype=volume.dtype)
+    return np.ascontiguousarray(np.asarray(resampled.dataobj), dtype=volume.dtype)
