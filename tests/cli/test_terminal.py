@@ -6,7 +6,7 @@ import warnings
 import pytest
 import typer
 
-from tablet_hf.cli.terminal import for_each_scan, report_errors, report_failures
+from tablet_hf.cli.terminal import for_each_scan, printable, report_errors, report_failures
 from tablet_hf.errors import InputError
 
 
@@ -80,3 +80,8 @@ def test_a_full_disk_stops_the_batch(tmp_path):
 
     with pytest.raises(OSError, match="No space"):
         for_each_scan([tmp_path / "a.nii"], work)
+
+
+@pytest.mark.parametrize(("value", "text"), [("[bold]", r"\[bold]"), ("a\udcff.nii", "a\\udcff.nii")])
+def test_any_file_name_can_be_printed(value, text):
+    assert printable(value) == text

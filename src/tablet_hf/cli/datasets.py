@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tablet_hf.cli.terminal import choose_device, messages, output, report_errors, show_facts
+from tablet_hf.cli.terminal import choose_device, messages, output, printable, report_errors, show_facts
 from tablet_hf.errors import InputError, counted
 from tablet_hf.progress import Bars
 
@@ -101,14 +100,9 @@ def tokenize_source(
             _finish(outcomes, cohort, writer)
 
 
-def _text(what: Any) -> str:
-    """As text to print: names of files need not be text, and what is not is printed as its number."""
-    return escape(str(what).encode("utf-8", "backslashreplace").decode())
-
-
 def _show_problems(problems: Sequence[Any], most: int = 50) -> None:
     for problem in problems[:most]:
-        messages.print(f"  {_text(problem)}")
+        messages.print(f"  {printable(problem)}")
     if len(problems) > most:
         messages.print(f"  and {len(problems) - most:,} more.")
 
@@ -122,8 +116,8 @@ def _forget_withdrawn(store: Path, options: dict[str, Any]) -> None:
         return
     if gone := forget_subjects(store, withdrawn_subjects(Path(options["withdrawn"]))):
         messages.print(
-            f"{_text(store)}: deleted {counted(len(gone), 'run')} of subjects who withdrew: "
-            f"{_text(', '.join(run.key for run in gone))}. Delete them from copies, exports and splits too."
+            f"{printable(store)}: deleted {counted(len(gone), 'run')} of subjects who withdrew: "
+            f"{printable(', '.join(run.key for run in gone))}. Delete them from copies, exports and splits too."
         )
 
 
@@ -166,21 +160,21 @@ def _finish(outcomes: Sequence[Any], cohort: Any, writer: Any) -> None:
     try:
         store = writer.finish()
         _warn_of_lost_scans(store, cohort)
-        output.print(f"{_text(store.folder)}  {counted(len(store), 'run')}")
+        output.print(f"{printable(store.folder)}  {counted(len(store), 'run')}")
     except OSError as error:  # a full disk: the runs that are complete stay, and problems are reported
         is_complete = False
-        messages.print(f"{_text(writer.folder / INDEX_FILE)}: not written ({error.strerror}); run this again.")
+        messages.print(f"{printable(writer.folder / INDEX_FILE)}: not written ({error.strerror}); run this again.")
     except InputError as error:
         is_complete = False
-        messages.print(_text(error))
+        messages.print(printable(error))
     _show_problems(writer.unreadable)
     try:
         writer.write_problems([*cohort.problems, *failed, *writer.unreadable])
     except OSError as error:
-        messages.print(f"{_text(writer.problems_file)}: not written ({error.strerror}).")
+        messages.print(f"{printable(writer.problems_file)}: not written ({error.strerror}).")
         raise typer.Exit(2) from error
     if writer.unreadable or not is_complete:
-        messages.print(f"Table of what could not be used: {_text(writer.problems_file)}")
+        messages.print(f"Table of what could not be used: {printable(writer.problems_file)}")
         raise typer.Exit(2)
 
 
@@ -229,7 +223,7 @@ def check(store: Store) -> None:
     show_facts(tokens.describe())
     if faults := tokens.check():
         for fault in faults:
-            messages.print(_text(fault))
+            messages.print(printable(fault))
         messages.print(f"{counted(len(faults), 'fault')}.")
         raise typer.Exit(2)
     output.print("All files are as they were written.")
@@ -289,10 +283,10 @@ def split(
     write_splits(drawn, out)
     for one in drawn:
         counts = "  ".join(f"{part} {count}" for part, count in one.counts.items())
-        output.print(f"{_text(one.name):12}  {counts}")
+        output.print(f"{printable(one.name):12}  {counts}")
     tested = {subject for one in drawn for subject in one.subjects("test")}
     output.print(f"{len(tested)} of {len(set(cohort[0]))} subjects are tested.")
-    output.print(_text(out))
+    output.print(printable(out))
 
 
 @app.command()
@@ -308,7 +302,7 @@ def merge(
     from tablet_hf.datasets.writer import merge_stores
 
     merged = merge_stores(stores, out)
-    output.print(f"{_text(merged.folder)}  {counted(len(merged), 'run')}")
+    output.print(f"{printable(merged.folder)}  {counted(len(merged), 'run')}")
     if any((store / SPLITS_FOLDER).is_dir() for store in stores):
         messages.print("Splits are not merged, since there are more subjects now; draw new ones.")
 
@@ -333,7 +327,7 @@ def export(
         path = export_parquet(
             tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)
         )
-    output.print(_text(path))
+    output.print(printable(path))
     messages.print("Subjects, families and sites are named as in the store; tablet-hf push pseudonymises them.")
     if tokens.settings["is_restricted"]:
         messages.print(

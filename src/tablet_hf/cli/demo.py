@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from tablet_hf.cli.terminal import DeviceOption, messages, output, report_errors
+from tablet_hf.cli.terminal import DeviceOption, messages, output, printable, report_errors
 from tablet_hf.errors import InputError
 
 TRAINING = {"size": "tiny", "window": 8, "epochs": 20, "batch-size": 8, "learning-rate": 1e-3, "warmup": 0.1}
@@ -31,18 +30,18 @@ def demo(
     if cohort.exists() and not is_cohort(cohort, design):
         raise InputError(f"{cohort}: it does not hold this cohort of the demo; choose another --out.")
     if not cohort.exists():
-        messages.print(f"Simulating {subjects} subjects with {design.num_frames} frames each in {escape(str(cohort))}.")
+        messages.print(f"Simulating {subjects} subjects with {design.num_frames} frames each in {printable(cohort)}.")
         out.mkdir(parents=True, exist_ok=True)
         write_cohort(cohort, design)
     for words in demo_commands(out, seed, device):
-        messages.print(f"\n$ tablet-hf {escape(shlex.join(words))}")
+        messages.print(f"\n$ tablet-hf {printable(shlex.join(words))}")
         if code := context.find_root().command.main(words, prog_name="tablet-hf", standalone_mode=False):
             raise typer.Exit(code)
     scan = min(cohort.glob("sub-*/func/*_bold.nii.gz"))
     messages.print("\nThe subjects are simulated: the figures show that the steps work together, and nothing else.")
-    output.print(f"Results: {escape(str(out / 'model' / 'index.html'))}")
+    output.print(f"Results: {printable(out / 'model' / 'index.html')}")
     predict = ["tablet-hf", "predict", str(out / "model" / "fold-1" / "model"), str(scan)]
-    output.print(f"Next: {escape(shlex.join(predict))}")
+    output.print(f"Next: {printable(shlex.join(predict))}")
 
 
 def demo_commands(out: Path, seed: int, device: str) -> list[list[str]]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from tablet_hf.cli.terminal import (
     DeviceOption,
@@ -18,6 +17,7 @@ from tablet_hf.cli.terminal import (
     for_each_scan,
     for_one_scan,
     messages,
+    printable,
     report_errors,
     report_failures,
     show_rows,
@@ -51,7 +51,7 @@ def predict(
     todo = [scan for scan in scans if overwrite or str(scan) not in rows]
     if len(todo) < len(scans):
         num_kept = f"{len(scans) - len(todo)} of {len(scans)}"
-        messages.print(f"Already in {escape(str(out))} and kept: {num_kept} (--overwrite predicts them again).")
+        messages.print(f"Already in {printable(out)} and kept: {num_kept} (--overwrite predicts them again).")
     failures: dict[Path, str] = {}
     if todo:
         from tablet_hf.hub.loading import load_extractor, load_model
@@ -74,7 +74,7 @@ def predict(
         failures = for_each_scan(todo, predict_one)
     show_rows(rows[str(scan)] for scan in scans if scan not in failures)
     if out is not None and rows:
-        messages.print(f"Written: {escape(str(out))}")
+        messages.print(f"Written: {printable(out)}")
     report_failures(failures, len(scans))
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from tablet_hf.cli import datasets as cli_datasets
 from tablet_hf.cli.terminal import (
@@ -29,6 +28,7 @@ from tablet_hf.cli.terminal import (
     make_extractor,
     messages,
     output,
+    printable,
     progress_bars,
     report_errors,
     report_failures,
@@ -140,14 +140,14 @@ def tokenize_files(
         if path.exists() and not overwrite:
             if read_record(path) != record:
                 raise InputError(f"{path}: it holds other tokens; choose another --out, or pass --overwrite.")
-            messages.print(f"{escape(str(path))} exists already.")
+            messages.print(f"{printable(path)} exists already.")
             return
         run = extractor.tokenize(
             scan, **companions, **window, check_space=check_space, on_progress=on_progress, dtype=torch.float16
         )
         save_tokens(run, record, path)
         clipped = f", {100 * run.clipped_share:.2f}% clipped" if run.clipped_share else ""
-        output.print(f"{escape(str(path))}  {' x '.join(map(str, run.tokens.shape))}{clipped}")
+        output.print(f"{printable(path)}  {' x '.join(map(str, run.tokens.shape))}{clipped}")
 
     report_failures(for_each_scan(list(paths), tokenize_one), len(paths))
 
@@ -186,7 +186,7 @@ def reconstruct(
         )
         fidelity = write_reconstruction(tokenized, run, extractor, out, on_progress("decode"))
     shape = " x ".join(map(str, (*run.source_shape, len(tokenized.tokens))))
-    output.print(f"{escape(str(out))}  {shape}, in the unit and on the grid of the scan")
+    output.print(f"{printable(out)}  {shape}, in the unit and on the grid of the scan")
     output.print(f"PSNR inside the brain: {fidelity.psnr(run.maximum):.1f} dB (peak: its maximum)")
     if len(tokenized.tokens) > 2:
         correlations = fidelity.temporal_correlation()

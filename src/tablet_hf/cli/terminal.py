@@ -48,6 +48,11 @@ ScalingOption = Annotated[str, typer.Option("--scaling", help="Intensity scaling
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing output.")]
 
 
+def printable(value: Any) -> str:
+    """Return text for a console: without markup, and with file names that are not valid text escaped."""
+    return escape(str(value).encode("utf-8", "backslashreplace").decode())
+
+
 def report_errors(command: Callable) -> Callable:
     """Decorate a command: InputError becomes one line and exit code 2, an interrupt exit code 130."""
 
@@ -57,7 +62,7 @@ def report_errors(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except InputError as error:
-            messages.print(f"Error: {escape(str(error))}")
+            messages.print(f"Error: {printable(error)}")
             raise typer.Exit(2) from error
         except KeyboardInterrupt as stop:
             messages.print("Interrupted; run the same command again to resume.")
@@ -65,7 +70,7 @@ def report_errors(command: Callable) -> Callable:
         except OSError as error:
             if not is_of_user(error):
                 raise
-            messages.print(f"Error: {escape(str(error.filename or 'disk'))}: {escape(str(error.strerror))}.")
+            messages.print(f"Error: {printable(error.filename or 'disk')}: {printable(error.strerror)}.")
             raise typer.Exit(2) from error
 
     return wrapped
@@ -83,7 +88,7 @@ def quiet_libraries() -> None:
 
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
         if issubclass(category, UserWarning):
-            messages.print(f"Warning: {escape(str(message))}")
+            messages.print(f"Warning: {printable(message)}")
 
     warnings.showwarning = show
     library_logging.set_verbosity_error()
@@ -135,7 +140,7 @@ def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         def start(title: str) -> Callable[[int, int], None]:
             for finished in bars.task_ids:
                 bars.remove_task(finished)
-            task = bars.add_task(escape(title), total=None)
+            task = bars.add_task(printable(title), total=None)
             return lambda done, total: bars.update(task, completed=done, total=total)
 
         yield start
@@ -162,7 +167,7 @@ def report_failures(failures: Mapping[Path, str], total: int) -> None:
     if failures:
         messages.print(f"{len(failures)} of {total} scans could not be used:")
         for reason in failures.values():
-            messages.print(f"  {escape(reason)}")
+            messages.print(f"  {printable(reason)}")
         raise typer.Exit(2)
 
 
@@ -170,7 +175,7 @@ def show_facts(facts: Mapping[str, Any]) -> None:
     """Print a line a fact, in two columns."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        output.print(f"{name:{width}}  {escape(str(value))}")
+        output.print(f"{name:{width}}  {printable(value)}")
 
 
 def show_rows(rows: Iterable[dict[str, Any]]) -> None:
@@ -183,4 +188,4 @@ def show_rows(rows: Iterable[dict[str, Any]]) -> None:
     lines = [columns, *([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        output.print(escape("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()))
+        output.print(printable("  ".join(map(str.ljust, line, widths)).rstrip()))
