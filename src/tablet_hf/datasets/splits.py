@@ -192,7 +192,7 @@ def folds(
         InputError: too few subjects or families.
     """
     cohort = _Cohort.of(subjects, labels, sites, families)
-    parts = _deal(cohort.people, num_folds, seed)
+    parts = _deal(cohort.table, num_folds, seed)
     settings = {"scheme": "folds", "num_folds": num_folds}
     return [
         cohort.split(f"fold-{number + 1}", parts == number, validation_fraction, seed, settings)
@@ -226,7 +226,7 @@ def random_splits(
         raise InputError(f"Fractions {tuple(fractions)}: give train, validation and test, which add up to 1.")
     cohort = _Cohort.of(subjects, labels, sites, families)
     return [
-        cohort.split(f"split-{number + 1}", _draw(cohort.people, test, each), validation, each, {"scheme": "random"})
+        cohort.split(f"split-{number + 1}", _draw(cohort.table, test, each), validation, each, {"scheme": "random"})
         for number, each in enumerate(range(seed, seed + num_splits))
     ]
 
@@ -255,8 +255,8 @@ def leave_one_site_out(
         InputError: fewer than two sites, or too few subjects at the others.
     """
     cohort = _Cohort.of(subjects, labels, sites, families)
-    cohort.people = cohort.people[cohort.people["num_sites"] == 1]
-    site_of = cohort.people["site"].to_numpy()
+    cohort.table = cohort.table[cohort.table["num_sites"] == 1]
+    site_of = cohort.table["site"].to_numpy()
     names = sorted(set(site_of))
     if len(names) < 2:
         raise InputError(
@@ -273,12 +273,12 @@ class _Cohort:
     """Subjects to split.
 
     Attributes:
-        people: a row for each subject with a label: `site`, `num_sites`, numbers of `family` and `stratum`.
+        table: a row for each subject with a label: `site`, `num_sites`, numbers of `family` and `stratum`.
         everyone: all subjects, sorted.
         settings: of every split.
     """
 
-    people: "DataFrame"
+    table: "DataFrame"
     everyone: list[str]
     settings: dict[str, Any]
 
@@ -298,36 +298,36 @@ class _Cohort:
         runs = pd.DataFrame(columns, dtype=object)
         runs = runs.sort_values(["subject", "label", "site"], key=lambda column: column.map(str))
         by_subject = runs.groupby("subject")
-        people = by_subject[["label", "site"]].first()
-        people["num_sites"] = by_subject["site"].nunique()
-        people["family"] = _family_numbers(runs["subject"], runs["family"])
-        everyone = people.index.tolist()
-        if labels is not None and people["label"].isna().any():
-            warnings.warn(f"{people['label'].isna().sum()} subjects have no label and are in no part.", stacklevel=3)
-            people = people[people["label"].notna()]
-        classes = people["label"]
+        table = by_subject[["label", "site"]].first()
+        table["num_sites"] = by_subject["site"].nunique()
+        table["family"] = _family_numbers(runs["subject"], runs["family"])
+        everyone = table.index.tolist()
+        if labels is not None and table["label"].isna().any():
+            warnings.warn(f"{table['label'].isna().sum()} subjects have no label and are in no part.", stacklevel=3)
+            table = table[table["label"].notna()]
+        classes = table["label"]
         is_number = all(isinstance(value, Real) and not isinstance(value, bool | np.bool_) for value in classes)
         if is_number and classes.nunique() > MAX_CLASSES:
             num_bins = int(np.clip(len(classes) // MIN_BIN_SUBJECTS, 1, MAX_BINS))
             classes = pd.qcut(classes.astype(float), num_bins, labels=False, duplicates="drop")
-        people = people.assign(site=people["site"].map(str))
-        people["stratum"] = people.groupby([classes.map(str), people["site"]]).ngroup()
+        table = table.assign(site=table["site"].map(str))
+        table["stratum"] = table.groupby([classes.map(str), table["site"]]).ngroup()
         settings = {
             "stratified_by": [name for name, values in (("label", labels), ("site", sites)) if values is not None],
             "software": {"tablet-hf": __version__, "scikit-learn": sklearn.__version__},
         }
         # Sorted, the strata of a label are adjacent, so that StratifiedKFold spreads the label evenly over the parts.
-        return cls(people.sort_values("stratum", kind="stable"), everyone, settings)
+        return cls(table.sort_values("stratum", kind="stable"), everyone, settings)
 
     def split(
         self, name: str, is_test: np.ndarray, validation_fraction: float, seed: int, settings: Mapping[str, Any]
     ) -> Split:
         """Test on some; draw the validation part from the others, without families of tested subjects."""
-        test = self.people[is_test]
-        others = self.people[~self.people["family"].isin(test["family"])]
+        test = self.table[is_test]
+        others = self.table[~self.table["family"].isin(test["family"])]
         if others.empty:
             raise InputError(f"{name}: no subjects are left to train on; draw other splits.")
-        is_validation = _draw(others, min(validation_fraction * len(self.people) / len(others), 0.5), seed)
+        is_validation = _draw(others, min(validation_fraction * len(self.table) / len(others), 0.5), seed)
         parts = dict.fromkeys(test.index, "test")
         parts |= zip(others.index, np.where(is_validation, "validation", "train").tolist(), strict=True)
         assignment = {subject: parts[subject] for subject in self.everyone if subject in parts}
@@ -351,36 +351,36 @@ def _family_numbers(subjects: Sequence[str], families: Sequence[Any]) -> np.ndar
     return connected_components(coo_array(edges, shape=(size, size)), directed=False)[1][: len(names)]
 
 
-def _draw(people: "DataFrame", fraction: float, seed: int) -> np.ndarray:
-    """Draw a share of the subjects at random, stratified and with families together: a mask `(people,)`."""
+def _draw(table: "DataFrame", fraction: float, seed: int) -> np.ndarray:
+    """Draw a share of the subjects at random, stratified and with families together: a mask `(subjects,)`."""
     if not fraction:
-        return np.zeros(len(people), dtype=bool)
+        return np.zeros(len(table), dtype=bool)
     # Of small strata more than the fraction is drawn, so that they are in both parts.
-    most = int(min(people["family"].nunique(), max(people["stratum"].value_counts().max(), 4), 100))
+    most = int(min(table["family"].nunique(), max(table["stratum"].value_counts().max(), 4), 100))
     share = max(Fraction(fraction).limit_denominator(most), Fraction(1, most))
     drawn = np.random.default_rng(seed).permutation(share.denominator)[: share.numerator]
-    return np.isin(_deal(people, share.denominator, seed), drawn)
+    return np.isin(_deal(table, share.denominator, seed), drawn)
 
 
-def _deal(people: "DataFrame", num_parts: int, seed: int) -> np.ndarray:
-    """The part `(people,)` of each subject, from 0 to `num_parts` - 1, stratified and with families together."""
+def _deal(table: "DataFrame", num_parts: int, seed: int) -> np.ndarray:
+    """The part `(subjects,)` of each subject, from 0 to `num_parts` - 1, stratified and with families together."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    strata, num_families = people["stratum"], people["family"].nunique()
+    strata, num_families = table["stratum"], table["family"].nunique()
     if not 2 <= num_parts <= num_families:
-        raise InputError(f"{len(people)} subjects of {num_families} families cannot be dealt into {num_parts} parts.")
+        raise InputError(f"{len(table)} subjects of {num_families} families cannot be dealt into {num_parts} parts.")
     if strata.value_counts().max() < num_parts:
         warnings.warn(
             f"There are too few subjects to stratify {num_parts} parts; families stay together.", stacklevel=4
         )
         strata = strata * 0
-    splitter = StratifiedKFold if num_families == len(people) else StratifiedGroupKFold
-    parts = np.empty(len(people), dtype=int)
+    splitter = StratifiedKFold if num_families == len(table) else StratifiedGroupKFold
+    parts = np.empty(len(table), dtype=int)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of strata with fewer members than parts
-        dealt = splitter(num_parts, shuffle=True, random_state=seed).split(people, strata, people["family"])
+        dealt = splitter(num_parts, shuffle=True, random_state=seed).split(table, strata, table["family"])
         for number, (_, members) in enumerate(dealt):
             parts[members] = number
     if len(np.unique(parts)) < num_parts:  # large families can leave a stratified part empty
-        return _deal(people.assign(stratum=0), num_parts, seed)
+        return _deal(table.assign(stratum=0), num_parts, seed)
     return parts

@@ -176,9 +176,9 @@ def evaluate_predictions(
     """
     _check(predictions)
     numbers = _subject_numbers(predictions)
-    calibration = _estimates(predictions, num_bootstraps, seed)
-    metrics = _without_calibration(calibration)
-    calibration = {name: estimate for name, estimate in calibration.items() if name not in metrics}
+    estimates = _estimates(predictions, num_bootstraps, seed)
+    metrics = _without_calibration(estimates)
+    calibration = {name: estimate for name, estimate in estimates.items() if name not in metrics}
     confusion, reliability = None, ()
     if not predictions.is_regression:
         size = len(predictions.classes)
