@@ -70,12 +70,13 @@ class SliceAutoencoder:
             (N, C, V/f, V/f) in the model's dtype.
         """
         slices = slices.to(self.device, self.dtype)
-        if self._compiled is not None and len(slices) == self._batch_size:
-            return self._compiled(slices)
+        if self._compiled is not None and self._batch_size // 2 < len(slices) <= self._batch_size:
+            filled = nn.functional.pad(slices, (0, 0, 0, 0, 0, self._batch_size - len(slices)))
+            return self._compiled(filled)[: len(slices)]
         return self._encode(slices)
 
     def compile(self, batch_size: int, **options: Any) -> None:
-        """Let `encode` run a compiled network on batches of exactly this size.
+        """Let `encode` run a compiled network on batches of this size; batches of more than half of it are filled up.
 
         Compilation happens at the first such batch and takes about half a minute on a GPU. Options are those of
         `torch.compile`.

@@ -45,6 +45,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
 MAX_FAILED_WRITES = 3
 WRITERS = 2
+BATCHES_PER_BLOCK = 4
 
 
 @dataclass
@@ -140,7 +141,8 @@ class _Scan:
             return volumes.pin_memory() if on_gpu else volumes
 
         needs_mean = extractor.signal == "percent_change"
-        for frames, volumes in run.scaled_blocks(extractor.signal, extractor.scaling, None, FRAMES_PER_BLOCK):
+        block = _frames_per_block(run.mask, extractor.device)
+        for frames, volumes in run.scaled_blocks(extractor.signal, extractor.scaling, None, block):
             stop = int(frames[-1]) + 1
             yield slice(int(frames[0]), stop), tensor(volumes), stop == run.num_frames and not needs_mean
         if needs_mean:
@@ -288,6 +290,14 @@ def _readers_and_cache(device: torch.device, readers: int | None) -> tuple[int, 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     readers = readers or max(1, min(8, cores // processes - 1))
     return readers, int(0.4 * psutil.virtual_memory().available / processes / readers)
+
+
+def _frames_per_block(mask: np.ndarray, device: torch.device) -> int:
+    """How many frames are encoded together; on a GPU, their slices with brain in them nearly fill whole batches."""
+    if device.type != "cuda":
+        return FRAMES_PER_BLOCK
+    slices_per_frame = sum(int(mask.any(axis=plane).sum()) for plane in ((1, 2), (0, 2), (0, 1)))
+    return max(1, BATCHES_PER_BLOCK * SLICES_AT_ONCE["cuda"] // max(1, slices_per_frame))
 
 
 def companions_of(record: ScanRecord) -> dict[str, Any]:
