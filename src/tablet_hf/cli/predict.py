@@ -108,7 +108,9 @@ def row_of(
 
 
 def is_tokens(scan: Path) -> bool:
-    return scan.name.endswith("_tokens.safetensors")
+    from tablet_hf.datasets.token_files import SUFFIX
+
+    return scan.name.endswith(SUFFIX)
 
 
 def open_tokens(
