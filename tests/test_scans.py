@@ -226,16 +226,16 @@ class TestFilesThatCannotBeUsed:
         path.write_bytes(content)
         assert "not a readable NIfTI" in refusal(path)
 
-    @pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
-    def test_truncated_gzip_is_found_in_mid_stream(self, tmp_path, kept):
+    @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+    def test_truncated_gzip_is_found_in_mid_stream(self, tmp_path, share):
         values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 10)).astype(np.int16)
         path = write(tmp_path / "run.nii.gz", values)
         content = path.read_bytes()
-        path.write_bytes(content[: int(kept * len(content))])
+        path.write_bytes(content[: int(share * len(content))])
         source, good = open_source(path), []
         with pytest.raises(InputError, match=r"run\.nii\.gz.*cut off"):
             good.extend(source.frames(range(10)))
-        assert abs(len(good) - kept * 10) < 1.5
+        assert abs(len(good) - share * 10) < 1.5
 
     @pytest.mark.parametrize(
         "damage",

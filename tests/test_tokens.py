@@ -16,11 +16,11 @@ def slow_tokens(latents):
     for i in range(grid):
         for j in range(grid):
             for k in range(grid):
-                for axis, (along, place) in enumerate([(i, (j, k)), (j, (i, k)), (k, (i, j))]):
+                for axis, (along, across) in enumerate([(i, (j, k)), (j, (i, k)), (k, (i, j))]):
                     for in_cell in range(per_cell):
                         for channel in range(channels):
                             index = axis * per_cell * channels + in_cell * channels + channel
-                            value = latents[axis, per_cell * along + in_cell, channel, place[0], place[1]]
+                            value = latents[axis, per_cell * along + in_cell, channel, *across]
                             tokens[(i * grid + j) * grid + k, index] = value
     return tokens
 
@@ -62,10 +62,10 @@ def test_any_leading_dimensions_and_dtype():
 def test_slices_are_the_planes_of_the_volume_and_come_back():
     volume = torch.randn(2, 5, 5, 5)
     slices = volumes_to_slices(volume)
-    for place in range(5):
-        assert torch.equal(slices[:, 0, place], volume[:, place, :, :])
-        assert torch.equal(slices[:, 1, place], volume[:, :, place, :])
-        assert torch.equal(slices[:, 2, place], volume[:, :, :, place])
+    for index in range(5):
+        assert torch.equal(slices[:, 0, index], volume[:, index, :, :])
+        assert torch.equal(slices[:, 1, index], volume[:, :, index, :])
+        assert torch.equal(slices[:, 2, index], volume[:, :, :, index])
     for axis in range(3):
         assert torch.equal(slices_to_volumes(slices)[:, axis], volume)
 

@@ -127,8 +127,8 @@ class TestBlocks:
         assert run.maximum == 9999
         assert scaled.max() == pytest.approx(values[..., 0].max() / 9999 * 2 - 1, abs=1e-6)
 
-    @pytest.mark.parametrize("frames", [[6], [0, -1], [100]])
-    def test_frames_the_run_does_not_have(self, frames):
+    @pytest.mark.parametrize("frames", [[6], [0, -1]])
+    def test_frames_that_the_run_does_not_have(self, frames):
         assert "0 to 5" in refusal(small_run().blocks, frames)
 
     def test_a_caller_may_change_the_volumes(self):
@@ -136,10 +136,6 @@ class TestBlocks:
         for _, volumes in run.blocks():
             volumes[:] = 7
         np.testing.assert_array_equal(all_volumes(run), all_volumes(small_run()))
-
-    def test_no_frames_in_a_block(self):
-        with pytest.raises(ValueError, match="block_frames"):
-            small_run().blocks(block_frames=0)
 
     def test_a_small_run_is_read_once(self):
         read = []
@@ -222,14 +218,6 @@ class TestSignals:
 
 
 class TestMasks:
-    def test_given_in_every_way(self, tmp_path):
-        values, affine = small_scan()
-        mask = (values[..., 0] > 400).astype(np.uint8)
-        path = write_scan(tmp_path / "mask.nii.gz", mask, affine)
-        for way in (path, str(path), nib.load(path), mask, mask.astype(bool), (mask, affine)):
-            run = small_run(scan=(values, affine), mask=way)
-            assert (run.mask.sum(), run.mask_source) == (mask.sum(), "given")
-
     def test_next_to_a_bids_scan(self, tmp_path, brain_values, mni_brain):
         stem = "sub-01_task-rest_space-MNI152NLin6Asym_res-2"
         smaller = mni_brain.copy()
@@ -299,12 +287,6 @@ class TestSpace:
     def test_the_template_overlaps_itself(self, mni_brain):
         assert mni_overlap(mni_brain, FSL_AFFINE) == (1.0, 1.0)
 
-    def test_overlap_is_read_on_any_grid(self, mni_brain):
-        coarse, affine = mni_brain[::2, ::2, ::2], FSL_AFFINE @ np.diag([2.0, 2, 2, 1])
-        inside, covered = mni_overlap(coarse, affine)
-        assert inside == 1
-        assert covered > 0.9
-
     @pytest.mark.parametrize("axis", [0, 1, 2])
     @pytest.mark.parametrize("millimetres", [-25, 25])
     def test_a_brain_more_than_two_centimetres_off_is_refused(self, brain_values, mni_brain, axis, millimetres):
@@ -341,10 +323,6 @@ class TestSpace:
         slab[:, :, :first] = slab[:, :, last:] = 0
         run = open_run((slab, FSL_AFFINE), repetition_time=2)
         assert run.mask.sum() == mni_brain[:, :, first:last].sum()
-
-    def test_the_check_can_be_left_out(self, brain_values, mni_brain):
-        run = open_run((brain_values, self.shifted(30, 1)), mask=mni_brain, repetition_time=2, check_space=False)
-        assert run.maximum == brain_values.max()
 
     @pytest.mark.parametrize("space", ["T1w", "fsaverage5", "native"])
     def test_a_name_that_declares_another_space(self, tmp_path, brain_values, space):
@@ -530,15 +508,6 @@ class TestThreads:
             masks = list(workers.map(lambda _: run.mask, range(4)))
         assert read == list(range(6))
         assert all(mask is masks[0] for mask in masks)
-
-    def test_an_unusable_run_is_refused_in_every_thread(self):
-        values, affine = small_scan()
-        mask = values.any(-1)
-        values[3, 3, 3] = np.nan
-        run = small_run(scan=(values, affine), mask=mask)
-        with ThreadPoolExecutor(1) as workers, pytest.raises(InputError, match="NaN"):
-            workers.submit(run.survey).result()
-        assert "NaN" in refusal(run.survey)
 
 
 def test_importing_is_cheap():

@@ -15,9 +15,9 @@ __all__ = ["Survey", "check_mni_space", "find_brain", "mni_overlap", "zero_where
 MIN_SHARE_IN_MNI_BRAIN = 0.83
 """A scan is in MNI152 space when at least this share of its brain is inside the MNI152 brain.
 
-Measured with `mni_overlap`. In place: a skull-stripped real run 0.990, slabs of 7 to 30 slices of it 0.983 to 0.998,
+Measured with `mni_overlap`. In MNI152: a skull-stripped real run 0.990, slabs of 7 to 30 slices of it 0.983 to 0.998,
 fMRIPrep's template mask 0.988; under nilearn's EPI mask fMRIPrep's unstripped EPI template 0.956 and an unstripped run
-brought to MNI by nine parameters 0.901. Out of place: whole brains 20 mm off along any axis at most 0.809, upside down
+brought to MNI by nine parameters 0.901. Elsewhere: whole brains 20 mm off along any axis at most 0.809, upside down
 0.80, a native-space scan 0.649, axes swapped 0.55 to 0.82 (about the centre: up to 0.85). An outline cannot reveal a
 slab that is moved within the brain or a brain turned front to back about its own centre (0.87); an unstripped slab
 through the face can be refused wrongly (0.75), which a mask of its own prevents.
@@ -76,7 +76,7 @@ def find_brain(has_signal: np.ndarray, mean: np.ndarray, affine: np.ndarray) -> 
 
 
 def check_mni_space(mask: np.ndarray, affine: np.ndarray, name: str) -> None:
-    """Refuse a scan whose brain does not lie where the MNI152 brain is.
+    """Refuse a scan whose brain is not at the position of the MNI152 brain.
 
     Args:
         mask: `(X, Y, Z)` bool, the brain.
@@ -89,7 +89,7 @@ def check_mni_space(mask: np.ndarray, affine: np.ndarray, name: str) -> None:
     inside, _ = mni_overlap(mask, affine)
     if inside < MIN_SHARE_IN_MNI_BRAIN:
         raise InputError(
-            f"{name}: only {inside:.0%} of its brain lies inside the MNI152 brain; normalise it to MNI152 first, give "
+            f"{name}: only {inside:.0%} of its brain is inside the MNI152 brain; normalise it to MNI152 first, give "
             "mask= (command line: --mask), or pass check_space=False (command line: --no-space-check)."
         )
 

@@ -134,7 +134,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             model.save_pretrained(unfinished)
 
     An existing folder is replaced with all its content; a block that fails leaves it as it was. What a killed process
-    left is deleted by the next one, hence only one process at a time may write a folder. Files get the permissions
+    left is deleted by the next one, so only one process at a time may write a folder. Files get the permissions
     that the umask allows, also those that a library restricted to their owner, as safetensors does.
     """
     path = Path(path)

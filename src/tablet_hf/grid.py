@@ -1,6 +1,6 @@
 """The model's grid: a cube of 2 mm voxels on the lattice of FSL's MNI152 template, and how frames get there and back.
 
-A scan whose voxels are 2 mm wide and lie on the lattice, in any order and direction of axes, is moved by whole voxels
+A scan with 2 mm voxels on the lattice, in any order and direction of axes, is moved by whole voxels
 (`Placement`: exact, and exactly undone); every other scan is interpolated (`Resampling`). Arrays and affines only:
 nothing here reads a file.
 """

@@ -223,7 +223,7 @@ def _load_nifti(path: Path) -> Any:
     if not os.path.isfile(path):
         what = "there is no such file; check the path"
         if path.is_symlink():
-            what = "a link whose target is missing; fetch the content first (in a DataLad dataset: datalad get)"
+            what = "a link without its target; fetch the content first (in a DataLad dataset: datalad get)"
         elif os.path.isdir(path):
             what = "a folder, not a scan; give the .nii or .nii.gz file in it"
         raise InputError(f"{path}: {what}.")
@@ -322,7 +322,7 @@ def check_repetition_time(value: Any, label: str, seconds_per_unit: float = 1.0)
     """Return a repetition time in seconds, rounded to the microsecond.
 
     Args:
-        value: a number, or what was found in its place.
+        value: a number, or what was found instead.
         label: the beginning of the error message: the file and what it holds.
         seconds_per_unit: the unit of `value`.
 

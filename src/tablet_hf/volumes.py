@@ -36,7 +36,7 @@ from .scans import (
 __all__ = ["BoldRun", "open_run"]
 
 LOW_MEAN_SHARE = 0.05
-"""Voxels whose mean is below this share of the run's 99.9th percentile have no percent change: noise over nothing."""
+"""Voxels whose mean is below this share of the run's 99.9th percentile have no percent change: noise."""
 
 ROBUST_PERCENTILE = 99.9
 
@@ -49,7 +49,7 @@ DEFAULT_CACHE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Results of the pass over a whole run; `counts` and `frames` (T, V, V, V) only where they were kept."""
+    """Results of the pass over a whole run; `counts` and `frames` (T, V, V, V) only where available."""
 
     mask: np.ndarray
     mask_source: str
@@ -86,7 +86,7 @@ class _Sums:
         self._num_added += 1
 
     def statistics(self, mask: np.ndarray, mask_source: str, is_zero_outside: bool) -> _Statistics:
-        """Results for a mask `(V, V, V)`; `is_zero_outside` tells that unmasked frames are already zero outside it."""
+        """Results for a mask `(V, V, V)`; `is_zero_outside`: unmasked frames are zero outside it."""
         counts = self._counts
         if counts is not None and self._region is None:
             if is_zero_outside:
