@@ -182,7 +182,7 @@ def folds(
         sites: `(n,)`: parts get their share of each label at each site.
         families: `(n,)`: members of a family are in one part; None is no family.
         num_folds: at least 2.
-        validation_fraction: share of all subjects, at most half of those who are not tested.
+        validation_fraction: share of all subjects.
         seed: a whole number from 0 to 2³² - 1.
 
     Returns:
@@ -193,11 +193,9 @@ def folds(
     """
     cohort = _Cohort.of(subjects, labels, sites, families)
     parts = _deal(cohort.table, num_folds, seed)
-    settings = {"scheme": "folds", "num_folds": num_folds}
-    return [
-        cohort.split(f"fold-{number + 1}", parts == number, validation_fraction, seed, settings)
-        for number in range(num_folds)
-    ]
+    settings = {"scheme": "folds", "num_folds": num_folds, "validation_fraction": validation_fraction}
+    share = validation_fraction * num_folds / (num_folds - 1)
+    return [cohort.split(f"fold-{n + 1}", parts == n, share, seed, settings) for n in range(num_folds)]
 
 
 def random_splits(
@@ -225,9 +223,10 @@ def random_splits(
     if min(fractions) < 0 or not train or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(f"Fractions {tuple(fractions)}: give train, validation and test, which add up to 1.")
     cohort = _Cohort.of(subjects, labels, sites, families)
+    settings = {"scheme": "random", "fractions": list(fractions)}
     return [
-        cohort.split(f"split-{number + 1}", _draw(cohort.table, test, each), validation, each, {"scheme": "random"})
-        for number, each in enumerate(range(seed, seed + num_splits))
+        cohort.split(f"split-{n + 1}", _draw(cohort.table, test, seed + n), validation / (1 - test), seed + n, settings)
+        for n in range(num_splits)
     ]
 
 
@@ -245,7 +244,7 @@ def leave_one_site_out(
     at the tested site.
 
     Args:
-        validation_fraction: share of all subjects, at most half of those who are not tested.
+        validation_fraction: share of the subjects of the other sites.
         subjects, labels, sites, families, seed: see `folds`.
 
     Returns:
@@ -262,9 +261,9 @@ def leave_one_site_out(
         raise InputError(
             f"{len(names)} sites: leaving one out needs two; tokenize with a table that has a site column."
         )
+    settings = {"scheme": "site", "validation_fraction": validation_fraction}
     return [
-        cohort.split(safe_name(f"site-{name}"), site_of == name, validation_fraction, seed, {"scheme": "site"})
-        for name in names
+        cohort.split(safe_name(f"site-{name}"), site_of == name, validation_fraction, seed, settings) for name in names
     ]
 
 
@@ -320,20 +319,19 @@ class _Cohort:
         return cls(table.sort_values("stratum", kind="stable"), everyone, settings)
 
     def split(
-        self, name: str, is_test: np.ndarray, validation_fraction: float, seed: int, settings: Mapping[str, Any]
+        self, name: str, is_test: np.ndarray, validation_share: float, seed: int, settings: Mapping[str, Any]
     ) -> Split:
-        """Test on some; draw the validation part from the others, without families of tested subjects."""
+        """Test on some; draw a share of the others for validation, without families of tested subjects."""
         test = self.table[is_test]
         others = self.table[~self.table["family"].isin(test["family"])]
         if others.empty:
             raise InputError(f"{name}: no subjects are left to train on; draw other splits.")
-        is_validation = _draw(others, min(validation_fraction * len(self.table) / len(others), 0.5), seed)
+        is_validation = _draw(others, validation_share, seed)
         parts = dict.fromkeys(test.index, "test")
         parts |= zip(others.index, np.where(is_validation, "validation", "train").tolist(), strict=True)
         assignment = {subject: parts[subject] for subject in self.everyone if subject in parts}
         left_out = tuple(subject for subject in self.everyone if subject not in parts)
-        settings = {**settings, "validation_fraction": validation_fraction, **self.settings}
-        return Split(name, assignment, seed, settings, left_out)
+        return Split(name, assignment, seed, {**settings, **self.settings}, left_out)
 
 
 def _family_numbers(subjects: Sequence[str], families: Sequence[Any]) -> np.ndarray:
