@@ -40,7 +40,6 @@ class SliceAutoencoder:
     name: str | None = None
     revision: str | None = None
     _compiled: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
-    _batch_size: int | None = field(default=None, repr=False)
 
     def __post_init__(self):
         self.model = self.model.eval().requires_grad_(False)
@@ -70,18 +69,14 @@ class SliceAutoencoder:
             (N, C, V/f, V/f) in the model's dtype.
         """
         slices = slices.to(self.device, self.dtype)
-        if self._compiled is not None and self._batch_size // 2 < len(slices) <= self._batch_size:
-            filled = nn.functional.pad(slices, (0, 0, 0, 0, 0, self._batch_size - len(slices)))
-            return self._compiled(filled)[: len(slices)]
-        return self._encode(slices)
+        return (self._compiled or self._encode)(slices)
 
-    def compile(self, batch_size: int, **options: Any) -> None:
-        """Let `encode` run a compiled network on batches of this size; batches of more than half of it are filled up.
+    def compile(self, **options: Any) -> None:
+        """Let `encode` run a compiled network; its first batches take about half a minute longer on a GPU.
 
-        Compilation happens at the first such batch and takes about half a minute on a GPU. Options are those of
-        `torch.compile`.
+        Options are those of `torch.compile`.
         """
-        self._compiled, self._batch_size = torch.compile(self._encode, dynamic=False, **options), batch_size
+        self._compiled = torch.compile(self._encode, **options)
 
     def _encode(self, slices: Tensor) -> Tensor:
         images = slices[:, None].expand(-1, self.model.config.get("in_channels", 3), -1, -1)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tablet_hf.datasets.writer import TokenStoreWriter
 from tablet_hf.errors import InputError
-from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, SLICES_AT_ONCE, TabletFeatureExtractor
+from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, TabletFeatureExtractor
 from tablet_hf.files import file_identity
 from tablet_hf.intensities import scale_intensity
 from tablet_hf.scans import (
@@ -45,7 +45,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.EFBIG)
 MAX_FAILED_WRITES = 3
 WRITERS = 2
-BATCHES_PER_BLOCK = 4
 
 
 @dataclass
@@ -100,7 +99,7 @@ def tokenize_scans(
         do several runs in a row that cannot be written, with the scans not begun in `failed` too.
     """
     if extractor.device.type == "cuda":
-        extractor.slice_autoencoder.compile(SLICES_AT_ONCE["cuda"])
+        extractor.slice_autoencoder.compile()
     work = _Tokenization(extractor, writer, readers, check_space)
     report = (lambda: None) if on_progress is None else (lambda: on_progress(work.outcome, len(records)))
     work.run(records, report)
@@ -141,8 +140,7 @@ class _Scan:
             return volumes.pin_memory() if on_gpu else volumes
 
         needs_mean = extractor.signal == "percent_change"
-        block = _frames_per_block(run.mask, extractor.device)
-        for frames, volumes in run.scaled_blocks(extractor.signal, extractor.scaling, None, block):
+        for frames, volumes in run.scaled_blocks(extractor.signal, extractor.scaling, None, FRAMES_PER_BLOCK):
             stop = int(frames[-1]) + 1
             yield slice(int(frames[0]), stop), tensor(volumes), stop == run.num_frames and not needs_mean
         if needs_mean:
@@ -290,14 +288,6 @@ def _readers_and_cache(device: torch.device, readers: int | None) -> tuple[int, 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     readers = readers or max(1, min(8, cores // processes - 1))
     return readers, int(0.4 * psutil.virtual_memory().available / processes / readers)
-
-
-def _frames_per_block(mask: np.ndarray, device: torch.device) -> int:
-    """How many frames are encoded together; on a GPU, their slices with brain in them nearly fill whole batches."""
-    if device.type != "cuda":
-        return FRAMES_PER_BLOCK
-    slices_per_frame = sum(int(mask.any(axis=plane).sum()) for plane in ((1, 2), (0, 2), (0, 1)))
-    return max(1, BATCHES_PER_BLOCK * SLICES_AT_ONCE["cuda"] // max(1, slices_per_frame))
 
 
 def companions_of(record: ScanRecord) -> dict[str, Any]:
