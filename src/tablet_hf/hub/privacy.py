@@ -42,6 +42,7 @@ FIRST_IDENTIFIER = 10_000
 # A category has one line, few signs, and neither an e-mail address, a path, a date nor a long number.
 CATEGORY = re.compile(r"[\w<>=+-][\w <>=+.,()&%'/-]{0,39}")
 NO_CATEGORY = re.compile(r"\d{4}|/.*/|\d[./-]\d+[./-]\d|(?<!\d)\d{1,2}[ .-]{1,2}[^\W\d_]{3,9}[ .-]{1,2}\d\d")
+# Names of columns and studies, and labels of tasks and runs, which are published as they are.
 NAME = re.compile(r"(?!.*(?:\d{6}|\d{4}-\d\d-\d\d))[\w .,+()%-]{1,60}")
 PLAIN_LABEL = re.compile(r"[A-Za-z]{1,24}\d{0,2}|\d{1,3}")
 # 21003 is UK Biobank's field of the age at a visit.
