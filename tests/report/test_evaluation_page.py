@@ -1,53 +1,17 @@
-"""An evaluation is read back as it was written, warns of what is missing, and runs nothing in a spreadsheet."""
+"""The page and the results of an evaluation have its figures and warnings."""
 
-import csv
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from small_predictions import classifier, regressor
 
 from tablet_hf.errors import InputError
-from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.evaluation.predictions import read_predictions
 from tablet_hf.evaluation.statistics import as_json, compare, evaluate_predictions
-from tablet_hf.report.evaluation_page import NO_BASELINE, read_predictions, write_predictions, write_results
-
-
-def classifier(method="TABLeT", count=40, classes=("control", "ADHD"), seed=0, skill=1.0, folds=2):
-    drawn = np.random.default_rng(1)
-    targets = drawn.permutation(np.arange(count) % len(classes))
-    sites = drawn.choice(["NYU", "KKI", "OHSU"], count, p=[0.5, 0.4, 0.1])
-    odds = np.random.default_rng(seed).standard_normal((count, len(classes)))
-    odds[np.arange(count), targets] += skill
-    return Predictions(
-        method,
-        "diagnosis",
-        classes,
-        tuple(f"{number:04}" for number in range(count)),
-        targets,
-        np.exp(odds) / np.exp(odds).sum(1, keepdims=True),
-        tuple(map(str, sites)),
-        tuple(f"fold-{number % folds + 1}" for number in range(count)),
-    )
-
-
-def regressor(method="TABLeT", count=40, seed=0):
-    targets = 50 + 10 * np.random.default_rng(1).standard_normal(count)
-    values = targets + 8 * np.random.default_rng(seed).standard_normal(count)
-    like = classifier(method, count)
-    return Predictions(method, "age", None, like.subjects, targets, values, like.sites, like.folds)
-
-
-def assert_equal(found, expected):
-    for name in ("method", "label", "classes", "subjects", "sites", "folds"):
-        assert getattr(found, name) == getattr(expected, name), name
-    for name in ("targets", "outputs"):
-        assert getattr(found, name).dtype == getattr(expected, name).dtype
-        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+from tablet_hf.report.evaluation_page import NO_BASELINE, write_results
 
 
 class Page(HTMLParser):
@@ -179,86 +143,3 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         write_results(tmp_path / "file", [classifier()], num_bootstraps=5, num_permutations=5)
-
-
-# --- predictions.csv
-
-
-@pytest.mark.parametrize(
-    "classes", [("control", "ADHD"), (0, 1), (False, True), ("a", "b", "c"), (-1, 0, 1), ("01", "02"), (1.5, 2.5)]
-)
-def test_predictions_come_back_as_they_were(tmp_path, classes):
-    methods = [classifier(classes=classes), classifier("other: one", classes=classes, seed=1)]
-    write_predictions(tmp_path / "predictions.csv", methods)
-    for found, expected in zip(read_predictions(tmp_path / "predictions.csv"), methods, strict=True):
-        assert_equal(found, expected)
-        assert [type(name) for name in found.classes] == [type(name) for name in expected.classes]
-
-
-def test_numbers_come_back_to_the_last_bit(tmp_path):
-    methods = [regressor(), regressor("other", seed=1)]
-    methods[0].outputs[:3] = [1e-300, -0.1, 1 / 3]
-    write_predictions(tmp_path / "predictions.csv", methods)
-    for found, expected in zip(read_predictions(tmp_path / "predictions.csv"), methods, strict=True):
-        assert_equal(found, expected)
-
-
-def test_the_table_says_what_each_method_said(tmp_path):
-    made = classifier()
-    table = pd.read_csv(write_predictions(tmp_path / "predictions.csv", [made]), dtype={"subject": str})
-    assert list(table.columns) == [
-        "subject",
-        "site",
-        "fold",
-        "true diagnosis",
-        "TABLeT: predicted diagnosis",
-        "TABLeT: probability of control",
-        "TABLeT: probability of ADHD",
-    ]
-    assert tuple(table.subject) == made.subjects
-    right = (table["true diagnosis"] == table["TABLeT: predicted diagnosis"]).mean()
-    assert right == evaluate_predictions(made, 5, 5).metrics["accuracy"].value
-
-
-DANGEROUS = ("=", "+", "-", "@", "\t", "\r", "\n")
-TEXTS = st.text(min_size=1, max_size=8).filter(lambda text: "\x00" not in text and text.isprintable()) | st.builds(
-    lambda first, rest: first + rest, st.sampled_from(["=1+1", "+cmd|' /C calc'!A0", "-2", "@SUM(A1)", "'=x", "\t=1"]),
-    st.sampled_from(["", "'", '"', ",", " "]),
-)  # fmt: skip
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(TEXTS, min_size=7, max_size=7, unique=True))
-def test_no_cell_from_outside_is_a_formula_and_all_come_back(tmp_path, texts):
-    method, one, other, subject, site, fold, label = texts
-    made = Predictions(
-        method, label, (one + "x", other + "x"), (subject, subject + "2"), np.array([0, 1]),
-        np.array([[0.25, 0.75], [0.5, 0.5]]), (site, None), (fold, fold),
-    )  # fmt: skip
-    path = write_predictions(tmp_path / "predictions.csv", [made])
-    with path.open(newline="", encoding="utf-8") as file:
-        cells = [cell for row in csv.reader(file) for cell in row]
-    assert not [cell for cell in cells if cell.startswith(DANGEROUS) and cell != "-2"]  # a number is none
-    assert_equal(read_predictions(path)[0], made)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"scan,model\na,b\n",
-        b"subject,site,fold,true sex,TABLeT: predicted sex\n",
-        b"subject,site,fold,true sex,TABLeT: predicted sex\n1,2\n",
-        b"subject,site,fold,true sex,x\n1,a,b,M,2\n",
-        b"subject,site,fold,true sex,TABLeT: predicted sex\n1,a,b,M,M\n",
-        b"subject,site,fold,true sex,T: predicted sex,T: probability of M\n1,a,b,F,M,0.5\n",
-        b"\xff\xfe\x00\x01",
-        None,
-    ],
-)
-def test_other_files_are_refused(tmp_path, content):
-    path = tmp_path / "predictions.csv"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=r"predictions\.csv"):
-        read_predictions(path)

@@ -13,9 +13,9 @@ from tablet_hf import TabletConfig, TabletForMaskedTokenModeling
 from tablet_hf.datasets import Split, folds, subject_ids
 from tablet_hf.datasets.tasks import find_task
 from tablet_hf.errors import InputError
+from tablet_hf.evaluation.predictions import read_predictions
 from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.loading import load_model
-from tablet_hf.report.evaluation_page import read_predictions
 from tablet_hf.training.arguments import TabletTrainingArguments
 from tablet_hf.training.checkpoints import initial_model, save_model, training_subjects
 from tablet_hf.training.experiments import evaluate, finetune
