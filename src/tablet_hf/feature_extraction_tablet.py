@@ -245,20 +245,13 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             scans:
                 A path to a 4D NIfTI, a nibabel image, or a pair (array `(X, Y, Z, T)`, affine `(4, 4)`); or a list of
                 those. Scans must be in MNI152 space, not demeaned; see `tablet_hf.volumes.open_run`.
-            masks:
-                A brain mask, or a list with one (or None) per scan.
-            num_frames (`int`, *optional*):
-                Frames of the window; by default all after `start`.
-            start (`int`, defaults to 0):
-                First frame of the window.
-            stride (`int`, defaults to 1):
-                Step between frames; the returned repetition time is multiplied by it.
+            masks, repetition_time, add_mean:
+                Brain mask, seconds between frames (one number is for all scans), and image to add to every frame of a
+                demeaned run; or a list with one (or None) per scan.
+            num_frames, start, stride (`int`, *optional*):
+                Frames of the window, by default all; its first frame; and the step between frames.
             padding (`bool`, defaults to `False`):
                 Whether a scan that is shorter than the window is padded with zeros and masked, rather than refused.
-            repetition_time:
-                Seconds, one number or a list with one (or None) per scan, instead of that of sidecar or header.
-            add_mean:
-                For demeaned runs: an image to add to every frame, or a list with one (or None) per scan.
             check_space (`bool`, defaults to `True`):
                 Whether scans that are not in MNI152 space are refused.
             return_tensors (`str`, defaults to `"pt"`):
@@ -266,9 +259,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
         Returns:
             A `BatchFeature` with `input_values` `(scans, frames, cells, features)` in the extractor's dtype,
-            `attention_mask` `(scans, frames)` int64, 1 where a frame is real, and `repetition_time` `(scans,)` float32
-            in seconds. Scans of different length are padded to the longest. `.to(torch.float16)` casts `input_values`
-            alone.
+            `attention_mask` `(scans, frames)` int64, 1 where a frame is real, and `repetition_time` `(scans,)` float32,
+            seconds between frames of the window. Scans of different length are padded to the longest.
 
         Raises:
             `InputError`: a scan cannot be used.
@@ -286,18 +278,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             self.tokenize(scan, mask, **window, repetition_time=time, add_mean=mean, check_space=check_space)
             for scan, mask, time, mean in zip(runs, masks, seconds, means, strict=True)
         ]
-        lengths = [len(run.tokens) for run in tokenized]
-        longest = num_frames if padding and num_frames is not None else max(lengths)
-        input_values = tokenized[0].tokens.new_zeros(len(runs), longest, *tokenized[0].tokens.shape[1:])
-        for values, run in zip(input_values, tokenized, strict=True):
-            values[: len(run.tokens)] = run.tokens
-        features = TokenizedScans(
-            {
-                "input_values": input_values,
-                "attention_mask": (torch.arange(longest) < torch.tensor(lengths)[:, None]).long(),
-                "repetition_time": torch.tensor([run.repetition_time for run in tokenized], dtype=torch.float32),
-            }
-        )
+        features = _padded_batch(tokenized, num_frames if padding else None)
         if return_tensors == "np":
             return TokenizedScans({name: value.numpy() for name, value in features.items()})
         return features
@@ -529,6 +510,22 @@ def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow
             f"of its {run.num_frames} are left; lower num_frames= or start= (command line: --num-frames, --start)."
         )
     return frames
+
+
+def _padded_batch(runs: list[TokenizedRun], num_frames: int | None) -> TokenizedScans:
+    """Stack runs, padded with zeros to `num_frames`, or to the longest of them."""
+    lengths = [len(run.tokens) for run in runs]
+    longest = num_frames or max(lengths)
+    input_values = runs[0].tokens.new_zeros(len(runs), longest, *runs[0].tokens.shape[1:])
+    for values, run in zip(input_values, runs, strict=True):
+        values[: len(run.tokens)] = run.tokens
+    return TokenizedScans(
+        {
+            "input_values": input_values,
+            "attention_mask": (torch.arange(longest) < torch.tensor(lengths)[:, None]).long(),
+            "repetition_time": torch.tensor([run.repetition_time for run in runs], dtype=torch.float32),
+        }
+    )
 
 
 def _is_one_scan(scans: Any) -> bool:

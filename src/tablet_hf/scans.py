@@ -157,8 +157,8 @@ def open_source(scan: Scan, check_space: bool = True) -> BoldSource:
     affine = _checked_affine(affine, name)
     if check_space and xform_code == 0:
         raise InputError(
-            f"{name}: the header has neither sform nor qform, so the position of the brain is unknown; set one (FSL: "
-            "fslcpgeom from the template) or pass check_space=False (command line: --no-space-check)."
+            f"{name}: the header has neither sform nor qform; set one (FSL: fslcpgeom from the template) or pass "
+            "check_space=False (command line: --no-space-check)."
         )
     if data.dtype.kind not in "iuf":
         what = {"c": "complex numbers", "V": "colours (RGB)", "b": "booleans"}.get(data.dtype.kind, str(data.dtype))
