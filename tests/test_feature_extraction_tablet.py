@@ -23,9 +23,9 @@ from transformers import AutoFeatureExtractor, BatchFeature
 
 from tablet_hf import InputError, TabletFeatureExtractor
 from tablet_hf.evaluation.fidelity import RunningFidelity
-from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, SLICES_AT_ONCE
+from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK
 from tablet_hf.hub.custom_code import needed_files
-from tablet_hf.slice_autoencoder import SliceAutoencoder, load_autoencoder
+from tablet_hf.slice_autoencoder import SLICES_AT_ONCE, SliceAutoencoder, load_autoencoder
 from tablet_hf.volumes import open_run
 
 REPETITION_TIME = 2.5

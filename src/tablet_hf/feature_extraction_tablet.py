@@ -3,8 +3,6 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -26,10 +24,6 @@ SIGNALS = ("intensity", "percent_change")
 SCALINGS = ("max", "percentile")
 BACKGROUND = {"intensity": -1.0, "percent_change": 0.0}
 
-# Slices encoded at once by all threads: more are no faster, and on a CPU, whose caches they exceed, up to half as fast.
-# A batch that does not fit into memory is halved and tried again.
-SLICES_AT_ONCE = {"cpu": 48, "cuda": 1152}
-MIN_SLICES_PER_THREAD = 8
 FRAMES_PER_BLOCK = 8
 
 
@@ -122,10 +116,9 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if signal not in SIGNALS:
-            raise ValueError(f"signal must be {' or '.join(SIGNALS)}, not {signal!r} (command line: --signal).")
-        if scaling not in SCALINGS:
-            raise ValueError(f"scaling must be {' or '.join(SCALINGS)}, not {scaling!r} (command line: --scaling).")
+        for name, value, choices in (("signal", signal, SIGNALS), ("scaling", scaling, SCALINGS)):
+            if value not in choices:
+                raise ValueError(f"{name} must be {' or '.join(choices)}, not {value!r} (command line: --{name}).")
         if not isinstance(volume_size, Integral) or isinstance(volume_size, bool) or volume_size < 1:
             raise ValueError(f"volume_size must be a positive integer, not {volume_size!r}.")
         self.autoencoder = str(autoencoder)  # a Path cannot be serialised
@@ -140,7 +133,6 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         self._loaded_from: tuple[str, dict[str, Any]] | None = None
         self._device, self._dtype = torch.device("cpu"), torch.float32
         self._empty_latents: dict[float, Tensor] = {}
-        self._slices_per_batch: int | None = None
 
     # --- the autoencoder
 
@@ -201,9 +193,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
     ) -> "TabletFeatureExtractor":
         """Set device and precision of the encoding, in either order: `.to("cuda", torch.float16)`.
 
-        Tokens have that dtype. Against float32, float16 costs 0.1% of the latents (0.101%: DC-AE f32c32 with random
-        weights on an H200, by benchmarks/dcae_scan.py). bfloat16 rounds eight times as coarsely: that is of the order
-        of what the BOLD signal moves them by under `signal="intensity"`.
+        Tokens have that dtype. Against float32, float16 changes latents by 0.1% (benchmarks/dcae_scan.py), bfloat16 by
+        eight times as much: that is of the order of the BOLD signal under `signal="intensity"`.
 
         Raises:
             RuntimeError, AssertionError: torch has no such device, or no room on it.
@@ -220,7 +211,6 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             self._slice_autoencoder.to(device, dtype)
         self._device, self._dtype = device, dtype
         self._empty_latents = {}
-        self._slices_per_batch = None
         return self
 
     # --- scans to tokens
@@ -305,13 +295,11 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             on_progress: called with the number of frames done and in all.
             dtype: of the tokens; by default that of the extractor. In float16 a long run needs half the memory.
         """
-        run = scan
-        if not isinstance(run, BoldRun):
-            run = open_run(scan, mask, repetition_time, self.volume_size, add_mean, check_space)
+        is_open = isinstance(scan, BoldRun)
+        run = scan if is_open else open_run(scan, mask, repetition_time, self.volume_size, add_mean, check_space)
         frames = _window(run, num_frames, start, stride, allow_short)
         encoder = self.slice_autoencoder
-        tokens = torch.empty(len(frames), self.grid_size**3, self.token_size, dtype=dtype or encoder.dtype)
-        done = 0
+        tokens, done = torch.empty(len(frames), self.grid_size**3, self.token_size, dtype=dtype or encoder.dtype), 0
         for block in self.token_blocks(run, frames):
             tokens[done : done + len(block)] = block
             done += len(block)
@@ -322,9 +310,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         if self.signal == "percent_change":
             mean = torch.from_numpy(scale_intensity(run.mean[None], scale))
             mean_tokens = self.volumes_to_tokens(mean, "intensity").cpu()
-        return TokenizedRun(
-            tokens, frames, run.repetition_time * stride, scale, mean_tokens, run.clipped_share, run.name
-        )
+        seconds = run.repetition_time * stride
+        return TokenizedRun(tokens, frames, seconds, scale, mean_tokens, run.clipped_share, run.name)
 
     def token_blocks(self, run: BoldRun, frames: Sequence[int] | None = None) -> Iterator[Tensor]:
         """Yield tokens (n, cells, features) of an open run's frames, all by default, on the extractor's device, a few
@@ -354,11 +341,11 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
 
     def encode_slices(self, slices: Tensor) -> Tensor:
         """Encode grey slices (N, V, V) in [-1, 1] to (N, C, g, g) on the device, in batches that fit into memory."""
-        return self._in_batches(self.slice_autoencoder.encode, slices)
+        return self.slice_autoencoder.in_batches(self.slice_autoencoder.encode, slices)
 
     def decode_slices(self, latents: Tensor) -> Tensor:
         """Decode latents (N, C, g, g) to slices (N, V, V) on the device, in batches that fit into memory."""
-        return self._in_batches(self.slice_autoencoder.decode, latents)
+        return self.slice_autoencoder.in_batches(self.slice_autoencoder.decode, latents)
 
     def empty_latents(self, background: float) -> Tensor:
         """Latents (1, C, g, g) of a slice of nothing but background; encoded once."""
@@ -412,22 +399,6 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         slices = slices.unflatten(0, (len(tokens), 3, self.volume_size))
         return slices_to_volumes(slices.float()).mean(1).clamp(-1, 1).cpu()
 
-    def _in_batches(self, function: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
-        """Apply `function` batch by batch; when a batch does not fit into memory, halve it and start again."""
-        if self._slices_per_batch is None:
-            at_once = SLICES_AT_ONCE.get(self._device.type, SLICES_AT_ONCE["cpu"])
-            threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-            self._slices_per_batch = max(at_once // threads, MIN_SLICES_PER_THREAD)
-        while True:
-            try:
-                with _map_over_threads(self._device) as map_batches:
-                    return torch.cat(list(map_batches(function, items.split(self._slices_per_batch))))
-            except torch.OutOfMemoryError:
-                if self._slices_per_batch == 1:
-                    raise
-                self._slices_per_batch //= 2
-            torch.cuda.empty_cache()
-
     # --- loading and saving
 
     @classmethod
@@ -466,8 +437,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         """
         if config.autoencoder is None:
             raise InputError(
-                "The model's configuration does not record the autoencoder of its tokens; save the "
-                "TabletFeatureExtractor that made them with the model."
+                "The model's config records no autoencoder; save the TabletFeatureExtractor of its tokens with it."
             )
         names = (*config.token_provenance, *config.token_geometry)
         return cls(**{name: value for name in names if (value := getattr(config, name)) is not None})
@@ -476,25 +446,6 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         """The content of preprocessor_config.json: names and settings, never weights."""
         state = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return copy.deepcopy(state) | {"feature_extractor_type": type(self).__name__}
-
-
-@contextmanager
-def _map_over_threads(device: torch.device) -> Iterator[Callable]:
-    """`map`, which on a CPU gives every core batches of its own.
-
-    That is faster than all cores working on one batch and waiting for the slowest of them at every layer, and far
-    faster where other programs keep some of the cores busy.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield map
-        return
-    try:
-        # The setting holds for the thread that makes it and for later threads, hence the restoring.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
-            yield workers.map
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow_short: bool) -> np.ndarray:
@@ -529,9 +480,8 @@ def _padded_batch(runs: list[TokenizedRun], num_frames: int | None) -> Tokenized
 
 
 def _is_one_scan(scans: Any) -> bool:
-    if not isinstance(scans, list | tuple):
-        return True
-    return isinstance(scans, tuple) and len(scans) == 2 and np.shape(scans[1]) == (4, 4)
+    is_pair = isinstance(scans, tuple) and len(scans) == 2 and np.shape(scans[1]) == (4, 4)
+    return is_pair or not isinstance(scans, list | tuple)
 
 
 def _one_each(values: Any, count: int, name: str) -> list:
