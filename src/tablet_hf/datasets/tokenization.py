@@ -35,7 +35,6 @@ from tablet_hf.scans import (
     find_sidecars,
     open_source,
 )
-from tablet_hf.slice_autoencoder import SLICES_AT_ONCE
 from tablet_hf.sources.records import Problem, ScanRecord, store_key
 from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run
 
