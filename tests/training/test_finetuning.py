@@ -16,14 +16,13 @@ from training_process import ended, finetune_here, start
 
 from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
 from tablet_hf.datasets import EvaluationWindows, Split, average_by, random_splits, runs_in, subject_ids, write_splits
-from tablet_hf.datasets.tasks import Task
 from tablet_hf.errors import InputError
 from tablet_hf.hub.loading import load_model
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.training.arguments import TabletTrainingArguments
 from tablet_hf.training.checkpoints import initial_model, save_model
 from tablet_hf.training.finetuning import finetune_fold
-from tablet_hf.training.inference import outputs_of, predict_subjects
+from tablet_hf.training.inference import predict_subjects
 from tablet_hf.training.trainer import make_trainer
 
 
@@ -163,12 +162,6 @@ class TestKinds:
         options = arguments(num_train_epochs=8, learning_rate=1e-9, metric_for_best_model="auroc", patience=1)
         fold = finetune_fold(planted_store, planted_split, "kind", tmp_path, options, model=tiny)
         assert 1 < len(fold.validation_loss) < 8
-
-    def test_outputs_of_logits(self):
-        binary = outputs_of(np.array([[0.0], [100.0], [-1000.0]]), Task("x", ("a", "b"), (1, 1)))
-        np.testing.assert_allclose(binary, [[0.5, 0.5], [0, 1], [1, 0]], atol=1e-12)
-        three = outputs_of(np.log([[1.0, 2, 1]]), Task("x", ("a", "b", "c"), (1, 1, 1)))
-        np.testing.assert_allclose(three, [[0.25, 0.5, 0.25]])
 
 
 class TestFromTrainedWeights:

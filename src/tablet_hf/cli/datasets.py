@@ -260,24 +260,19 @@ def split(
     from tablet_hf.datasets.split_files import write_splits
     from tablet_hf.datasets.store import TokenDataset
     from tablet_hf.datasets.store_files import INDEX_FILE, STORE_FILE
-    from tablet_hf.sources.records import phenotype_values
 
     if out.exists():
         raise InputError(f"{out}: this file exists; choose another --out, so that results stay comparable.")
-    runs = TokenDataset.load(store).runs
+    tokens = TokenDataset.load(store)
     if (Path(store) / STORE_FILE).is_file() and not (Path(store) / INDEX_FILE).is_file():
         warnings.warn(f"{store}: tablet-hf tokenize is not finished, so subjects may be missing.", stacklevel=2)
-    labels = None if label is None else phenotype_values(runs, label, store)
-    sites = [run.site for run in runs] if stratify_by_site or scheme == "site" else None
-    if sites is not None and not any(sites):
-        raise InputError(f"{store}: no run has a site; tokenize again with a table that has a site column.")
-    cohort = (splits.subject_ids(runs), labels, sites, splits.family_ids(runs))
+    columns = splits.split_columns(tokens, label, stratify_by_site or scheme == "site")
     if scheme == "folds":
-        drawn = splits.folds(*cohort, num_folds=folds, seed=seed)
+        drawn = splits.folds(**columns, num_folds=folds, seed=seed)
     elif scheme == "released":
-        drawn = splits.random_splits(*cohort, seed=seed)
+        drawn = splits.random_splits(**columns, seed=seed)
     elif scheme == "site":
-        drawn = splits.leave_one_site_out(*cohort, seed=seed)
+        drawn = splits.leave_one_site_out(**columns, seed=seed)
     else:
         raise InputError(f"--scheme {scheme}: choose folds, released or site.")
     write_splits(drawn, out)
@@ -285,7 +280,7 @@ def split(
         counts = "  ".join(f"{part} {count}" for part, count in one.counts.items())
         output.print(f"{printable(one.name):12}  {counts}")
     tested = {subject for one in drawn for subject in one.subjects("test")}
-    output.print(f"{len(tested)} of {len(set(cohort[0]))} subjects are tested.")
+    output.print(f"{len(tested)} of {len(set(columns['subjects']))} subjects are tested.")
     output.print(printable(out))
 
 

@@ -82,12 +82,15 @@ def is_of_user(error: OSError) -> bool:
 
 
 def quiet_libraries() -> None:
-    """Show each UserWarning as one line, and no progress bars, load reports or retry notices of libraries."""
+    """Show each UserWarning once, as one line, and no progress bars, load reports or retry notices of libraries."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as library_logging
 
+    shown: set[str] = set()  # the registries of modules are cleared by each catch_warnings
+
     def show(message: Warning | str, category: type[Warning], *_: Any) -> None:
-        if issubclass(category, UserWarning):
+        if issubclass(category, UserWarning) and str(message) not in shown:
+            shown.add(str(message))
             messages.print(f"Warning: {printable(message)}")
 
     warnings.showwarning = show

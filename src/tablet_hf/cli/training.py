@@ -1,6 +1,7 @@
 """The commands that train and evaluate models on token datasets: `tablet-hf pretrain`, `finetune` and `evaluate`."""
 
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +50,32 @@ CheckpointingOption = Annotated[
 ]
 CompileOption = Annotated[bool, typer.Option("--compile", help="Compile the model: faster steps on a GPU.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Random seed of weights, windows and masks.")]
+MaxStepsOption = Annotated[int, typer.Option("--max-steps", help="Optimiser steps (default: from --epochs).")]
+StreamedOption = Annotated[bool, typer.Option("--streamed", help="Stream the dataset from a folder or the Hub.")]
+RatioOption = Annotated[float, typer.Option("--mask-ratio", help="Fraction of tokens to mask.")]
+StrategyOption = Annotated[str, typer.Option("--mask-strategy", help="Masking: random, frame or tube.")]
+NormTargetOption = Annotated[bool, typer.Option("--norm-target", help="Standardise each target token.")]
+LabelOption = Annotated[str, typer.Option("--label", help="Phenotype to predict.")]
+FoldsOption = Annotated[int, typer.Option("--folds", min=2, help="Number of folds to draw without --splits.")]
+OnlyOption = Annotated[list[str], typer.Option("--fold", help="Fold to train (repeatable; default: all).")]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", help="Task: classification or regression (default: from the label).")
+]
+PositiveOption = Annotated[
+    str | None, typer.Option("--positive", help="Positive class (default: the second in sorted order).")
+]
+ModeOption = Annotated[
+    str, typer.Option("--mode", help="What to train: full, head (linear probe) or lora; head and lora need --init.")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option("--init", help="Starting weights: folder or Hub id; finetune replaces {fold} by the fold."),
+]
+SweepOption = Annotated[str | None, typer.Option("--sweep", help="Learning rates to try, such as 1e-5,1e-4.")]
+MetricOption = Annotated[str, typer.Option("--metric", help="Validation metric for model selection: loss, auroc, ...")]
+PatienceOption = Annotated[
+    int | None, typer.Option("--patience", min=1, help="Early-stopping patience in epochs (default: never stop early).")
+]
 ScansOption = Annotated[
     list[Path], typer.Option("--scans", help="Folder of the tokenized scans, for connectivity baselines (repeatable).")
 ]
@@ -62,16 +89,16 @@ def pretrain(
     out: OutOption,
     splits: SplitsOption = None,
     fold: FoldOption = None,
-    streamed: Annotated[bool, typer.Option("--streamed", help="Stream the dataset from a folder or the Hub.")] = False,
-    init: Annotated[str | None, typer.Option("--init", help="Starting weights: folder or Hub id of a model.")] = None,
+    streamed: StreamedOption = False,
+    init: InitOption = None,
     size: SizeOption = "published",
     fields: SetOption = [],  # noqa: B006  (typer reads it)
-    mask_ratio: Annotated[float, typer.Option("--mask-ratio", help="Fraction of tokens to mask.")] = 0.5,
-    mask_strategy: Annotated[str, typer.Option("--mask-strategy", help="Masking: random, frame or tube.")] = "random",
-    norm_target: Annotated[bool, typer.Option("--norm-target", help="Standardise each target token.")] = False,
+    mask_ratio: RatioOption = 0.5,
+    mask_strategy: StrategyOption = "random",
+    norm_target: NormTargetOption = False,
     window: WindowOption = 256,
     epochs: EpochsOption = 40,
-    max_steps: Annotated[int, typer.Option("--max-steps", help="Optimiser steps (default: from --epochs).")] = -1,
+    max_steps: MaxStepsOption = -1,
     batch_size: BatchOption = 4,
     learning_rate: RateOption = 1e-4,
     warmup: WarmupOption = 0.05,
@@ -83,10 +110,7 @@ def pretrain(
     device: DeviceOption = "auto",
 ) -> None:
     """Pre-train on a token dataset by masked token modeling."""
-    config = _config_fields(context)
-    config |= {"mask_ratio": mask_ratio, "mask_strategy": mask_strategy, "norm_target": norm_target}
-    _check_alone(splits, fold)
-    arguments = _training_arguments(context)
+    config, arguments = _config_fields(context), _training_arguments(context)
     from tablet_hf.datasets import StreamedWindows, TokenDataset
     from tablet_hf.training.pretraining import pretrain as run
     from tablet_hf.training.pretraining_page import write_pretraining_page
@@ -115,36 +139,20 @@ def pretrain(
 def finetune(
     context: typer.Context,
     dataset: DatasetOption,
-    label: Annotated[str, typer.Option("--label", help="Phenotype to predict.")],
+    label: LabelOption,
     out: OutOption,
     splits: SplitsOption = None,
-    folds: Annotated[
-        int | None, typer.Option("--folds", min=2, help="Number of folds to draw without --splits (default: 5).")
-    ] = None,
-    fold: Annotated[list[str], typer.Option("--fold", help="Fold to train (repeatable).")] = [],  # noqa: B006
-    task: Annotated[
-        str | None, typer.Option("--task", help="Task: classification or regression (default: from the label).")
-    ] = None,
-    positive: Annotated[
-        str | None, typer.Option("--positive", help="Positive class (default: the second in sorted order).")
-    ] = None,
-    mode: Annotated[
-        str, typer.Option("--mode", help="What to train: full, head (linear probe) or lora; head and lora need --init.")
-    ] = "full",
-    init: Annotated[
-        str | None,
-        typer.Option("--init", help="Starting weights: folder or Hub id, where {fold} is the name of the fold."),
-    ] = None,
+    folds: FoldsOption = 5,
+    fold: OnlyOption = [],  # noqa: B006
+    task: TaskOption = None,
+    positive: PositiveOption = None,
+    mode: ModeOption = "full",
+    init: InitOption = None,
     size: SizeOption = "published",
     fields: SetOption = [],  # noqa: B006
-    sweep: Annotated[str | None, typer.Option("--sweep", help="Learning rates to try, such as 1e-5,1e-4.")] = None,
-    metric: Annotated[
-        str, typer.Option("--metric", help="Validation metric for model selection: loss, auroc, mae, ...")
-    ] = "loss",
-    patience: Annotated[
-        int | None,
-        typer.Option("--patience", min=1, help="Early-stopping patience in epochs (default: never stop early)."),
-    ] = None,
+    sweep: SweepOption = None,
+    metric: MetricOption = "loss",
+    patience: PatienceOption = None,
     window: WindowOption = 256,
     epochs: EpochsOption = 20,
     batch_size: BatchOption = 4,
@@ -160,10 +168,9 @@ def finetune(
     device: DeviceOption = "auto",
 ) -> None:
     """Fine-tune to predict a phenotype, in folds, and compare with functional connectivity and simpler baselines."""
-    config = _config_fields(context)
-    if splits is not None and folds is not None:
+    config, arguments = _config_fields(context), _training_arguments(context)
+    if splits is not None and context.get_parameter_source("folds").name == "COMMANDLINE":
         raise InputError(f"--folds {folds}: the folds are those of {splits}; leave out --folds, or --splits.")
-    arguments = _training_arguments(context, learning_rates=_rates(sweep))
     from tablet_hf.datasets import TokenDataset, read_splits
     from tablet_hf.training.experiments import finetune as run
     from tablet_hf.training.trainer import ReportProgress
@@ -171,12 +178,12 @@ def finetune(
     store = TokenDataset.load(dataset)
     results = run(
         store,
-        read_splits(splits, runs=store.runs) if splits is not None else folds or 5,
+        folds if splits is None else read_splits(splits, runs=store.runs),
         label,
         out,
         arguments,
         only=fold,
-        scans=scans or None,
+        scans=scans,
         atlas=atlas,
         on_fold=_show_fold if arguments.process_index == 0 else None,
         on_progress=_Bar("baselines", "frames"),
@@ -216,23 +223,22 @@ def evaluate(
     """Evaluate a fine-tuned model per subject, with confidence intervals, and compare with baselines."""
     if part not in ("train", "validation", "test"):
         raise InputError(f"--part {part}: choose train, validation or test.")
-    _check_alone(splits, fold, part)
     arguments = _training_arguments(context)
     from tablet_hf.datasets import TokenDataset
     from tablet_hf.hub.loading import load_model
     from tablet_hf.training.checkpoints import training_subjects
     from tablet_hf.training.experiments import evaluate as run
 
-    network, store = load_model(model), TokenDataset.load(dataset)
+    store = TokenDataset.load(dataset)
     results = run(
-        network,
+        load_model(model),
         store,
-        _split(splits, store.runs, fold),
+        _split(splits, store.runs, fold, part),
         out,
         arguments,
         part=part,
         label=label,
-        scans=scans or None,
+        scans=scans,
         atlas=atlas,
         about={"model": Path(model).name if Path(model).is_dir() else model},
         training_data=training_subjects(model),
@@ -242,26 +248,28 @@ def evaluate(
         _show_results(results, out)
 
 
-def _training_arguments(context: typer.Context, **more: Any) -> Any:
-    """Make `TabletTrainingArguments` of the options of a command that are called like fields of them."""
+def _training_arguments(context: typer.Context) -> Any:
+    """Make `TabletTrainingArguments` of the options of a command that are named like fields of them."""
     import torch
 
     from tablet_hf.training.arguments import TabletTrainingArguments
 
     # What Trainer itself would push has not passed the checks of tablet-hf push.
     fields = TabletTrainingArguments.__dataclass_fields__
-    known = [name for name in fields if not name.startswith(("hub_", "push_to_hub"))]
+    free = [name for name in fields if not name.startswith(("hub_", "push_to_hub"))]
     given = {FIELDS.get(name, name): value for name, value in context.params.items() if value is not None}
-    given = {name: value for name, value in given.items() if name in known}
-    given |= _assignments("--training", context.params.get("training", ()), known)
+    given = {name: value for name, value in given.items() if name in free}
+    given |= _assignments("--training", context.params.get("training", ()), free)
     given["per_device_eval_batch_size"] = given["per_device_train_batch_size"]
     given["window_frames"] = given["window_frames"] or None
+    if (sweep := context.params.get("sweep")) is not None:
+        given["learning_rates"] = _rates(sweep)
     device = choose_device(context.params["device"])
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # Trainer uses the current GPU
     given |= {"output_dir": str(context.params["out"]), "use_cpu": device == "cpu", "disable_tqdm": True}
     try:
-        return TabletTrainingArguments(**given | more)
+        return TabletTrainingArguments(**given)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -269,7 +277,7 @@ def _training_arguments(context: typer.Context, **more: Any) -> Any:
 
 
 def _config_fields(context: typer.Context) -> dict[str, Any]:
-    """Return fields of `TabletConfig` from --size and --set."""
+    """Return fields of `TabletConfig` from --size, --set and the options of pre-training."""
     from tablet_hf.configuration_tablet import TabletConfig
     from tablet_hf.training.arguments import SIZES
 
@@ -279,16 +287,17 @@ def _config_fields(context: typer.Context) -> dict[str, Any]:
     if init is not None and size != "published":
         raise InputError(f"--size {size}: the size is that of {init}; leave out --size, or --init.")
     decided = {*TabletConfig.token_geometry, *TabletConfig.token_provenance, *OF_LABEL, *OF_PRETRAINING, "num_frames"}
-    free = TabletConfig.__dataclass_fields__.keys() - decided
-    return (SIZES[size] if init is None else {}) | _assignments("--set", context.params["fields"], free)
+    given = _assignments("--set", context.params["fields"], TabletConfig.__dataclass_fields__.keys() - decided)
+    given |= {name: context.params[name] for name in OF_PRETRAINING if name in context.params}
+    return (SIZES[size] if init is None else {}) | given
 
 
-def _assignments(option: str, texts: Sequence[str], known: Collection[str]) -> dict[str, Any]:
+def _assignments(option: str, texts: Sequence[str], free: Collection[str]) -> dict[str, Any]:
     """Return the values of options such as --set NAME=VALUE, each as JSON or as text."""
     values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not equals or name not in known:
+        if not equals or name not in free:
             raise InputError(
                 f"{option} {text}: give NAME=VALUE, with a field that the data and other options leave open."
             )
@@ -299,9 +308,7 @@ def _assignments(option: str, texts: Sequence[str], known: Collection[str]) -> d
     return values
 
 
-def _rates(sweep: str | None) -> tuple[float, ...] | None:
-    if sweep is None:
-        return None
+def _rates(sweep: str) -> tuple[float, ...]:
     try:
         rates = tuple(float(word) for word in sweep.split(","))
     except ValueError as error:
@@ -311,21 +318,17 @@ def _rates(sweep: str | None) -> tuple[float, ...] | None:
     return rates
 
 
-def _split(path: Path | None, runs: Sequence[Any], name: str | None) -> Any:
+def _split(path: Path | None, runs: Sequence[Any], name: str | None, part: str = "test") -> Any:
     from tablet_hf.datasets import read_splits
 
     if path is None:
+        if name is not None or part != "test":  # all subjects would be used, those of the test part too
+            raise InputError(f"{'--part' if name is None else '--fold'}: give a splits file as well (--splits).")
         return None
     splits = {split.name: split for split in read_splits(path, runs=runs)}
     if name is not None and name not in splits:
         raise InputError(f"{path}: no column {name!r}; it has {', '.join(splits)}.")
     return splits[name or next(iter(splits))]
-
-
-def _check_alone(splits: Path | None, fold: str | None, part: str = "test") -> None:
-    """Refuse a fold or a part without splits: all subjects would be used, those of the test part too."""
-    if splits is None and (fold is not None or part != "test"):
-        raise InputError(f"{'--part' if fold is None else '--fold'}: give a splits file as well (--splits).")
 
 
 def _show_fold(fold: Any) -> None:
@@ -338,7 +341,7 @@ def _show_results(results: Mapping[str, Any], out: Path) -> None:
     import pandas as pd
 
     for sentence in results["warnings"]:
-        messages.print(f"Warning: {escape(sentence)}")
+        warnings.warn(sentence, stacklevel=2)
     output.print(escape(f"{results['label']}, {results['num_subjects']} subjects, mean and 95% interval over subjects"))
     main, first = results["main_metric"], next(iter(results["methods"]))
     rows = {

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .collator import TabletCollator
     from .export import export_parquet
     from .split_files import read_splits, write_splits
-    from .splits import Split, family_ids, folds, leave_one_site_out, random_splits, runs_in, subject_ids
+    from .splits import Split, family_ids, folds, leave_one_site_out, random_splits, runs_in, split_columns, subject_ids
     from .store import TokenDataset
     from .store_files import StoredRun
     from .streaming import StreamedWindows
@@ -28,6 +28,7 @@ _NAMES_IN = {
         "leave_one_site_out",
         "random_splits",
         "runs_in",
+        "split_columns",
         "subject_ids",
     ),
     "store": ("TokenDataset",),

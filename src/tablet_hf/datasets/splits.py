@@ -1,8 +1,6 @@
 """Subject-level train/validation/test splits, stratified by label and site, with families kept together.
 
-    subjects, families = subject_ids(store.runs), family_ids(store.runs)
-    labels, sites = [run.phenotypes["sex"] for run in store.runs], [run.site for run in store.runs]
-    splits = folds(subjects, labels, sites, families)  # five; every subject is tested exactly once
+    splits = folds(**split_columns(store, "sex"))  # five; every subject is tested exactly once
     training_runs = runs_in(splits[0], store.runs, "train")
 
 Subjects are dealt into parts by scikit-learn's `StratifiedKFold`, or `StratifiedGroupKFold` where families have several
@@ -23,6 +21,7 @@ import numpy as np
 
 from tablet_hf.errors import InputError
 from tablet_hf.files import safe_name
+from tablet_hf.sources.records import phenotype_values
 from tablet_hf.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ __all__ = [
     "leave_one_site_out",
     "random_splits",
     "runs_in",
+    "split_columns",
     "subject_ids",
     "without_prefix",
 ]
@@ -115,6 +115,28 @@ def families_of(runs: Sequence[Any]) -> dict[str, int]:
     """Return a number for the family of each subject; families that share a subject are one."""
     subjects = subject_ids(runs)
     return dict(zip(sorted(set(subjects)), _family_numbers(subjects, family_ids(runs)).tolist(), strict=True))
+
+
+def split_columns(store: Any, label: str | None = None, by_site: bool = False) -> dict[str, list[Any] | None]:
+    """Return what the splits of a store are drawn from: the arguments that `folds` and the other functions share.
+
+    Args:
+        store: a `TokenDataset`.
+        label: phenotype to stratify by.
+        by_site: whether to stratify by site, too.
+
+    Raises:
+        InputError: no run has the phenotype, or no run has a site.
+    """
+    sites = [run.site for run in store.runs] if by_site else None
+    if by_site and not any(sites):
+        raise InputError(f"{store.folder}: no run has a site; tokenize again with a table that has a site column.")
+    return {
+        "subjects": subject_ids(store.runs),
+        "labels": None if label is None else phenotype_values(store.runs, label, store.folder),
+        "sites": sites,
+        "families": family_ids(store.runs),
+    }
 
 
 def without_prefix(subject: str) -> str:

@@ -15,13 +15,12 @@ from typing import Any
 from tablet_hf.baselines.features import match_scans
 from tablet_hf.baselines.linear import CONNECTIVITY, Fold, OnProgress, baseline_predictions
 from tablet_hf.datasets.split_files import read_splits, write_splits
-from tablet_hf.datasets.splits import Split, family_ids, folds, runs_in, subject_ids
+from tablet_hf.datasets.splits import Split, folds, runs_in, split_columns, subject_ids
 from tablet_hf.datasets.tasks import Task
 from tablet_hf.errors import InputError
 from tablet_hf.evaluation.predictions import Predictions, joined
 from tablet_hf.files import saved_weights_checksum, weights_checksum
 from tablet_hf.report.evaluation_page import write_results
-from tablet_hf.sources.records import phenotype_values
 from tablet_hf.training.arguments import TabletTrainingArguments, process_state
 from tablet_hf.training.checkpoints import training_subjects
 from tablet_hf.training.finetuning import FinetunedFold, finetune_fold
@@ -96,20 +95,18 @@ def finetune(
     tasks = [(split, fold.task) for split, fold in zip(chosen, finished, strict=True)]
     methods = [joined([fold.predictions for fold in finished])]
     methods += baselines(store, tasks, scans, atlas, arguments.device.type, out / CACHE, on_progress=on_progress)
-    rates = ("head" if fold.learning_rate is None else f"{fold.learning_rate:g}" for fold in finished)
     about = {
         "store": store.folder.name,
-        "signal": store.preprocessing.get("signal"),
-        "autoencoder": store.preprocessing.get("autoencoder"),
+        **{name: store.preprocessing.get(name) for name in ("signal", "autoencoder")},
         "window (frames)": arguments.window_frames,
         "started from": str(init or "scratch"),
         "mode": arguments.mode,
-        "learning rate by fold": ", ".join(f"{fold.name} {rate}" for fold, rate in zip(finished, rates, strict=True)),
+        "learning rate by fold": ", ".join(f"{fold.name} {fold.learning_rate or 'head'}" for fold in finished),
         "chosen by": f"{finished[0].metric} of the validation part",
         "weights": ", ".join(saved_weights_checksum(fold.folder) for fold in finished),
     }
-    remarks = [*messages, *_no_connectivity(methods)]
-    return write_results(out, methods, about=about, warnings=remarks, are_held_out=not messages)
+    sentences = [*messages, *_no_connectivity(methods)]
+    return write_results(out, methods, about=about, warnings=sentences, are_held_out=not messages)
 
 
 def evaluate(
@@ -146,12 +143,14 @@ def evaluate(
     Raises:
         InputError: tokens or classes that the model does not know.
     """
-    model.config.check_tokens_compatible(store.preprocessing, str(store.folder))
+    with warnings.catch_warnings(record=True) as caught:  # a warning of the results is shown with them
+        warnings.simplefilter("always")
+        model.config.check_tokens_compatible(store.preprocessing, str(store.folder))
     runs = range(len(store.runs)) if split is None else runs_in(split, store.runs, part)
-    messages = _seen_in_training(store, runs, split, part, set(training_data))
+    names = subject_ids(store.runs)
+    messages = _seen_in_training({names[run] for run in runs}, split, part, set(training_data))
     are_held_out = not messages
-    if differences := model.config.token_differences(store.preprocessing, model.config.token_provenance):
-        messages.append(f"The tokens differ from those the model was trained on ({', '.join(differences)}).")
+    messages += [str(warning.message) for warning in caught]
     task = task_of_config(model.config, store, label, runs)
     with tempfile.TemporaryDirectory() as scratch:  # Trainer makes a folder, though it writes nothing
         arguments = replace(arguments, output_dir=scratch, save_strategy="no", report_to=[])
@@ -179,7 +178,7 @@ def baselines(
     on_progress: OnProgress | None = None,
 ) -> list[Predictions]:
     """Predict the subjects of all folds by each baseline that could be run in every fold."""
-    scans = None if scans is None else match_scans(store, scans)
+    scans = match_scans(store, scans) if scans else None
     by_method: dict[str, list[Predictions]] = {}
     for split, task in tasks:
         training, held_out = (runs_in(split, store.runs, which) for which in ("train", part))
@@ -200,15 +199,8 @@ def _drawn_folds(store: Any, label: str, num_folds: int, seed: int, path: Path) 
                 f"{seed}); choose another output folder, or delete it."
             )
         return splits
-    sites = [run.site for run in store.runs]
-    drawn = folds(
-        subject_ids(store.runs),
-        phenotype_values(store.runs, label, store.folder),
-        sites if any(sites) else None,
-        family_ids(store.runs),
-        num_folds=num_folds,
-        seed=seed,
-    )
+    columns = split_columns(store, label, by_site=any(run.site for run in store.runs))
+    drawn = folds(**columns, num_folds=num_folds, seed=seed)
     return [replace(split, settings={**split.settings, "label": label}) for split in drawn]
 
 
@@ -219,26 +211,21 @@ def _no_connectivity(methods: Sequence[Predictions]) -> list[str]:
 
 def _seen_in_pretraining(starts: Sequence[str | None], splits: Sequence[Split]) -> list[str]:
     """Return a warning where subjects are predicted whose scans the starting weights were trained on."""
-    tested = {subject for split in splits for subject in split.subjects("test")}
-    seen = set()
-    for init, split in zip(starts, splits, strict=True):
-        seen |= set() if init is None else training_subjects(init) & set(split.subjects("test"))
+    tested = [set(split.subjects("test")) for split in splits]
+    seen = set().union(*(training_subjects(init) & test for init, test in zip(starts, tested, strict=True) if init))
     if not seen:
         return []
     message = (
-        f"{len(seen)} of {len(tested)} test subjects have the names of subjects in the pre-training, so the model may "
-        "have seen their scans, without labels; pre-train for each fold (--init 'pretrained/{fold}/model')."
+        f"{len(seen)} of {len(set().union(*tested))} test subjects have the names of subjects in the pre-training, so "
+        "the model may have seen their scans, without labels; pre-train for each fold (--init "
+        "'pretrained/{fold}/model')."
     )
     warnings.warn(message, stacklevel=3)
     return [message]
 
 
-def _seen_in_training(
-    store: Any, runs: Sequence[int], split: Split | None, part: str, training_data: set[str]
-) -> list[str]:
+def _seen_in_training(subjects: set[str], split: Split | None, part: str, training_data: set[str]) -> list[str]:
     """Return a warning where subjects are evaluated that were, or may have been, trained on."""
-    names = subject_ids(store.runs)
-    subjects = {names[run] for run in runs}
     seen = subjects & training_data
     if split is None:
         some = f"{len(seen)} of {len(subjects)} subjects are" if seen else "Some of these subjects may be"

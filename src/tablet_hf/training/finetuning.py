@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,8 +116,7 @@ def finetune_fold(
     runs = {part: runs_in(split, store.runs, part) for part in PARTS}
     all_runs = [run for part in PARTS for run in runs[part]]
     task = find_task(store, label, runs["train"], kind, positive, all_runs)
-    fields = {"num_frames": arguments.window_frames} | dict(model or {}) | task.config_fields
-    work = _Fold(store, runs, task, out, arguments, init, fields, callbacks)
+    work = _Fold(store, runs, task, out, arguments, init, model or {}, callbacks)
     if not (out / TRAINING_FILE).is_file():
         work.network()  # weights that cannot be loaded must not leave a folder that refuses the next try
     description = {
@@ -132,10 +131,7 @@ def finetune_fold(
     if (finished := read_fold(out)) is not None:
         return finished
     trainings = () if init is None else TrainingData.of_model(init)
-    if arguments.mode == "head":
-        attempts = {None: work.fit_head()}
-    else:
-        attempts = {rate: work.train(rate) for rate in arguments.learning_rates or [arguments.learning_rate]}
+    attempts = work.attempts()
     sign = -1 if work.metric in SMALLER_IS_BETTER else 1
     rate = max(attempts, key=lambda rate: np.nan_to_num(sign * attempts[rate].value, nan=-math.inf))
     chosen = attempts[rate]
@@ -162,22 +158,19 @@ def read_fold(out: str | Path) -> FinetunedFold | None:
     if not path.is_file():
         return None
     facts = json.loads(path.read_text(encoding="utf-8"))
-    task = facts["task"]
-    for name in ("classes", "class_weights"):
-        task[name] = None if task[name] is None else tuple(task[name])
+    task = {name: tuple(value) if isinstance(value, list) else value for name, value in facts["task"].items()}
     facts |= {name: [tuple(pair) for pair in facts[name]] for name in ("training_loss", "validation_loss")}
     facts |= {"folder": Path(out) / facts["folder"], "task": Task(**task)}
     return FinetunedFold(**facts | {"predictions": Predictions.from_json(facts["predictions"])})
 
 
-@dataclass(frozen=True)
-class _Attempt:
+class _Attempt(NamedTuple):
     """A model trained with one learning rate, and its value of the metric."""
 
     model: Any
     value: float
-    training_loss: list[tuple[float, float]]
-    validation_loss: list[tuple[float, float]]
+    training_loss: Sequence[tuple[float, float]] = ()
+    validation_loss: Sequence[tuple[float, float]] = ()
 
 
 class _Fold:
@@ -185,18 +178,14 @@ class _Fold:
 
     def __init__(self, store, runs, task, out, arguments, init, fields, callbacks):
         self.store, self.runs, self.task, self.out = store, runs, task, out
-        self.arguments, self.init, self.fields, self.callbacks = arguments, init, fields, callbacks
+        self.arguments, self.init, self.callbacks = arguments, init, callbacks
+        self.fields = {"num_frames": arguments.window_frames} | dict(fields) | task.config_fields
         self.metric = arguments.metric_for_best_model
-        self.training = TrainingWindows(
-            store, arguments.window_frames, runs["train"], task.label, classes=task.classes, seed=arguments.seed
-        )
-        self.validation = self.evaluation_windows("validation")
+        frames, self.of_task = arguments.window_frames, {"label": task.label, "classes": task.classes}
+        self.training = TrainingWindows(store, frames, runs["train"], **self.of_task, seed=arguments.seed)
+        self.validation = EvaluationWindows(store, frames, runs["validation"], **self.of_task)
         self.check_metric()
         self.without_training = replace(arguments, output_dir=str(out / "work"), save_strategy="no", report_to=[])
-
-    def evaluation_windows(self, part: str) -> EvaluationWindows:
-        frames = self.arguments.window_frames
-        return EvaluationWindows(self.store, frames, self.runs[part], self.task.label, classes=self.task.classes)
 
     def check_metric(self) -> None:
         """Refuse a metric that does not exist, or that even perfect predictions do not have on the validation part."""
@@ -219,6 +208,12 @@ class _Fold:
         set_seed(self.arguments.seed)
         return initial_model(TabletForSequenceClassification, self.init, self.fields, self.store.preprocessing)
 
+    def attempts(self) -> dict[float | None, _Attempt]:
+        """Train with each learning rate, or fit a head, whose learning rate is None."""
+        if self.arguments.mode == "head":
+            return {None: self.fit_head()}
+        return {rate: self.train(rate) for rate in self.arguments.learning_rates or [self.arguments.learning_rate]}
+
     def train(self, learning_rate: float) -> _Attempt:
         """Train with one learning rate, and go back to the best epoch."""
         from transformers import EarlyStoppingCallback
@@ -239,13 +234,14 @@ class _Fold:
         )
         if checkpoint is not None and patience is not None:
             arguments.max_steps = _end_of_early_stopped(checkpoint, patience, arguments.max_steps)
+        early_stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
         trainer = make_trainer(
             _with_adapters(network, self.arguments.lora_rank) if self.arguments.mode == "lora" else network,
             arguments,
             self.training,
             self.validation,
             subject_metrics(self.validation, self.task),
-            [*([] if patience is None else [EarlyStoppingCallback(patience)]), *self.callbacks],
+            [*early_stopping, *self.callbacks],
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         history, best = trainer.state.log_history, trainer.state.best_metric
@@ -259,7 +255,7 @@ class _Fold:
     def fit_head(self) -> _Attempt:
         """Fit the head as a linear model of the network's pooled states."""
         network = self.network().eval()
-        windows = self.evaluation_windows("train")
+        windows = EvaluationWindows(self.store, self.arguments.window_frames, self.runs["train"], **self.of_task)
         states = make_trainer(_PooledStates(network), self.without_training).predict(windows).predictions
         targets = np.array([windows.labels[run] for run in windows.run_indices])
         linear = LinearModel(None if self.task.is_regression else len(self.task.classes), seed=self.arguments.seed)
@@ -269,10 +265,10 @@ class _Fold:
         with torch.no_grad():
             network.classifier.weight.copy_(torch.from_numpy(weight))
             network.classifier.bias.copy_(torch.from_numpy(bias))
-        evaluating = replace(self.without_training, label_names=["labels"])
+        arguments = replace(self.without_training, label_names=["labels"])
         metrics = subject_metrics(self.validation, self.task)
-        trainer = make_trainer(network, evaluating, None, self.validation, metrics)
-        return _Attempt(network, float(trainer.evaluate()[f"eval_{self.metric}"]), [], [])
+        trainer = make_trainer(network, arguments, None, self.validation, metrics)
+        return _Attempt(network, float(trainer.evaluate()[f"eval_{self.metric}"]))
 
     def write(self, model: Any, result: FinetunedFold, trainings: Sequence[TrainingData]) -> None:
         """Write model and result, after which checkpoints are not needed."""

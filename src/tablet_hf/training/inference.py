@@ -11,16 +11,12 @@ from tablet_hf.datasets.windows import EvaluationWindows, average_by
 from tablet_hf.errors import InputError
 from tablet_hf.evaluation.metrics import class_probabilities, classification_metrics, regression_metrics
 from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.sources.records import phenotype_values
 from tablet_hf.training.trainer import make_trainer
 
-__all__ = ["METHOD", "outputs_of", "predict_subjects", "predictions_of", "subject_metrics", "task_of_config"]
+__all__ = ["METHOD", "predict_subjects", "predictions_of", "subject_metrics", "task_of_config"]
 
 METHOD = "TABLeT"
-
-
-def outputs_of(logits: np.ndarray, task: Task) -> np.ndarray:
-    """Turn logits `(subjects, labels)` into probabilities `(subjects, classes)`, or values `(subjects,)`."""
-    return np.asarray(logits, dtype=np.float64)[:, 0] if task.is_regression else class_probabilities(logits)
 
 
 def predictions_of(logits: np.ndarray, windows: EvaluationWindows, task: Task, fold: str) -> Predictions:
@@ -32,7 +28,7 @@ def predictions_of(logits: np.ndarray, windows: EvaluationWindows, task: Task, f
         fold: name of the split.
     """
     subjects, means = average_by(logits, windows.subjects)
-    first_run = dict(reversed(list(zip(windows.subjects, windows.run_indices, strict=True))))
+    first_run = dict(zip(reversed(windows.subjects), reversed(windows.run_indices), strict=True))
     runs = [first_run[subject] for subject in subjects]
     return Predictions(
         METHOD,
@@ -40,7 +36,7 @@ def predictions_of(logits: np.ndarray, windows: EvaluationWindows, task: Task, f
         task.classes,
         tuple(subjects),
         np.array([windows.labels[run] for run in runs], dtype=np.float64 if task.is_regression else np.int64),
-        outputs_of(means, task),
+        means[:, 0] if task.is_regression else class_probabilities(means),
         tuple(windows.store.runs[run].site for run in runs),
         (fold,) * len(subjects),
     )
@@ -58,14 +54,14 @@ def subject_metrics(windows: EvaluationWindows, task: Task) -> Callable[[Any], d
     return compute
 
 
-def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequence[int | str] | None = None) -> Task:
+def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequence[int] | None = None) -> Task:
     """Return the task a fine-tuned model was trained on, with the classes as the store has them.
 
     Args:
         config: `TabletConfig` of the model.
         store: a `TokenDataset`.
         label: name of the phenotype; None for the one that the model records.
-        runs: runs whose values must be among the classes; None for all.
+        runs: indices of runs whose values must be among the classes; None for all.
 
     Raises:
         InputError: the model does not record what it predicts, predicts several labels, or other classes.
@@ -75,31 +71,26 @@ def task_of_config(config: Any, store: Any, label: str | None = None, runs: Sequ
     label = label or config.target_name
     if label is None:
         raise InputError("the model does not record what it predicts; name the phenotype (command line: --label).")
-    indices = range(len(store.runs)) if runs is None else [store.index(run) for run in runs]
-    values = _known_values([store.runs[index] for index in indices], label)
+    values = phenotype_values(store.runs, label, store.folder)
+    found = {values[run] for run in (range(len(values)) if runs is None else runs)} - {None}
     reason = "recorded in the model"
     if config.problem_type == "regression":
-        if texts := [value for value in values if isinstance(value, bool) or not isinstance(value, Real)]:
+        if texts := [value for value in found if isinstance(value, bool) or not isinstance(value, Real)]:
             raise InputError(f"{label}: {texts[0]!r} is not a number, but the model predicts numbers; name another.")
         mean, std = config.target_mean or [0.0], config.target_std or [1.0]
         return Task(label, None, None, mean[0], std[0], reason)
     names = [config.id2label[number] for number in range(config.num_labels)]
-    by_name = {str(value): value for value in _known_values(store.runs, label)}
     if config.num_labels == 1:
         if config.negative_label is None:
             raise InputError(f"the config of the model names {names[0]!r}, but not the other class (negative_label).")
         names = [config.negative_label, *names]
-    if unknown := sorted({str(value) for value in values} - set(names)):
+    if unknown := {str(value) for value in found} - set(names):
         raise InputError(
-            f"{label}: {unknown[0]!r} is not a class of the model ({', '.join(names)}); leave such subjects out of the "
-            "split, or use another model."
+            f"{label}: {min(unknown)!r} is not a class of the model ({', '.join(names)}); leave such subjects out of "
+            "the split, or use another model."
         )
+    by_name = {str(value): value for value in values}
     return Task(label, tuple(by_name.get(name, name) for name in names), None, reason=reason)
-
-
-def _known_values(runs: Sequence[Any], label: str) -> set[Any]:
-    values = {run.phenotypes.get(label) for run in runs}
-    return {value for value in values if value is not None and value == value}  # NaN is not equal to itself
 
 
 def predict_subjects(
@@ -122,6 +113,6 @@ def predict_subjects(
     windows = EvaluationWindows(store, frames, runs, task.label, classes=task.classes)
     logits = make_trainer(model, arguments).predict(windows).predictions
     if not np.isfinite(logits).all():
-        subject = windows.subjects[int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])]
+        subject = windows.subjects[int(np.isfinite(logits).all(axis=1).argmin())]
         raise InputError(f"{subject}: the model's prediction is not finite; try another precision.")
     return predictions_of(logits, windows, task, fold)

@@ -138,7 +138,7 @@ def pretrain(
         return finished
     trainings = () if init is None else TrainingData.of_model(init)
     validation = None
-    if split is not None and split.counts["validation"]:
+    if subjects["validation"]:
         windows = _windows(store, split, "validation", arguments)
         validation = MaskedWindows(windows, network.config, arguments.seed, MAX_WINDOWS)
     checkpoint = last_checkpoint(out / CHECKPOINTS)
