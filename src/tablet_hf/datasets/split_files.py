@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tablet_hf.datasets.splits import PARTS, Split, check, families_of, subject_ids, without_prefix
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_write, checksum
+from tablet_hf.files import atomic_write, checksum, protect_cell, unprotect_cell
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -28,7 +28,8 @@ def write_splits(splits: Sequence[Split], path: str | Path) -> None:
         0010001,train,test
         0010002,,
 
-    An empty cell is a subject in no part. `sex.csv` has the record `sex.json`, and `sex.tsv` has `sex.tsv.json`.
+    An empty cell is a subject in no part. `sex.csv` has the record `sex.json`, and `sex.tsv` has `sex.tsv.json`. Names
+    that a spreadsheet would run as a formula get an apostrophe, which `read_splits` removes.
 
     Raises:
         InputError: a name that does not end in .csv or .tsv, or a JSON file of another kind in place of the record.
@@ -46,6 +47,7 @@ def write_splits(splits: Sequence[Split], path: str | Path) -> None:
         raise ValueError(f"Splits need different names, none of them {' or '.join(SUBJECT_COLUMNS)}; got {names}.")
     subjects = sorted({subject for split in splits for subject in (*split.assignment, *split.left_out)})
     table = pd.DataFrame({split.name: [split.assignment.get(name) for name in subjects] for split in splits}, subjects)
+    table = table.rename(index=protect_cell, columns=protect_cell)
     record = {
         split.name: {
             "seed": split.seed,
@@ -122,7 +124,7 @@ def _read_table(path: Path) -> "DataFrame":
         cells = pd.read_csv(io.StringIO(text), sep=delimiter, header=None, dtype=str, na_filter=False)
     except (OSError, ValueError) as error:  # not UTF-8, or what pandas cannot parse
         raise InputError(f"{path}: it cannot be read as a table ({error}); save it as CSV UTF-8.") from error
-    cells = cells.map(str.strip)
+    cells = cells.map(str.strip).map(unprotect_cell)
     cells = cells[(cells != "").any(axis=1)]
     header = cells.iloc[0].tolist()
     column = next((name for name in SUBJECT_COLUMNS if name in header), None)

@@ -3,10 +3,8 @@
     splits = folds(**split_columns(store, "sex"))  # five; every subject is tested exactly once
     training_runs = runs_in(splits[0], store.runs, "train")
 
-Subjects are dealt into parts by scikit-learn's `StratifiedKFold`, or `StratifiedGroupKFold` where families have several
-members. A stratum is a label, or a label at a site; numbers are cut at quantiles. Where stratification is impossible,
-since no stratum has as many subjects as there are parts, subjects are dealt at random, families together; a warning
-says so.
+Whole families are dealt into parts by scikit-learn's `StratifiedKFold`. A stratum is a label, or a label at a site;
+numbers are cut at quantiles. Families of several members are stratified by their size and the strata of all members.
 """
 
 import re
@@ -43,6 +41,10 @@ __all__ = [
 
 PARTS = ("train", "validation", "test")
 
+# What commands write next to the folders of splits.
+RESERVED_NAMES = {"baselines", "checkpoints", "model", "pictures", "index.html", "predictions.csv", "pretraining.json"}
+RESERVED_NAMES |= {"results.json", "splits.csv", "splits.json"}
+
 # Numbers with more different values are a regression.
 MAX_CLASSES = 10
 MAX_BINS, MIN_BIN_SUBJECTS = 5, 10
@@ -60,7 +62,7 @@ class Split:
         left_out: subjects in no part, such as those without the label.
 
     Raises:
-        InputError: a name that is no file name, or another word for a part.
+        InputError: a name that is no file name or that of other output, or another word for a part.
     """
 
     name: str
@@ -70,7 +72,7 @@ class Split:
     left_out: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if safe_name(self.name) != self.name:
+        if safe_name(self.name) != self.name or self.name.lower() in RESERVED_NAMES:
             raise InputError(f"{self.name!r}: this name of a split cannot be the name of a folder; rename the column.")
         if unknown := set(self.assignment.values()) - set(PARTS):
             raise InputError(f"{self.name}: {unknown.pop()!r} is no part of a split; use {', '.join(PARTS)}.")
@@ -89,11 +91,7 @@ class Split:
 
 
 def subject_ids(runs: Sequence[Any]) -> list[str]:
-    """Return the subject of each run, as `dataset/subject` where the runs come from several datasets.
-
-    Args:
-        runs: all runs of a store, since its datasets decide the names.
-    """
+    """Return the subject of each of all runs of a store, as `dataset/subject` where it has several datasets."""
     return _within_dataset(runs, [str(run.subject) for run in runs])
 
 
@@ -150,8 +148,6 @@ def runs_in(split: Split, runs: Sequence[Any], part: str) -> list[int]:
     Raises:
         InputError: there are none, or a family is in two parts.
     """
-    if part not in PARTS:
-        raise ValueError(f"part must be one of {', '.join(PARTS)}, not {part!r}.")
     check(split, families_of(runs))
     indices = [index for index, subject in enumerate(subject_ids(runs)) if split.assignment.get(subject) == part]
     if not indices:
@@ -195,6 +191,8 @@ def folds(
     seed: int = 0,
 ) -> list[Split]:
     """Draw folds in which every subject is tested exactly once; a validation part is taken from each training part.
+
+    Where no stratum has as many families as there are parts, they are dealt at random, with a warning.
 
     Args:
         subjects: `(n,)`, an entry for each subject or each run; order and repetition do not matter.
@@ -245,9 +243,9 @@ def random_splits(
     if min(fractions) < 0 or not train or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(f"Fractions {tuple(fractions)}: give train, validation and test, which add up to 1.")
     cohort = _Cohort.of(subjects, labels, sites, families)
-    settings = {"scheme": "random", "fractions": list(fractions)}
+    settings, share = {"scheme": "random", "fractions": list(fractions)}, validation / (1 - test)
     return [
-        cohort.split(f"split-{n + 1}", _draw(cohort.table, test, seed + n), validation / (1 - test), seed + n, settings)
+        cohort.split(f"split-{n + 1}", _draw(cohort.table, test, seed + n), share, seed + n, settings)
         for n in range(num_splits)
     ]
 
@@ -304,17 +302,11 @@ class _Cohort:
     settings: dict[str, Any]
 
     @classmethod
-    def of(
-        cls,
-        subjects: Sequence[str],
-        labels: Sequence[Any] | None,
-        sites: Sequence[Any] | None,
-        families: Sequence | None,
-    ) -> "_Cohort":
+    def of(cls, subjects: Sequence[str], labels: Sequence | None, sites: Sequence | None, families: Sequence | None):
         import pandas as pd
         import sklearn
 
-        columns = {"subject": list(map(str, subjects)), "label": labels, "site": sites, "family": families}
+        columns = {"subject": map(str, subjects), "label": labels, "site": sites, "family": families}
         columns = {name: values if values is None else list(values) for name, values in columns.items()}
         runs = pd.DataFrame(columns, dtype=object)
         runs = runs.sort_values(["subject", "label", "site"], key=lambda column: column.map(str))
@@ -327,8 +319,7 @@ class _Cohort:
             warnings.warn(f"{table['label'].isna().sum()} subjects have no label and are in no part.", stacklevel=3)
             table = table[table["label"].notna()]
         classes = table["label"]
-        is_number = all(isinstance(value, Real) and not isinstance(value, bool | np.bool_) for value in classes)
-        if is_number and classes.nunique() > MAX_CLASSES:
+        if classes.nunique() > MAX_CLASSES and all(isinstance(value, Real) for value in classes):
             num_bins = int(np.clip(len(classes) // MIN_BIN_SUBJECTS, 1, MAX_BINS))
             classes = pd.qcut(classes.astype(float), num_bins, labels=False, duplicates="drop")
         table = table.assign(site=table["site"].map(str))
@@ -384,23 +375,24 @@ def _draw(table: "DataFrame", fraction: float, seed: int) -> np.ndarray:
 
 def _deal(table: "DataFrame", num_parts: int, seed: int) -> np.ndarray:
     """The part `(subjects,)` of each subject, from 0 to `num_parts` - 1, stratified and with families together."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    import pandas as pd
+    from sklearn.model_selection import StratifiedKFold
 
-    strata, num_families = table["stratum"], table["family"].nunique()
-    if not 2 <= num_parts <= num_families:
-        raise InputError(f"{len(table)} subjects of {num_families} families cannot be dealt into {num_parts} parts.")
+    members = table.groupby("family", sort=False)["stratum"].agg(tuple)
+    if not 2 <= num_parts <= len(members):
+        raise InputError(f"{len(table)} subjects of {len(members)} families cannot be dealt into {num_parts} parts.")
+    # In this order families alike are adjacent; StratifiedKFold spreads neighbours over the parts, so all are alike.
+    order = {strata: number for number, strata in enumerate(sorted(set(members), key=lambda of: (len(of), of)))}
+    strata = members.map(order)
     if strata.value_counts().max() < num_parts:
         warnings.warn(
             f"There are too few subjects to stratify {num_parts} parts; families stay together.", stacklevel=4
         )
         strata = strata * 0
-    splitter = StratifiedKFold if num_families == len(table) else StratifiedGroupKFold
-    parts = np.empty(len(table), dtype=int)
+    part_of_family = pd.Series(0, members.index)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of strata with fewer members than parts
-        dealt = splitter(num_parts, shuffle=True, random_state=seed).split(table, strata, table["family"])
-        for number, (_, members) in enumerate(dealt):
-            parts[members] = number
-    if len(np.unique(parts)) < num_parts:  # large families can leave a stratified part empty
-        return _deal(table.assign(stratum=0), num_parts, seed)
-    return parts
+        dealt = StratifiedKFold(num_parts, shuffle=True, random_state=seed).split(strata, strata)
+        for number, (_, families) in enumerate(dealt):
+            part_of_family.iloc[families] = number
+    return table["family"].map(part_of_family).to_numpy()
