@@ -100,16 +100,20 @@ def test_the_folder_that_nilearn_makes(plant, write):
     root = write("adhd/ADHD200_40subs_motion_parameters_and_phenotypics.csv", *lines).parent
     one, two = find_scans("adhd200", root).records
     assert (one.site, one.phenotypes["adhd"], one.phenotypes["sex"], one.phenotypes["age"]) == ("NYU", 1, "M", 9.5)
-    assert (two.site, two.phenotypes["adhd"], two.phenotypes["sex"], two.phenotypes["Full2 IQ"]) == ("KKI", 0, "F", 110)
+    assert (two.site, two.phenotypes["adhd"], two.phenotypes["sex"], two.phenotypes["full_2_iq"]) == (
+        "KKI",
+        0,
+        "F",
+        110,
+    )
 
 
-@pytest.mark.parametrize("heading", ["ScanDir ID", "ScanDirID", "Participant", "ID", "scandir_id", "Subject"])
-@pytest.mark.parametrize("number", ["10042", "0010042", "10042.0"])
-def test_dialects_of_the_column_of_subjects(plant, write, heading, number):
+@pytest.mark.parametrize("heading", ["ScanDir ID", "ScanDirID", "Participant", "ID", "Subject"])
+def test_dialects_of_the_column_of_subjects(plant, write, heading):
     root = plant(athena("NYU", "0010042"))
-    table = write("t.csv", f"{heading},DX,full4_iq", f"{number},0,101")
+    table = write("t.csv", f"{heading},DX", "10042,0")
     (record,) = find_scans("adhd200", root, phenotypes=[table]).records
-    assert (record.phenotypes["adhd"], record.phenotypes["Full4 IQ"]) == (0, 101)
+    assert record.phenotypes == {"adhd": 0, "DX": 0}
 
 
 def test_a_pending_diagnosis_is_missing_until_another_table_gives_it(plant, write):
@@ -127,9 +131,10 @@ def test_a_pending_diagnosis_is_missing_until_another_table_gives_it(plant, writ
         ("Peking_2", None, "Peking"),
         ("KKI_athena", None, "KKI"),
         ("x", None, None),
-        *(("x", str(code), site) for code, site in enumerate(("Peking", "Brown", "KKI", "NeuroIMAGE", "NYU"), 1)),
-        *(("x", str(code), site) for code, site in enumerate(("OHSU", "Pittsburgh", "WashU", "9"), 6)),
-        ("x", "WashU", "WashU"),
+        ("x", "1", "Peking"),
+        ("KKI", "8", "WashU"),
+        ("x", "9", "9"),
+        ("x", "Peking_3", "Peking"),
         ("x", "Elsewhere", "Elsewhere"),
     ],
 )

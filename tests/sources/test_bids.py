@@ -6,7 +6,6 @@ import pytest
 
 from tablet_hf.errors import InputError
 from tablet_hf.sources import find_scans
-from tablet_hf.sources.bids import read_entities
 
 SPACE = "space-MNI152NLin2009cAsym_res-2"
 
@@ -42,12 +41,6 @@ class TestRuns:
     def test_the_real_derivatives_are_found(self, real_data):
         (record,) = find_scans("bids", real_data("bold")).records
         assert (record.subject, record.task, record.mask is not None) == ("01", "localizer", True)
-
-    def test_subjects_with_and_without_sessions_and_labels_with_hyphens(self, plant):
-        labels = ["sub-01_ses-a_task-rest", "sub-01_ses-b_task-rest", "sub-02_task-rest"]
-        assert keys(find_scans("bids", plant(*map(bold, labels)))) == labels
-        root = plant(*(f"hyphens/{bold(f'sub-{label}_task-rest')}" for label in ("A-01", "A-02"))) / "hyphens"
-        assert [record.subject for record in find_scans("bids", root).records] == ["A-01", "A-02"]
 
     def test_other_entities_are_part_of_the_run(self, plant):
         labels = ("run-1", "run-2", "acq-AP_run-1", "dir-LR", "rec-x_echo-2")
@@ -87,11 +80,12 @@ class TestRuns:
             "sub-01/func/sub-02_task-rest_space-MNI152Lin_desc-preproc_bold.nii.gz",
             "sub-03/ses-a/func/sub-03_ses-b_task-rest_space-MNI152Lin_desc-preproc_bold.nii.gz",
             "sub-05/func/task-rest_space-MNI152Lin_desc-preproc_bold.nii.gz",
+            "sub-/func/sub-_task-rest_space-MNI152Lin_desc-preproc_bold.nii.gz",
             bold("sub-04_ses-a_task-rest"),
         )
         cohort = find_scans("bids", root)
         assert [record.subject for record in cohort.records] == ["04"]
-        for file, word in (("sub-02_task-rest", "sub-01"), ("sub-03_ses-b", "ses-a"), ("func/task-rest", "no subject")):
+        for file, word in (("sub-02_task-rest", "sub-01"), ("sub-03_ses-b", "ses-a"), ("func/task-rest", "sub-05")):
             assert reasons(cohort, file, word)
 
     def test_a_root_with_the_characters_of_a_pattern_in_its_name(self, plant):
@@ -104,12 +98,6 @@ class TestRuns:
         with pytest.raises(InputError) as caught:
             find_scans("bids", root)
         assert f"{root / folder};" in str(caught.value)
-
-    def test_entities_of_a_file_name(self, tmp_path):
-        name = "sub-01_ses-pre_task-rest_run-02_space-T1w_desc-preproc_bold.nii.gz"
-        entities = {"sub": "01", "ses": "pre", "task": "rest", "run": "02", "space": "T1w", "desc": "preproc"}
-        assert read_entities(tmp_path / name) == entities
-        assert read_entities(tmp_path / "scan.nii.gz") == {}
 
 
 class TestSpaces:
@@ -138,22 +126,19 @@ class TestSpaces:
             ("MNI152NLin6Asym", "MNI152NLin6Asym_res-02"),
             ("MNI152NLin2009cAsym", "MNI152NLin2009cAsym_res-1"),
             ("MNI152NLin6Asym:res-1", "MNI152NLin6Asym_res-1"),
-            ("MNI152NLin6Asym:res-01", "MNI152NLin6Asym_res-1"),
-            ("MNI152NLin6Asym:res-2mm", "MNI152NLin6Asym_res-02"),
-            ("MNI152NLin6Asym_res-1", "MNI152NLin6Asym_res-1"),
-            ("space-MNI152NLin6Asym_res-2", "MNI152NLin6Asym_res-02"),
+            ("MNI152NLin6Asym:res-2", "MNI152NLin6Asym_res-02"),
             ("MNI152NLin2009cAsym:res-native", "MNI152NLin2009cAsym"),
-            ("space-MNIColin27", "MNIColin27"),
+            ("MNIColin27", "MNIColin27"),
         ],
     )
-    def test_the_space_can_be_chosen_as_in_fmriprep_or_as_in_file_names(self, plant, option, taken):
+    def test_the_space_can_be_chosen_as_in_fmriprep(self, plant, option, taken):
         spaces = ["MNI152NLin6Asym_res-02", "MNI152NLin6Asym_res-1", "MNI152NLin2009cAsym_res-1", "MNI152NLin2009cAsym"]
         root = plant(*(bold("sub-01_task-rest", f"space-{space}") for space in [*spaces, "MNIColin27"]))
         (record,) = find_scans("bids", root, space=option).records
         assert record.scan == root / bold("sub-01_task-rest", f"space-{taken}")
 
-    @pytest.mark.parametrize("space", ["MNI152NLin6Asym:", "MNI152NLin6Asym_den-2", "MNIPediatricAsym:cohort-1", "T1w"])
-    def test_other_spaces_are_errors(self, plant, space):
+    @pytest.mark.parametrize("space", ["T1w", "fsaverage:res-2"])
+    def test_spaces_that_are_no_templates_are_errors(self, plant, space):
         with pytest.raises(InputError, match=space):
             find_scans("bids", plant(bold("sub-01_task-rest")), space=space)
 
@@ -185,23 +170,6 @@ class TestTables:
         (record,) = find_scans("bids", root).records
         assert record.phenotypes == {"age": 31}
 
-    @pytest.mark.parametrize("link", ["../../elsewhere/raw", "file://{}/elsewhere/raw"])
-    def test_participants_and_the_name_are_found_through_the_link_of_the_derivatives(self, plant, write, link):
-        folder = plant(f"a/b/{bold('sub-01_task-rest')}")
-        description = {"Name": "fMRIPrep", "DatasetLinks": {"raw": link.format(folder)}}
-        write("a/b/dataset_description.json", json.dumps(description))
-        write("elsewhere/raw/dataset_description.json", json.dumps({"Name": "Linked"}))
-        write("elsewhere/raw/participants.tsv", "participant_id\tage", "sub-01\t31")
-        (record,) = find_scans("bids", folder / "a" / "b").records
-        assert (record.phenotypes, record.dataset) == ({"age": 31}, "Linked")
-
-    def test_a_dataset_without_a_table_has_no_phenotypes(self, plant):
-        root = plant(f"a/b/{bold('sub-01_task-rest')}") / "a" / "b"
-        with pytest.warns(UserWarning, match=r"participants\.tsv"):
-            cohort = find_scans("bids", root)
-        assert [record.phenotypes for record in cohort.records] == [{}]
-        assert not cohort.problems
-
     def test_given_tables_replace_participants_tsv(self, plant, write):
         root = plant(bold("sub-01_task-rest"))
         write("participants.tsv", "participant_id\tage", "sub-01\t31")
@@ -228,11 +196,6 @@ class TestTables:
         with pytest.warns(UserWarning, match=r"subject 01 \(session c\)"):
             cohort = find_scans("bids", root)
         assert [record.phenotypes["age"] for record in cohort.records] == [10, 12, None]
-
-    def test_sex_and_age_have_the_names_that_all_sources_use(self, plant, write):
-        root = plant(bold("sub-01_task-rest"))
-        write("participants.tsv", "participant_id\tGender\tAge", "sub-01\tfemale\t31")
-        assert find_scans("bids", root).records[0].phenotypes == {"sex": "F", "age": 31, "Gender": "female", "Age": 31}
 
     @pytest.mark.parametrize(
         ("own", "raw", "name"),

@@ -1,12 +1,7 @@
 """From what was found to what can be used: nothing is dropped without a problem, and keys are unique."""
 
-import warnings
-
-import pytest
-
-from tablet_hf.errors import InputError
 from tablet_hf.sources import Problem, ScanRecord
-from tablet_hf.sources.cohort import find_files, make_cohort, select_labels, warn_if_mixed
+from tablet_hf.sources.cohort import find_files, make_cohort
 
 
 def subjects(cohort):
@@ -46,30 +41,11 @@ def test_scans_and_masks_without_content_are_problems(plant, reasons):
     assert len(cohort.problems) == 5
     for name in ("a", "b_mask", "c"):
         assert reasons(cohort, f"`datalad get {root / name}.nii.gz`")
-    assert reasons(cohort, "none.nii.gz", "not exist")
-    assert reasons(cohort, "folder.nii.gz", "folder")
+    for name in ("none", "folder"):
+        assert reasons(cohort, f"{name}.nii.gz", "no such file")
 
 
 def test_patterns_find_links_without_target_below_any_root(plant):
     root = plant("[1]/a/x.nii@", "[1]/b/y.nii", "1/a/x.nii") / "[1]"
     assert find_files(root, "*/x.nii") == [root / "a" / "x.nii"]
     assert find_files(root, "*/?.nii") == [root / "a" / "x.nii", root / "b" / "y.nii"]
-
-
-def test_labels_are_selected_with_or_without_prefix(tmp_path, reasons):
-    records = [ScanRecord("1", tmp_path, task=task) for task in ("rest", "faces", None)]
-    assert select_labels(tmp_path, records, "task", ["task-rest"]) == (records[:1], [])
-    assert select_labels(tmp_path, records, "task", None) == (records, [])
-    selected, (problem,) = select_labels(tmp_path, records, "task", ["rest", "moive"])
-    assert selected == records[:1]
-    assert "task-moive" in problem.why
-    with pytest.raises(InputError, match="ses-3"):
-        select_labels(tmp_path, records, "session", ["3"])
-
-
-def test_scans_preprocessed_in_two_ways_are_warned_of(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_if_mixed(tmp_path, ["a", "a"], "--x")
-    with pytest.warns(UserWarning, match=r"a \(2\), b \(1\).*--x"):
-        warn_if_mixed(tmp_path, ["a", "b", "a"], "--x")

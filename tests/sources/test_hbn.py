@@ -12,23 +12,17 @@ def test_movies_are_phenotypes_and_scanners_are_sites(plant, write):
         NAME.format("NDARAA306NT2", "HBNsiteRU", "rest"),
         NAME.format("NDARAB055BPR", "HBNsiteCBIC", "movieDM"),
     )
-    write("participants.tsv", "participant_id\tAge\tSex", "sub-NDARAA306NT2\t21.2\t1", "sub-NDARAB055BPR\t9.3\t0")
+    write("participants.tsv", "participant_id\tAge\tsite", "sub-NDARAA306NT2\t21.2\tn/a", "sub-NDARAB055BPR\t9.3\tSI")
     cohort = find_scans("hbn", root)
     found = [(r.task, r.site, r.phenotypes["movie"], r.phenotypes["Age"], r.dataset) for r in cohort.records]
     assert found == [
         ("movieDM", "RU", "DM", 21.2, "HBN"),
         ("movieTP", "RU", "TP", 21.2, "HBN"),
         ("rest", "RU", None, 21.2, "HBN"),
-        ("movieDM", "CBIC", "DM", 9.3, "HBN"),
+        ("movieDM", "SI", "DM", 9.3, "HBN"),
     ]
     assert not cohort.problems
     assert not cohort.is_restricted
-
-
-def test_a_site_in_the_table_goes_before_the_session(plant, write):
-    root = plant(NAME.format("NDARAA306NT2", "HBNsiteRU", "movieDM"))
-    write("participants.tsv", "participant_id\tsite", "sub-NDARAA306NT2\tRUBIC")
-    assert find_scans("hbn", root).records[0].site == "RUBIC"
 
 
 def test_tables_of_assessments_make_a_cohort_restricted(plant, write):

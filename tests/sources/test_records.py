@@ -54,8 +54,7 @@ def test_plain_labels_stay_as_they_are(label):
         *(("1", 1), ("1.0", 1), ("-3", -3), ("0", 0), (" 1.5 ", 1.5), ("1e3", 1000.0)),
         *((text, text) for text in ("yes", "26-30", "1,5", "007", "52259_82122", "2_0", "12345678901234567")),
         ("123456789012345", 123456789012345),
-        *((cell, None) for cell in ("", "n/a", "N/A", "NaN", "pending", "<NA>", "inf", "-999", "-999.0", None)),
-        *((True, True), (3, 3), (10**15, 10**15), (-999, None), (math.nan, None)),
+        *((cell, None) for cell in ("", "n/a", "N/A", "NaN", "pending", "<NA>", "inf", "-999", "-999.0")),
     ],
 )
 def test_typed_values(cell, value):
@@ -64,11 +63,10 @@ def test_typed_values(cell, value):
     assert type(found) is type(value)
 
 
-@given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none()))
-def test_any_cell_has_a_typed_value_that_is_its_own(cell):
+@given(st.text())
+def test_a_text_is_a_number_missing_or_itself(cell):
     value = typed_value(cell)
-    assert value is None or isinstance(value, bool | int | float | str)
-    assert typed_value(value) == value
+    assert value is None or value == cell.strip() or float(cell) == value
 
 
 @given(st.integers(-(10**15) + 1, 10**15 - 1))
@@ -93,23 +91,20 @@ def test_numbers_of_numpy_and_pandas_can_be_written():
 
 
 def test_rows_have_all_columns_each_of_one_type():
-    rows = [{"code": 1, "age": 1}, {"code": "x", "age": 1.5, "ok": True}]
-    assert typed_rows(rows) == [{"code": "1", "age": 1.0, "ok": None}, {"code": "x", "age": 1.5, "ok": True}]
-    assert typed_rows(typed_rows(rows)) == typed_rows(rows)
-
-
-def test_columns_have_one_type():
-    rows = [{"age": 1, "iq": 1, "sex": "F", "dx": None}, {"age": 2, "iq": 1.5, "sex": 1, "dx": None}]
-    assert typed_columns(rows) == {"age": int, "iq": float, "sex": str, "dx": str}
+    rows = [{"code": 1, "age": 1, "iq": 2}, {"code": "x", "age": 1.5, "iq": 3, "ok": True, "dx": None}]
+    assert typed_columns(rows) == {"code": str, "age": float, "iq": int, "ok": bool, "dx": str}
+    assert typed_rows(rows) == [
+        {"code": "1", "age": 1.0, "iq": 2, "ok": None, "dx": None},
+        {"code": "x", "age": 1.5, "iq": 3, "ok": True, "dx": None},
+    ]
 
 
 def test_a_phenotype_of_all_runs_or_what_there_is_instead():
     rows = [{"age": 30.5, "sex": "F", "iq": None}, {"age": None, "sex": "M"}, {}]
     records = [ScanRecord(str(number), Path("x"), phenotypes=row) for number, row in enumerate(rows)]
-    assert phenotype_values(records, "age") == [30.5, None, None]
-    assert phenotype_values(records, "sex") == ["F", "M", None]
+    assert phenotype_values(records, "age", "STORE") == [30.5, None, None]
     for name in ("IQ", "iq"):  # a column without a value is no better than none
         with pytest.raises(InputError, match=rf"STORE: .*{name}; choose from age, sex\."):
             phenotype_values(records, name, Path("STORE"))
     with pytest.raises(InputError, match="none"):
-        phenotype_values(records[2:], "age")
+        phenotype_values(records[2:], "age", "STORE")

@@ -102,10 +102,3 @@ def test_an_existing_folder_is_left_alone(tmp_path):
         write_cohort(tmp_path, DESIGN)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["years of work"]
     assert not is_cohort(tmp_path, DESIGN)
-
-
-def test_an_interrupted_cohort_leaves_nothing(tmp_path):
-    impossible = CohortDesign(num_subjects=2, num_frames=2.5)
-    with pytest.raises(TypeError):
-        write_cohort(tmp_path / "cohort", impossible)
-    assert not list(tmp_path.iterdir())

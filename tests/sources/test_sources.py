@@ -12,9 +12,6 @@ import pytest
 from tablet_hf.errors import InputError
 from tablet_hf.sources import SOURCES, find_scans
 
-NOT_GIVEN = dict.fromkeys(["phenotypes", "space", "pattern", "withdrawn", "dataset"])
-NOT_GIVEN |= {"tasks": (), "sessions": [], "keep_failed_quality": False}
-
 
 def test_the_sources_by_name():
     assert set(SOURCES) == {"adhd200", "bids", "hbn", "hcp", "table", "ukb"}
@@ -25,7 +22,7 @@ def test_the_sources_by_name():
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_error_for_a_missing_root_is_a_sentence(source, tmp_path):
     with pytest.raises(InputError) as caught:
-        find_scans(source, str(tmp_path / "none"), **NOT_GIVEN)
+        find_scans(source, str(tmp_path / "none"))
     assert str(caught.value).startswith(str(tmp_path / "none"))
     assert str(caught.value).endswith(".")
 

@@ -27,22 +27,23 @@ def find_scans(source: str, root: str | Path, **options: Any) -> Cohort:
     Args:
         source: A name in `SOURCES`.
         root: Folder of the dataset, or the table for the source "table".
-        options: Options of the source's own `find`; None, False and empty count as not given.
+        options: Options of the source's own `find`.
 
     Raises:
         InputError: If there is no such source, option or root, or no scan of the expected layout in it.
     """
     if source not in SOURCES:
         raise InputError(f"There is no source {source!r}; choose one of {', '.join(SOURCES)}.")
-    find = import_module(f".{source}", __name__).find
-    existing = [option for option in signature(find).parameters if option != "root"]
-    given = {option: value for option, value in options.items() if value not in (None, False, [], ())}
-    for option in given:
-        if option not in existing:
-            choices = ", ".join(map(_on_command_line, existing))
-            raise InputError(f"The source {source} has no option {_on_command_line(option)}; it has {choices}.")
-    return find(Path(root), **given)
+    root, find = Path(root), import_module(f".{source}", __name__).find
+    _, *existing = signature(find).parameters
+    if unknown := [option for option in options if option not in existing]:
+        raise InputError(f"The source {source} has no {_options(unknown)}; its options are {_options(existing)}.")
+    if source != "table" and not root.is_dir():
+        raise InputError(f"{root}: this is not a folder; give that of the dataset.")
+    return find(root, **options)
 
 
-def _on_command_line(option: str) -> str:
-    return {"tasks": "--task", "sessions": "--session"}.get(option, f"--{option.replace('_', '-')}")
+def _options(names: list[str]) -> str:
+    """Return the options of the command line that these arguments are."""
+    words = {"tasks": "task", "sessions": "session"}
+    return ", ".join("--" + words.get(name, name).replace("_", "-") for name in names)

@@ -1,4 +1,4 @@
-"""ADHD-200 as its preprocessing pipelines and nilearn deliver it, with the dialects of its phenotypic tables.
+"""ADHD-200 as its preprocessing pipelines and nilearn deliver it.
 
 Layouts of the Preprocessed Connectomes Project (Bellec et al. 2017, NeuroImage 144:275): Athena and NIAK, with or
 without a folder per site; and `nilearn.datasets.fetch_adhd`. The letters in Athena's file names are steps: w warped, n
@@ -7,19 +7,17 @@ nuisance regressed out, f filtered, s smoothed.
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from tablet_hf.errors import InputError
-from tablet_hf.sources.cohort import Layout, find_files, make_cohort, warn_if_mixed
+from tablet_hf.sources.cohort import find_files, make_cohort, not_found, warn_if_mixed
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 from tablet_hf.sources.tables import PhenotypeTables, add_sex_and_age, number_label
 
 __all__ = ["find"]
-
-LAYOUT = Layout("ADHD-200", "NYU/0010042/wmrda0010042_session_1_rest_1.nii.gz")
 
 FILE_NAMES = {
     "Athena": r"(?P<steps>[sfn]*w)mrda(?P<id>[0-9]+)_session_(?P<session>[0-9]+)_rest_(?P<run>[0-9]+)\.nii(\.gz)?",
@@ -28,26 +26,10 @@ FILE_NAMES = {
 }
 """Pipeline -> its file names of functional runs in MNI152 space."""
 
-SUBJECT_COLUMNS = ("ScanDir ID", "Participant", "Subject", "ID")
-
-HEADINGS = (
-    *SUBJECT_COLUMNS,
-    *("Site", "Gender", "Age", "Handedness", "DX", "Secondary Dx", "ADHD Measure", "ADHD Index", "Inattentive"),
-    *("Hyper/Impulsive", "IQ Measure", "Verbal IQ", "Performance IQ", "Full2 IQ", "Full4 IQ", "Med Status"),
-    *(f"QC_Rest_{run}" for run in range(1, 7)),
-    *(f"QC_S{session}_Rest_{run}" for session in (1, 2) for run in range(1, 7)),
-    *("QC_Anatomical_1", "QC_Anatomical_2", "QC_Athena", "QC_NIAK"),
-)
-"""Headings of the phenotypic key. Tables that write ScanDirID or full_2_iq mean these."""
+SUBJECT_COLUMNS = ("ScanDir ID", "ScanDirID", "Participant", "Subject", "ID")
 
 SITES = ("Peking", "Brown", "KKI", "NeuroIMAGE", "NYU", "OHSU", "Pittsburgh", "WashU")
 """Sites of the codes 1 to 8 in the phenotypic key. 2 is Bradley Hospital / Brown University."""
-
-SITE_PREFIXES = {
-    **{site.casefold(): site for site in SITES},
-    **{"bradley": "Brown", "kennedy": "KKI", "pitt": "Pittsburgh", "wustl": "WashU"},
-}
-"""How the names of sites and of their folders begin: Peking_1 to Peking_3 are one site."""
 
 SEX = {"0": "F", "1": "M", "f": "F", "m": "M"}
 """The phenotypic key's codes of Gender, and the letters of other tables."""
@@ -67,18 +49,20 @@ def find(
         keep_failed_quality: Keep runs with 0 in `QC_Rest_*`, `QC_Athena` or `QC_NIAK`.
 
     Returns:
-        Cohort with the ScanDir ID in seven digits as the subject. Phenotypes have the names of the phenotypic key;
-        `adhd` (1 for DX > 0, 0 for DX = 0, else None), `sex` and `age` in years are added.
+        Cohort with the ScanDir ID in seven digits as the subject. All columns are phenotypes; `adhd` (1 for DX > 0, 0
+        for DX = 0, else None), `sex` and `age` in years are added.
 
     Raises:
-        InputError: If there is no such folder, no run in it, runs of two pipelines, or a table cannot be read.
+        InputError: If there is no run, there are runs of two pipelines, or a table cannot be read.
     """
-    root = LAYOUT.check_folder(root)
     records, pipeline = _find_runs(root)
     problems = []
-    paths = phenotypes or _phenotypic_tables(root)
-    tables = PhenotypeTables(paths, SUBJECT_COLUMNS, partial(number_label, width=7), rename=_official_heading)
-    if not paths:
+    tables = PhenotypeTables(
+        phenotypes or [*find_files(root, "*phenotypic*.[ct]sv"), *find_files(root, "*/*phenotypic*.[ct]sv")],
+        SUBJECT_COLUMNS,
+        partial(number_label, width=7),
+    )
+    if not tables.columns:
         warnings.warn(f"{root}: no phenotypic table was found, so scans have no phenotypes; name one.", stacklevel=2)
     for subject in sorted(tables.subjects - {record.subject for record in records}):
         problems.append(Problem(f"subject {subject}", "it is in the phenotypic tables, but no run of it was found."))
@@ -104,11 +88,14 @@ def _find_runs(root: Path) -> tuple[list[ScanRecord], str]:
         for path in find_files(root, "*/" * depth + "*.nii*"):
             for pipeline, pattern in FILE_NAMES.items():
                 if match := re.fullmatch(pattern, path.name):
-                    record = _record(path, root, match.groupdict())
-                    versions.setdefault(record.key, []).append((match.groupdict().get("steps", ""), record))
+                    parts = match.groupdict()
+                    labels = {"session": parts.get("session"), "task": "rest", "run": parts.get("run")}
+                    site = next(filter(None, map(_known_site, path.relative_to(root).parts[:-1])), None)
+                    record = ScanRecord(parts["id"].zfill(7), path, dataset="ADHD-200", site=site, **labels)
+                    versions.setdefault(record.key, []).append((parts.get("steps", ""), record))
                     pipelines.add(pipeline)
     if not pipelines:
-        raise LAYOUT.not_found(root)
+        raise not_found(root, "ADHD-200", "NYU/0010042/wmrda0010042_session_1_rest_1.nii.gz")
     if len(pipelines) > 1:
         raise InputError(f"{root}: it has runs of {' and '.join(sorted(pipelines))}; give the folder of one pipeline.")
     taken = []
@@ -119,33 +106,9 @@ def _find_runs(root: Path) -> tuple[list[ScanRecord], str]:
     return [record for _, record in taken], pipelines.pop()
 
 
-def _record(path: Path, root: Path, parts: Mapping[str, str]) -> ScanRecord:
-    folders = map(_known_site, path.relative_to(root).parts[:-1])
-    return ScanRecord(
-        parts["id"].zfill(7),
-        path,
-        session=parts.get("session"),
-        task="rest",
-        run=parts.get("run"),
-        dataset="ADHD-200",
-        site=next(filter(None, folders), None),
-    )
-
-
-def _phenotypic_tables(root: Path) -> list[Path]:
-    paths = [*find_files(root, "*phenotypic*"), *find_files(root, "*/*phenotypic*")]
-    return [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
-
-
-def _official_heading(heading: str) -> str:
-    def simple(text: str) -> str:
-        return re.sub(r"[^0-9a-z]", "", text.casefold())
-
-    return next((official for official in HEADINGS if simple(official) == simple(heading)), heading)
-
-
 def _known_site(text: str) -> str | None:
-    return next((site for prefix, site in SITE_PREFIXES.items() if text.casefold().startswith(prefix)), None)
+    """Return the site that a name begins with: Peking_1 to Peking_3 are one site."""
+    return next((site for site in SITES if text.casefold().startswith(site.casefold())), None)
 
 
 def _site(text: str | None) -> str | None:
@@ -156,10 +119,9 @@ def _site(text: str | None) -> str | None:
 
 def _failed_quality(record: ScanRecord, pipeline: str) -> str | None:
     """Return the column by which a run failed quality control, None where there is none."""
-    columns = [f"QC_{pipeline}"]
-    session, run = int(record.session or 1), record.run
-    if run and run.isdecimal():
-        columns.append(f"QC_S{session}_Rest_{int(run)}")
+    columns, session = [f"QC_{pipeline}"], int(record.session or 1)
+    if record.run:
+        columns.append(f"QC_S{session}_Rest_{int(record.run)}")
         if session == 1:  # QC_Rest_1 and so on are about the first session, the only one of most subjects
-            columns.append(f"QC_Rest_{int(run)}")
+            columns.append(f"QC_Rest_{int(record.run)}")
     return next((column for column in columns if record.phenotypes.get(column) == 0), None)

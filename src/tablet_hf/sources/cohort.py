@@ -1,36 +1,22 @@
-"""What all sources share: checking the folder, selecting labels, and leaving out what cannot be used."""
+"""What all sources share: finding files, selecting labels, and leaving out what cannot be used."""
 
 import glob
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 
-__all__ = ["Layout", "find_files", "grouped", "make_cohort", "select_labels", "sibling", "warn_if_mixed"]
+__all__ = ["find_files", "grouped", "make_cohort", "not_found", "select_labels", "sibling", "warn_if_mixed"]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The dataset that a source expects, and the path of one of its scans for error messages."""
-
-    name: str
-    example: str
-
-    def check_folder(self, root: Path) -> Path:
-        """Return the root; raise InputError if it is not a folder."""
-        if not root.is_dir():
-            raise InputError(f"{root}: this is not a folder; give that of {self.name}, with {self.example} in it.")
-        return root
-
-    def not_found(self, root: Path, hint: str = "") -> InputError:
-        """Return the error for a root without any scan of this layout."""
-        return InputError(f"{root}: no scan of {self.name} was found, such as {self.example}. {hint}".rstrip())
+def not_found(root: Path, layout: str, example: str, hint: str = "") -> InputError:
+    """Return the error for a root without any scan of a layout; the example is the path of such a scan."""
+    return InputError(f"{root}: no scan of {layout} was found, such as {example}. {hint}".rstrip())
 
 
 def find_files(root: Path, pattern: str) -> list[Path]:
@@ -44,7 +30,7 @@ def sibling(scan: Path, name: str) -> Path | None:
     return path if os.path.lexists(path) else None
 
 
-def grouped(records: Iterable[ScanRecord], attribute: str = "key") -> dict[Any, list[ScanRecord]]:
+def grouped(records: Iterable[ScanRecord], attribute: str) -> dict[Any, list[ScanRecord]]:
     """Return the records by one of their attributes."""
     groups: dict[Any, list[ScanRecord]] = {}
     for record in records:
@@ -59,7 +45,6 @@ def select_labels(
 
     Args:
         root: Folder of the dataset, for messages.
-        records: Scans to choose from.
         attribute: "session" or "task".
         wanted: Labels with or without their BIDS prefix; None or empty keeps all.
 
@@ -69,16 +54,13 @@ def select_labels(
     if not wanted:
         return list(records), []
     prefix = {"session": "ses-", "task": "task-"}[attribute]
-    labels, groups = {str(label).removeprefix(prefix) for label in wanted}, grouped(records, attribute)
-    absent, existing = (
-        ", ".join(sorted(prefix + label for label in each)) for each in (labels - groups.keys(), groups.keys() - {None})
-    )
-    why = f"no scan has {absent}; choose from {existing or 'none'}."
-    if not labels & groups.keys():
-        raise InputError(f"{root}: {why}")
-    return [record for record in records if getattr(record, attribute) in labels], [
-        Problem(str(root), why)
-    ] if absent else []
+    labels, existing = {label.removeprefix(prefix) for label in wanted}, grouped(records, attribute).keys() - {None}
+    absent, choices = (", ".join(sorted(prefix + label for label in each)) for each in (labels - existing, existing))
+    problem = Problem(str(root), f"no scan has {absent}; choose from {choices or 'none'}.")
+    if not labels & existing:
+        raise InputError(str(problem))
+    selected = [record for record in records if getattr(record, attribute) in labels]
+    return selected, [problem] if absent else []
 
 
 def warn_if_mixed(root: Path, kinds: Iterable[str], option: str) -> None:
@@ -97,23 +79,23 @@ def make_cohort(records: Iterable[ScanRecord], problems: Iterable[Problem] = (),
     that is listed as several scans. An identical record counts once.
     """
     problems, usable = list(problems), []
-    keys_of_file: dict[str, set[str]] = {}
-    groups = grouped(records)
-    for key, group in groups.items():
-        keys_of_file.setdefault(os.path.abspath(group[0].scan), set()).add(key)
-    for key, group in groups.items():
-        record, keys = group[0], keys_of_file[os.path.abspath(group[0].scan)]
-        if any(other != record for other in group):
-            why = f"{len(group)} scans have the key {key}; give them different subjects, sessions, tasks or runs."
-            reasons = {other.scan: why for other in group}
+    groups = grouped(records, "key")
+    keys_of_file: dict[str, list[str]] = {}
+    for key, (record, *_) in sorted(groups.items()):
+        keys_of_file.setdefault(os.path.abspath(record.scan), []).append(key)
+    for key, (record, *others) in sorted(groups.items()):
+        keys = keys_of_file[os.path.abspath(record.scan)]
+        if any(other != record for other in others):
+            why = f"{len(others) + 1} scans have the key {key}; give them different subjects, sessions, tasks or runs."
+            reasons = {each.scan: why for each in (record, *others)}
         elif len(keys) > 1:
-            reasons = {record.scan: f"this one file is listed as {' and '.join(sorted(keys))}; list it once."}
+            reasons = {record.scan: f"this one file is listed as {' and '.join(keys)}; list it once."}
         else:
             reasons = {path: _why_absent(path) for path in (record.scan, record.mask) if path is not None}
         found = [Problem(str(path), why) for path, why in reasons.items() if why]
         problems += found
         usable += [] if found else [record]
-    return Cohort(tuple(sorted(usable, key=lambda record: record.key)), tuple(problems), is_restricted)
+    return Cohort(tuple(usable), tuple(problems), is_restricted)
 
 
 def _why_absent(path: Path) -> str | None:
@@ -121,6 +103,4 @@ def _why_absent(path: Path) -> str | None:
     is_pointer = path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"/annex/objects/")
     if is_pointer or (path.is_symlink() and not path.exists()):
         return f"its content was not downloaded; run `datalad get {path}`."
-    if path.is_file():
-        return None
-    return "this is a folder, not a scan." if path.is_dir() else "the file does not exist; check the path."
+    return None if path.is_file() else "there is no such file; check the path."

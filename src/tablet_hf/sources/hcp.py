@@ -4,13 +4,14 @@ The four resting runs of 3 T: two days, REST1 and REST2, with the phase-encoding
 2013, NeuroImage 80:62; S1200 reference manual).
 """
 
+import os
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from tablet_hf.errors import InputError
-from tablet_hf.sources.cohort import Layout, find_files, make_cohort, select_labels, sibling, warn_if_mixed
+from tablet_hf.sources.cohort import find_files, make_cohort, not_found, select_labels, sibling, warn_if_mixed
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 from tablet_hf.sources.tables import FAMILY_COLUMNS, PhenotypeTables, add_sex_and_age, find_column, number_label
 
@@ -19,7 +20,7 @@ __all__ = ["find"]
 CLEANED = ("rfMRI_{run}_hp2000_clean.nii.gz", "rfMRI_{run}_hp2000_clean_rclean_tclean.nii.gz")
 """Cleaned runs by ICA-FIX, of S1200 and of a later release; the first one that exists is taken."""
 
-LAYOUT = Layout("HCP Young Adult", f"100307/MNINonLinear/Results/rfMRI_REST1_LR/{CLEANED[0].format(run='REST1_LR')}")
+EXAMPLE = f"100307/MNINonLinear/Results/rfMRI_REST1_LR/{CLEANED[0].format(run='REST1_LR')}"
 
 REPETITION_TIME = 0.72
 """Seconds, all 3 T runs (S1200 reference manual)."""
@@ -48,9 +49,8 @@ def find(
         are phenotypes, with `sex` (Gender) and `age` (Age_in_Yrs) added; Family_ID is the family.
 
     Raises:
-        InputError: If there is no such folder, no run in it, or a table cannot be read.
+        InputError: If there is no run, or a table cannot be read.
     """
-    root = LAYOUT.check_folder(root)
     if pattern is not None and "{run}" not in pattern:
         raise InputError(f"The pattern {pattern!r} lacks {{run}}; give a file name such as rfMRI_{{run}}.nii.gz.")
     names = (pattern,) if pattern else CLEANED
@@ -59,23 +59,21 @@ def find(
         subject, run = folder.relative_to(root).parts[0], re.fullmatch(r"rfMRI_(REST[12])_(LR|RL)", folder.name)
         if not run or not re.fullmatch("[0-9]{6}", subject):
             continue  # 7 T runs and other HCP studies have such folders too, with another repetition time
-        files = {name: sibling(folder / "x", name.replace("{run}", f"{run[1]}_{run[2]}")) for name in names}
-        kind = next((name for name, file in files.items() if file), None)
+        files = {name: folder / name.replace("{run}", f"{run[1]}_{run[2]}") for name in names}
+        kind = next((name for name, file in files.items() if os.path.lexists(file)), None)
         if kind is None:
-            missing = names[0].replace("{run}", f"{run[1]}_{run[2]}")
-            problems.append(Problem(str(folder), f"it has no {missing}; download that file."))
+            problems.append(Problem(str(folder), f"it has no {files[names[0]].name}; download that file."))
             continue
         kinds.append(kind)
         labels = {"session": run[1], "task": "rest", "run": run[2], "dataset": dataset}
         mask = sibling(files[kind], "brainmask_fs.2.nii.gz")
         records.append(ScanRecord(subject, files[kind], mask, REPETITION_TIME, **labels))
     if not records:
-        raise LAYOUT.not_found(root, str(problems[0]) if problems else "")
+        raise not_found(root, "HCP Young Adult", EXAMPLE, str(problems[0]) if problems else "")
     warn_if_mixed(root, kinds, "--pattern")
     records, absent = select_labels(root, records, "session", sessions)
     tables = PhenotypeTables(phenotypes, ("Subject",), number_label)
     if find_column(tables.columns, FAMILY_COLUMNS) is None:
-        message = f"{root}: no table has Family_ID, so splits can separate families; add the restricted CSV."
-        warnings.warn(message, stacklevel=2)
+        warnings.warn("No table has Family_ID, so splits can separate families; add the restricted CSV.", stacklevel=2)
     records = add_sex_and_age(tables.join(records), ("Gender",), ("Age_in_Yrs",))
     return make_cohort(records, [*problems, *absent, *tables.problems], is_restricted=True)

@@ -103,13 +103,13 @@ class Cohort:
     is_restricted: bool = False
 
 
-def phenotype_values(runs: Sequence[Any], name: str, where: Any = "the store") -> list[Any]:
+def phenotype_values(runs: Sequence[Any], name: str, where: Any) -> list[Any]:
     """Return a phenotype of every run, None where it is missing.
 
     Args:
         runs: Runs of a store, or records.
         name: Name of the phenotype.
-        where: Name of the store in the error.
+        where: Name of the store, for the error.
 
     Raises:
         InputError: If it is missing for all runs.
@@ -123,15 +123,13 @@ def phenotype_values(runs: Sequence[Any], name: str, where: Any = "the store") -
     return values
 
 
-def typed_value(cell: Any) -> Phenotype:
+def typed_value(cell: str) -> Phenotype:
     """Convert a cell of a table to None, a number or a stripped text.
 
     Whole numbers become int ("1", "1.0"), others float. `MISSING_WORDS`, `MISSING_NUMBERS`, NaN and infinity become
     None. Labels that only look like numbers stay text: "007", "52259_82122", more than 15 digits.
     """
-    if cell is None or isinstance(cell, int):  # bool among them
-        return None if cell in MISSING_NUMBERS else cell
-    text = str(cell).strip()
+    text = cell.strip()
     if text.lower() in MISSING_WORDS:
         return None
     if re.fullmatch(r"[+-]?(0\d+|\d{16,})", text) or "_" in text:
@@ -173,11 +171,7 @@ def typed_columns(rows: Sequence[Mapping[str, Phenotype]]) -> dict[str, type]:
 
 
 def store_key(record: Any) -> str:
-    """Return the name of a run in a store: `sub-01_task-rest`, or `HCP-YA/sub-100307_task-rest` with a dataset.
-
-    Args:
-        record: A `ScanRecord`, or a run of a store.
-    """
+    """Return the name of a record or run in a store: `sub-01_task-rest`, `HCP-YA/sub-100307_task-rest` of a dataset."""
     labels = {entity: getattr(record, name) for entity, name in ENTITIES.items()}
     key = "_".join(f"{entity}-{_label(label)}" for entity, label in labels.items() if label is not None)
     return key if record.dataset is None else f"{_label(record.dataset, allowed='+-')}/{key}"

@@ -13,8 +13,8 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,6 @@ SPACE = "MNI152NLin2009aAsym"
 """The BIDS name of the template that nilearn ships: ICBM152 2009, release a, non-linear, asymmetric."""
 
 DESIGN_FILE = Path("code", "design.json")
-
 
 REPETITION_TIME = 2.0
 COUPLING = 0.8
@@ -64,8 +63,7 @@ class CohortDesign:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Anatomy:
+class Anatomy(NamedTuple):
     """The template: intensity (X, Y, Z) float32 in [0, 1], brain mask (X, Y, Z) bool, affine (4, 4) in mm."""
 
     intensity: np.ndarray
@@ -73,14 +71,8 @@ class Anatomy:
     affine: np.ndarray
 
 
-@lru_cache(maxsize=2)
 def load_anatomy(resolution: int = 2, field_of_view: tuple[tuple[float, float], ...] | None = None) -> Anatomy:
-    """Load the ICBM152 template and its brain mask from nilearn's own files.
-
-    Args:
-        resolution: Voxel size in mm.
-        field_of_view: Ranges in mm along x, y and z to crop to.
-    """
+    """Load nilearn's ICBM152 template with voxels of a size in mm, cropped to ranges in mm along x, y and z."""
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 
     template = load_mni152_template(resolution=resolution)
@@ -97,16 +89,10 @@ def load_anatomy(resolution: int = 2, field_of_view: tuple[tuple[float, float], 
 
 
 def network_time_series(num_frames: int, label: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the time series of the networks of one subject.
+    """Draw the time series (num_frames, networks) of one subject of the group with this index.
 
     Each is a cosine of random frequency and phase, with mean 0 and variance 1 in every frame. The second is
     `+-COUPLING` times the first plus an independent oscillation: its distribution is the same under either sign.
-
-    Args:
-        label: Index of the group in `GROUPS`.
-
-    Returns:
-        (num_frames, networks) float64.
     """
     seconds = np.arange(num_frames) * REPETITION_TIME
 
@@ -147,11 +133,7 @@ def network_maps(anatomy: Anatomy, rng: np.random.Generator | None = None) -> np
 
 
 def simulate_run(design: CohortDesign, subject: int, label: int, anatomy: Anatomy) -> np.ndarray:
-    """Simulate the run of one subject, the same for the same design, subject and label.
-
-    Returns:
-        (X, Y, Z, num_frames) float32 intensities, 0 outside the brain.
-    """
+    """Return the intensities (X, Y, Z, num_frames) of one subject in float32, 0 outside the brain."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng([design.seed, subject])
@@ -171,10 +153,6 @@ def simulate_run(design: CohortDesign, subject: int, label: int, anatomy: Anatom
 
 def write_cohort(folder: Path, design: CohortDesign) -> None:
     """Write a cohort as BIDS derivatives: a scan and a mask per subject, and `group` in participants.tsv.
-
-    Args:
-        folder: Does not exist yet.
-        design: Parameters of the cohort.
 
     Raises:
         InputError: If the folder exists.

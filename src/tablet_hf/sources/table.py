@@ -38,51 +38,43 @@ def find(root: Path, *, dataset: str | None = None) -> Cohort:
         raise InputError(f"{root}: no column is called path; the table needs one, such as path,subject,sex.")
     if table.cells.empty:
         raise InputError(f"{root}: the table lists no scan; add rows such as sub-01_bold.nii.gz,01,F.")
-    columns = {"path": path_column} | {field: find_column(table.cells, (field,)) for field in FIELDS}
-    seconds_column = columns["repetition_time"]
-    labels = [name for name in table.cells if name not in {*columns.values()} - {seconds_column}]
+    found = {find_column(table.cells, (field,)): field for field in FIELDS}
+    columns = {column: field for column, field in found.items() if column} | {path_column: "path"}
+    rows = table.cells[list(columns)].rename(columns=columns).to_dict("records")
+    typed = typed_cells(table, [name for name in table.cells if columns.get(name) in (None, "repetition_time")])
+    seconds_column = find_column(columns, ("repetition_time",))
     records, problems = [], []
-    texts = {field: table.column(column) for field, column in columns.items() if column}
-    for number, phenotypes in enumerate(typed_cells(table, labels)):
+    for number, row, phenotypes in zip(table.cells.index, rows, typed, strict=True):
+        fields = {name: cell for name, cell in row.items() if typed_value(cell) is not None}
         seconds = phenotypes.pop(seconds_column, None)
-        fields = {field: texts[field][number] or None if field in texts else None for field in columns}
-        record = _record(root.parent, fields, seconds, phenotypes, dataset)
+        record = _record(root.parent, {"dataset": dataset} | fields, seconds, phenotypes)
         if isinstance(record, str):
-            problems.append(Problem(f"{root}, row {table.cells.index[number]}", record))
+            problems.append(Problem(f"{root}, row {number}", record))
         else:
             records.append(record)
     return make_cohort(add_sex_and_age(records), problems)
 
 
 def _record(
-    folder: Path,
-    fields: Mapping[str, str | None],
-    seconds: Phenotype,
-    phenotypes: Mapping[str, Phenotype],
-    dataset: str | None,
+    folder: Path, fields: Mapping[str, str], seconds: Phenotype, phenotypes: Mapping[str, Phenotype]
 ) -> ScanRecord | str:
     """Return the record of a row, or why the row is left out."""
-    if not fields["path"]:
+    if "path" not in fields:
         return "it has no path; add it or remove the row."
     scan = folder / fields["path"]
     named = read_entities(scan) if scan.name.startswith("sub-") else {}
     if folders := [parent.name for parent in scan.parents if parent.name.startswith("sub-")]:
         named = {"sub": folders[0].removeprefix("sub-")} | named
-    labels = {name: bids_label(fields[name] or "") or named.get(entity) for entity, name in ENTITIES.items()}
-    if labels["subject"] is None:
+    labels = {name: bids_label(fields.get(name, "")) or named.get(entity) for entity, name in ENTITIES.items()}
+    if not labels["subject"]:
         return f"it has no subject, nor has the name {scan.name}; add a column called subject."
     if seconds is not None and (isinstance(seconds, str) or not 0 < seconds < math.inf):
         return f"its repetition_time {str(seconds)!r} is not a number of seconds, such as 0.72."
-    mask, site, family, study = (
-        None if typed_value(fields[name]) is None else fields[name] for name in ("mask", "site", "family", "dataset")
-    )
     return ScanRecord(
         scan=scan,
-        mask=folder / mask if mask else None,
+        mask=folder / fields["mask"] if "mask" in fields else None,
         repetition_time=None if seconds is None else float(seconds),
-        dataset=study or dataset,
-        site=site,
-        family=family,
+        **{name: fields.get(name) for name in ("dataset", "site", "family")},
         phenotypes=phenotypes,
         **labels,
     )

@@ -45,15 +45,11 @@ NUMBER_WITH_COMMA = re.compile(r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, indexed by the row of the file; "" where a cell is empty. Blank rows are left out."""
+    """A table of stripped text, indexed by the row of the file; "" where a cell is empty. Blank rows are left out."""
 
     path: Path
     cells: pd.DataFrame
     delimiter: str
-
-    def column(self, name: str) -> list[str]:
-        """Return the stripped cells of a column."""
-        return [cell.strip() for cell in self.cells[name]]
 
 
 class _WithFirstLine:
@@ -126,7 +122,8 @@ def _read(path: Path, rename: Callable[[str], str | None], encoding: str) -> Tab
         raise InputError(
             f"{path}: row {too_long[0]} has more cells than the header; quote cells that contain {delimiter!r}."
         )
-    return Table(path, cells[(cells != "").any(axis=1)].rename(columns=names), delimiter)
+    cells = cells.rename(columns=names).apply(lambda column: column.str.strip())
+    return Table(path, cells[(cells != "").any(axis=1)], delimiter)
 
 
 def _delimiter(header: str, suffix: str) -> str:
@@ -151,7 +148,7 @@ def typed_cells(table: Table, columns: Sequence[str]) -> list[dict[str, Phenotyp
     values: dict[str, list[Phenotype]] = {}
     remarks: dict[str, list[str]] = {}
     for name in columns:
-        cells = table.column(name)
+        cells = table.cells[name].tolist()
         counts = Counter(cells)
         typed = {cell: typed_value(cell) for cell in counts}
         present = [cell for cell, value in typed.items() if value is not None]
@@ -233,23 +230,22 @@ class PhenotypeTables:
     def add(self, path: Path, subject: str | None = None) -> None:
         """Add a table, which is about one subject where that is given."""
         table = read_table(path, self.rename)
+        cells = table.cells
         subject_column, session_column = (
-            find_column(table.cells, names) for names in (self.subject_columns, self.session_columns)
+            find_column(cells, names) for names in (self.subject_columns, self.session_columns)
         )
         if subject is None and subject_column is None:
             raise InputError(f"{path}: no column has the subjects; name one {' or '.join(self.subject_columns)}.")
-        labels = [subject] * len(table.cells)
-        if subject is None:
-            labels = [self.subject_label(cell) for cell in table.column(subject_column)]
+        labels = [subject] * len(cells) if subject else list(map(self.subject_label, cells[subject_column]))
         if self.wanted is not None:
-            table = replace(table, cells=table.cells[[label in self.wanted for label in labels]])
+            cells = cells[[label in self.wanted for label in labels]]
             labels = [label for label in labels if label in self.wanted]
-        sessions = map(bids_label, table.column(session_column)) if session_column else [None] * len(labels)
-        names = [name for name in table.cells if name not in (subject_column, session_column)]
+        sessions = map(bids_label, cells[session_column]) if session_column else [None] * len(cells)
+        names = [name for name in cells if name not in (subject_column, session_column)]
         self.columns |= dict.fromkeys(names)
         groups: dict[tuple[str, str | None], list[tuple[int, dict[str, Phenotype]]]] = {}
-        rows = zip(table.cells.index, labels, sessions, typed_cells(table, names), strict=True)
-        for row, label, session, values in rows:
+        typed = typed_cells(replace(table, cells=cells), names)
+        for row, label, session, values in zip(cells.index, labels, sessions, typed, strict=True):
             if label is None:
                 self.problems.append(Problem(f"{path}, row {row}", f"the column {subject_column!r} names no subject."))
             else:
@@ -259,11 +255,10 @@ class PhenotypeTables:
 
     def _merge(self, path: Path, key: tuple[str, str | None], rows: list[tuple[int, dict[str, Phenotype]]]) -> None:
         what = f"{path}, subject {key[0]}" + (f", session {key[1]}" if key[1] else "")
-        first = rows[0][1]
         existing = self._values.setdefault(key, {})
-        if differ := {name: None for _, values in rows[1:] for name in first if values[name] != first[name]}:
-            numbers = _listed([row for row, _ in rows])
-            why = f"rows {numbers} differ in {_listed(list(differ))}, so none is used; keep one."
+        (_, first), *others = rows
+        if differ := [name for name in first if any(values[name] != first[name] for _, values in others)]:
+            why = f"rows {_listed([row for row, _ in rows])} differ in {_listed(differ)}, so none is used; keep one."
             self.problems.append(Problem(what, why))
             first = dict.fromkeys(first)
         for name, value in first.items():
@@ -275,23 +270,19 @@ class PhenotypeTables:
                 why = f"{name} is {value!r} here and {other!r} in another table, so neither is used."
                 self.problems.append(Problem(what, why))
 
-    def phenotypes(self, subject: str, session: str | None = None) -> dict[str, Phenotype]:
-        """Return all columns, None where missing; rows about the session go before rows about the subject."""
-        own = self._values.get((subject, None), {}) | self._values.get((subject, session), {})
-        own = {name: value for name, value in own.items() if value is not CONTRADICTORY}
-        return {name: own.get(name) for name in self.columns}
-
     def join(self, records: Iterable[ScanRecord]) -> list[ScanRecord]:
-        """Return the records with their phenotypes; columns of sites and families become `site` and `family`.
+        """Return the records with all columns, None where missing; rows about the session go before other rows.
 
-        Scans without a row stay, with phenotypes that are None; one warning lists their subjects.
+        Columns of sites and families become `site` and `family`. One warning lists the subjects without a row.
         """
         site_column, family_column = (find_column(self.columns, names) for names in (SITE_COLUMNS, FAMILY_COLUMNS))
         joined, without_row, subjects = [], {}, self.subjects
         for record in records:
-            values = self.phenotypes(record.subject, record.session)
+            keys = [(record.subject, None), (record.subject, record.session)]
+            found = {name: value for key in keys for name, value in self._values.get(key, {}).items()}
+            values = {name: None if found.get(name) is CONTRADICTORY else found.get(name) for name in self.columns}
             site, family = values.pop(site_column, None), values.pop(family_column, None)
-            if self.columns and not self._values.keys() & {(record.subject, None), (record.subject, record.session)}:
+            if self.columns and self._values.keys().isdisjoint(keys):
                 session = f" (session {record.session})" if record.subject in subjects else ""
                 without_row[record.subject + session] = None
             site = record.site if site is None else str(site)
@@ -316,13 +307,13 @@ def add_sex_and_age(
     for name, names in (("age", age_columns), ("sex", sex_columns)):
         column = find_column(columns, names)
         values = [record.phenotypes.get(column) for record in records]
-        present = {value for value in values if value is not None}
-        if name == "sex" and all(str(value).casefold() in sexes for value in present):
-            values = [None if value is None else sexes[str(value).casefold()] for value in values]
-        elif name == "sex" or not all(type(value) in (int, float) for value in present):
-            continue
-        if present and name not in columns:
-            pairs = zip(records, values, strict=True)
+        if name == "sex":
+            added = [sexes.get(str(value).casefold()) for value in values]
+            is_clear = all(value is None or sex for value, sex in zip(values, added, strict=True))
+        else:
+            added, is_clear = values, not any(isinstance(value, str) for value in values)
+        if column is not None and name not in columns and is_clear:
+            pairs = zip(records, added, strict=True)
             records = [replace(each, phenotypes={name: value, **each.phenotypes}) for each, value in pairs]
     return list(records)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tablet_hf.errors import InputError
-from tablet_hf.sources.cohort import Layout, find_files, make_cohort, select_labels, sibling
+from tablet_hf.sources.cohort import find_files, make_cohort, not_found, select_labels, sibling
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 from tablet_hf.sources.tables import PhenotypeTables, number_label
 
@@ -26,13 +26,7 @@ PATTERNS = (
 )
 """Paths of warped runs."""
 
-LAYOUT = Layout("UK Biobank field 20227, warped to MNI152", PATTERNS[0].format(eid="1000012", instance="2"))
-
-APPLYWARP = (
-    "mkdir -p reg_standard && applywarp --in=filtered_func_data_clean --ref=$FSLDIR/data/standard/MNI152_T1_2mm "
-    "--warp=reg/example_func2standard_warp --out=reg_standard/filtered_func_data_clean --interp=spline"
-)
-"""To be run in the folder `rfMRI.ica`; applywarp is FSL's."""
+NOT_WARPED = "it is in the space of the scan; warp it to MNI152 by FSL's applywarp, as docs/sources.md shows."
 
 REPETITION_TIME = 0.735
 """Seconds (UK Biobank brain imaging documentation)."""
@@ -76,17 +70,16 @@ def find(
         ("do not know", "prefer not to answer") are missing values.
 
     Raises:
-        InputError: If there is no such folder, no warped scan in it, or a pattern, list or table cannot be read.
+        InputError: If there is no warped scan, or a pattern, list or table cannot be read.
     """
-    root = LAYOUT.check_folder(root)
     records = _find_scans(root, (pattern,) if pattern else PATTERNS)
     warped = {record.key for record in records}
     natives = [] if pattern else [each for each in _find_scans(root, (NATIVE,)) if each.key not in warped]
-    not_warped = f"it is in the space of the scan; warp it, in the folder rfMRI.ica: `{APPLYWARP}`."
     if not records:
         zipped = "Unpack the zip archives, and warp." if find_files(root, "*_20227_*_0.zip") else ""
-        raise LAYOUT.not_found(root, f"{natives[0].scan}: {not_warped}" if natives else zipped)
-    problems = [Problem(str(record.scan), not_warped) for record in natives]
+        hint = f"{natives[0].scan}: {NOT_WARPED}" if natives else zipped
+        raise not_found(root, "UK Biobank warped to MNI152", PATTERNS[1].format(eid="1000012", instance="2"), hint)
+    problems = [Problem(str(record.scan), NOT_WARPED) for record in natives]
     gone = withdrawn_subjects(Path(withdrawn)) if withdrawn else frozenset()
     for eid in sorted({record.subject for record in records} & gone):
         problems.append(Problem(f"subject {eid}", "withdrawn from UK Biobank; delete these scans."))
