@@ -100,7 +100,9 @@ def test_targets_are_permuted_within_blocks_only():
     found = permutation_p_value(targets, merits, np.arange(4), ["b", "b", "a", "a"], 8000, 0)
     assert found == pytest.approx(1 / 4, abs=0.02)
     every = [sum(merits[list(places), 1]) >= 5 for places in itertools.combinations(range(4), 2)]
-    assert permutation_p_value(targets, merits, np.arange(4), None, 8000, 0) == pytest.approx(np.mean(every), abs=0.02)
+    assert permutation_p_value(targets, merits, np.arange(4), [0] * 4, 8000, 0) == pytest.approx(
+        np.mean(every), abs=0.02
+    )
 
 
 def test_the_p_value_counts_permutations_that_fit_as_well():
@@ -110,7 +112,7 @@ def test_the_p_value_counts_permutations_that_fit_as_well():
     observed = np.corrcoef(targets, predictions)[0, 1]
     everything = [np.corrcoef(order, predictions)[0, 1] for order in itertools.permutations(targets)]
     exact = np.mean(np.array(everything) >= observed - 1e-12)
-    found = permutation_p_value(targets, predictions - predictions.mean(), np.arange(6), None, 20_000, 0)
+    found = permutation_p_value(targets, predictions - predictions.mean(), np.arange(6), [0] * 6, 20_000, 0)
     assert found == pytest.approx(exact, rel=0.15)
 
 
@@ -118,8 +120,8 @@ def test_a_subject_of_several_folds_is_permuted_whole():
     # Two subjects with two entries each have two orders, so p is about 1/2; four single entries have six.
     targets, subjects = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1])
     merits = np.stack([np.zeros(4), np.arange(4.0)], axis=1)
-    assert permutation_p_value(targets, merits, subjects, None, 4000, 0) == pytest.approx(1 / 2, abs=0.03)
-    assert permutation_p_value(targets, merits, np.arange(4), None, 4000, 0) == pytest.approx(1 / 6, abs=0.03)
+    assert permutation_p_value(targets, merits, subjects, [0, 0], 4000, 0) == pytest.approx(1 / 2, abs=0.03)
+    assert permutation_p_value(targets, merits, np.arange(4), [0] * 4, 4000, 0) == pytest.approx(1 / 6, abs=0.03)
     mixed = np.array([2, 0, 3, 1])
-    found = permutation_p_value(targets[mixed], merits[mixed], subjects[mixed], None, 4000, 0)
+    found = permutation_p_value(targets[mixed], merits[mixed], subjects[mixed], [0, 0], 4000, 0)
     assert found == pytest.approx(1 / 2, abs=0.03)

@@ -44,29 +44,20 @@ class Task:
         return self.classes is None
 
     @property
-    def is_binary(self) -> bool:
-        return self.classes is not None and len(self.classes) == 2
-
-    @property
     def config_fields(self) -> dict[str, Any]:
         """Fields of a `TabletConfig` for this task. Two classes are one logit, as in the paper."""
         names = [self.label] if self.is_regression else [str(value) for value in self.classes]
         if self.is_regression:
             fields = {"problem_type": "regression", "target_mean": [self.target_mean], "target_std": [self.target_std]}
-        elif self.is_binary:
+        elif len(names) == 2:
             negative, *names = names
             fields = {"problem_type": "multi_label_classification", "negative_label": negative}
             fields["positive_weight"] = self.class_weights[1]
         else:
             fields = {"problem_type": "single_label_classification", "class_weights": list(self.class_weights)}
-        id2label = dict(enumerate(names))
-        label2id = {name: number for number, name in id2label.items()}
-        return fields | {
-            "target_name": self.label,
-            "num_labels": len(names),
-            "id2label": id2label,
-            "label2id": label2id,
-        }
+        label2id = {name: number for number, name in enumerate(names)}
+        fields |= {"id2label": dict(enumerate(names)), "label2id": label2id}
+        return fields | {"target_name": self.label, "num_labels": len(names)}
 
     def __str__(self) -> str:
         if self.is_regression:
@@ -110,10 +101,8 @@ def find_task(
     elif texts:
         kind, reason = "classification", "its values are not numbers"
     elif len(found) <= MAX_CLASSES and all(value == int(value) for value in found):
-        kind, reason = (
-            "classification",
-            f"it has {len(found)} different whole numbers; --task regression overrides this",
-        )
+        kind = "classification"
+        reason = f"it has {len(found)} different whole numbers; --task regression overrides this"
     else:
         kind, reason = "regression", f"it has {len(found)} different numbers"
 

@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from numbers import Real
 from typing import Any
 
@@ -39,15 +39,16 @@ READERS = 4
 
 
 class _Windows(Dataset):
-    """Windows of some runs of a store, with labels; a subclass decides which frames a window has."""
+    """Windows of some runs of a store; a subclass decides which frames a window has."""
 
     def __init__(
         self,
         store: Any,
         num_frames: int | None,
-        runs: Sequence[int | str] | None,
-        label: str | None,
-        classes: Sequence[Any] | None,
+        runs: Sequence[int | str] | None = None,
+        label: str | None = None,
+        *,
+        classes: Sequence[Any] | None = None,
     ):
         if num_frames is not None and num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}.")
@@ -67,14 +68,13 @@ class _Windows(Dataset):
         """Run, first frame and number of frames."""
         raise NotImplementedError
 
-    def _fields(self, run: int) -> dict[str, Any]:
-        """All but the tokens of an item."""
-        fields = {"repetition_time": self.store.runs[run].repetition_time, "run_index": run}
-        return fields | {"labels": self.labels[run]} if run in self.labels else fields
+    def _item(self, run: int, start: int, frames: int, out: Tensor | None = None) -> dict[str, Any]:
+        tokens = self.store.window(run, start, frames, out=out)
+        item = {"input_values": tokens, "repetition_time": self.store.runs[run].repetition_time, "run_index": run}
+        return item | {"labels": self.labels[run]} if run in self.labels else item
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        window = self._window(index)
-        return {"input_values": self.store.window(*window)} | self._fields(window[0])
+        return self._item(*self._window(index))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Read the items of a batch, as a `DataLoader` asks for them.
@@ -84,14 +84,11 @@ class _Windows(Dataset):
         """
         windows = [self._window(index) for index in indices]
         if len({frames for _, _, frames in windows}) > 1:
-            return [{"input_values": self.store.window(*window)} | self._fields(window[0]) for window in windows]
+            return [self._item(*window) for window in windows]
         is_pinned = torch.cuda.is_available() and torch.utils.data.get_worker_info() is None
         shape = (len(windows), windows[0][2], *self.store.geometry.shape)
         batch = torch.empty(shape, dtype=torch.float16, pin_memory=is_pinned)
-        list(_readers(os.getpid()).map(lambda window, out: self.store.window(*window, out=out), windows, batch))
-        items = [
-            {"input_values": tokens} | self._fields(run) for tokens, (run, _, _) in zip(batch, windows, strict=True)
-        ]
+        items = list(_readers(os.getpid()).map(lambda window, out: self._item(*window, out=out), windows, batch))
         return WindowBatch(items, batch)
 
 
@@ -133,7 +130,7 @@ class TrainingWindows(_Windows):
         classes: Sequence[Any] | None = None,
         seed: int = 0,
     ):
-        super().__init__(store, num_frames, runs, label, classes)
+        super().__init__(store, num_frames, runs, label, classes=classes)
         self.seed = seed
         # Epoch, and items drawn in it; in shared memory, since persistent workers hold a copy of everything else.
         self._state = torch.zeros(2, dtype=torch.int64).share_memory_()
@@ -182,25 +179,19 @@ class EvaluationWindows(_Windows):
         runs: see `TrainingWindows`.
     """
 
-    def __init__(
-        self,
-        store: Any,
-        num_frames: int | None,
-        runs: Sequence[int | str] | None = None,
-        label: str | None = None,
-        *,
-        classes: Sequence[Any] | None = None,
-    ):
-        super().__init__(store, num_frames, runs, label, classes)
-        lengths = [self.store.runs[run].num_frames for run in self.runs]
-        self.windows = [
-            (run, *window)
-            for run, length in zip(self.runs, lengths, strict=True)
-            for window in cut_windows(length, num_frames)
-        ]
-        self.run_indices = [run for run, _, _ in self.windows]
-        subjects = subject_ids(store.runs)
-        self.subjects = [subjects[run] for run in self.run_indices]
+    @cached_property
+    def windows(self) -> list[tuple[int, int, int]]:
+        runs = self.store.runs
+        return [(run, *window) for run in self.runs for window in cut_windows(runs[run].num_frames, self.num_frames)]
+
+    @property
+    def run_indices(self) -> list[int]:
+        return [run for run, _, _ in self.windows]
+
+    @property
+    def subjects(self) -> list[str]:
+        subjects = subject_ids(self.store.runs)
+        return [subjects[run] for run in self.run_indices]
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -1,4 +1,4 @@
-"""Metrics of predictions, and `compute_metrics` for `Trainer`.
+"""Metrics of predictions.
 
 A metric that is not defined is NaN, without a warning: the AUROC of subjects of one class, the correlation with a
 constant, everything where a prediction is not finite. The same metrics are `evaluate` modules that need no network:
@@ -21,7 +21,6 @@ __all__ = [
     "class_probabilities",
     "classification_metrics",
     "load_metric",
-    "metrics_for",
     "regression_metrics",
 ]
 
@@ -88,32 +87,6 @@ def class_probabilities(logits: np.ndarray) -> np.ndarray:
     if logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(f"logits must have shape (n, classes), not {logits.shape}.")
     return softmax(np.pad(logits, ((0, 0), (1, 0))) if logits.shape[1] == 1 else logits, axis=1)
-
-
-def metrics_for(config: Any) -> Callable[[Any], dict[str, float]]:
-    """Return the `compute_metrics` of `Trainer` for the task of a `TabletConfig`.
-
-    Raises:
-        InputError: no problem type, several targets, or several labels that do not exclude each other.
-    """
-    kind, num_labels = config.problem_type, config.num_labels
-    is_regression = kind == "regression"
-    is_classification = kind == "single_label_classification" or (kind, num_labels) == ("multi_label_classification", 1)
-    if not is_classification and (not is_regression or num_labels > 1):
-        raise InputError(
-            f"problem_type {kind!r} with {num_labels} labels: metrics are for one target or for classes that exclude "
-            "each other; set problem_type and num_labels of the configuration."
-        )
-
-    def compute_metrics(predictions: Any) -> dict[str, float]:
-        outputs = predictions.predictions
-        outputs = np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
-        labels = np.asarray(predictions.label_ids).reshape(-1)
-        if is_regression:
-            return regression_metrics(labels, outputs.reshape(-1))
-        return classification_metrics(labels, class_probabilities(outputs))
-
-    return compute_metrics
 
 
 def load_metric(name: str) -> Any:

@@ -33,7 +33,7 @@ def permutation_p_value(
     targets: np.ndarray,
     merits: np.ndarray,
     subject_of_entry: np.ndarray,
-    blocks: Sequence | None,
+    blocks: Sequence,
     num_permutations: int,
     seed: int,
 ) -> float:
@@ -45,25 +45,30 @@ def permutation_p_value(
             multiplied by its target.
         subject_of_entry: `(n,)`, index of the subject. Subjects of one block have equally many entries, which are
             exchanged in their order.
-        blocks: `(subjects,)`; subjects exchange targets within their block. None is one block.
+        blocks: `(subjects,)`; subjects exchange targets within their block.
 
     Returns:
         `(as good + 1) / (num_permutations + 1)` (Phipson & Smyth 2010, doi:10.2202/1544-6115.1585).
     """
     order = np.argsort(subject_of_entry, kind="stable")
     targets, merits, subjects = targets[order], merits[order], subject_of_entry[order]
-    first = np.searchsorted(subjects, np.arange(subjects[-1] + 1))
-    nth = np.arange(len(subjects)) - first[subjects]
-    rows = np.arange(len(subjects))
+    num_subjects, rows = int(subjects[-1]) + 1, np.arange(len(subjects))
+    first = np.searchsorted(subjects, np.arange(num_subjects))
+    nth = rows - first[subjects]
 
     def statistic(given: np.ndarray) -> np.ndarray:
         return (given * merits if merits.ndim == 1 else merits[rows, given]).sum(axis=-1)
 
     # Sums in another order differ by rounding; equal ones count as equal.
     tolerance = 1e-9 * np.abs(merits).max() * max(np.abs(targets).max(), 1)
-    least = statistic(targets) - tolerance
-    as_good = 0
-    for permuted in _permutations(len(first), blocks, num_permutations, seed):
+    least, as_good = statistic(targets) - tolerance, 0
+    rng = np.random.default_rng(seed)
+    block_numbers = np.unique(np.asarray(blocks), return_inverse=True)[1]
+    in_order = np.argsort(block_numbers, kind="stable")
+    for size in _block_sizes(num_subjects, num_permutations):
+        permuted = np.empty((size, num_subjects), dtype=int)
+        # Both sides go through the blocks in the same order, the right one at random within each block.
+        permuted[:, in_order] = np.argsort(block_numbers + rng.random((size, num_subjects)), axis=1)
         as_good += int(np.count_nonzero(statistic(targets[first[permuted[:, subjects]] + nth]) >= least))
     return (as_good + 1) / (num_permutations + 1)
 
@@ -143,18 +148,6 @@ def weighted_regression_metrics(
         "slope": slope,
         "intercept": mean_target + t - slope * (mean_prediction + p),
     }
-
-
-def _permutations(num_subjects: int, blocks: Sequence | None, num_draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Permutations of subjects within their blocks: indices `(draws, num_subjects)`, block by block of draws."""
-    rng = np.random.default_rng(seed)
-    numbers = np.zeros(num_subjects) if blocks is None else np.unique(np.asarray(blocks), return_inverse=True)[1]
-    in_order = np.argsort(numbers, kind="stable")
-    for size in _block_sizes(num_subjects, num_draws):
-        order = np.argsort(numbers + rng.random((size, num_subjects)), axis=1)
-        permuted = np.empty_like(order)
-        permuted[:, in_order] = order  # both go through the blocks in the same order
-        yield permuted
 
 
 def _block_sizes(num_subjects: int, num_draws: int) -> Iterator[int]:

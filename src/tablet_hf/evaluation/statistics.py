@@ -12,15 +12,16 @@ differs between folds (their models, and where a site is left out, the site) doe
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
 
 from tablet_hf.errors import InputError
 from tablet_hf.evaluation.metrics import accuracy_interval
-from tablet_hf.evaluation.predictions import Predictions
+from tablet_hf.evaluation.predictions import Predictions, check_same_label
 from tablet_hf.evaluation.resampling import (
     bootstrap_counts,
     permutation_p_value,
@@ -40,13 +41,14 @@ __all__ = [
     "compare",
     "evaluate_predictions",
     "main_metric",
+    "on_shared_subjects",
 ]
 
 CONFIDENCE = 0.95
+CALIBRATION = ("brier", "slope", "intercept")
 
 # With fewer subjects an interval is wide, and a percentile bootstrap still makes it too narrow (Hesterberg 2015).
 FEW_SUBJECTS = 30
-
 FEW_OF_A_CLASS = 10
 MIN_SITE_SUBJECTS = 10  # smaller sites are counted but not evaluated
 
@@ -174,37 +176,44 @@ def evaluate_predictions(
     Raises:
         InputError: outputs that are not finite or no probabilities, or a subject twice in one fold.
     """
+    import pandas as pd
+    from sklearn.metrics import confusion_matrix
+
     _check(predictions)
-    numbers = _subject_numbers(predictions)
     estimates = _estimates(predictions, num_bootstraps, seed)
-    metrics = _without_calibration(estimates)
-    calibration = {name: estimate for name, estimate in estimates.items() if name not in metrics}
+    calibration = {name: estimate for name, estimate in estimates.items() if name in CALIBRATION}
     confusion, reliability = None, ()
     if not predictions.is_regression:
-        size = len(predictions.classes)
-        cells = predictions.targets * size + predicted_classes(predictions.outputs)
-        confusion = np.bincount(cells, minlength=size**2).reshape(size, size)
+        predicted = predicted_classes(predictions.outputs)
+        confusion = confusion_matrix(predictions.targets, predicted, labels=range(len(predictions.classes)))
         reliability = tuple(_reliability(predictions))
         error = sum(part.count * abs(part.observed - part.predicted) for part in reliability) / len(predictions)
         calibration["ece"] = Estimate(float(error))
-    by_fold = tuple(_by_fold(predictions))
+    by_fold = []
+    for name in dict.fromkeys(predictions.folds):
+        there = predictions.chosen([fold == name for fold in predictions.folds])
+        by_fold.append(Fold(name, len(set(there.subjects)), _without_calibration(_values(there))))
+    metrics = _without_calibration(estimates)
     return Evaluation(
         method=predictions.method,
         label=predictions.label,
         classes=predictions.classes,
-        num_subjects=int(numbers.max()) + 1,
+        num_subjects=len(set(predictions.subjects)),
         num_entries=len(predictions),
         main_metric=main_metric(predictions),
         metrics=metrics,
         chance=_chance(predictions),
         p_value=_p_value(predictions, num_permutations, seed),
         by_site=tuple(_by_site(predictions, num_bootstraps, seed)),
-        by_fold=by_fold,
-        over_folds=_over_folds(by_fold),
+        by_fold=tuple(by_fold),
+        over_folds={
+            name: {"mean": float(column.mean()), "std": float(column.std()), "num_folds": int(column.count())}
+            for name, column in pd.DataFrame([fold.metrics for fold in by_fold]).items()
+        },
         confusion=confusion,
         calibration=calibration,
         reliability=reliability,
-        notes=tuple(_notes(predictions, metrics, numbers)),
+        notes=tuple(_notes(predictions, metrics)),
         settings={
             "confidence": CONFIDENCE,
             "num_bootstraps": num_bootstraps,
@@ -218,36 +227,45 @@ def compare(first: Predictions, second: Predictions, num_bootstraps: int = 2000,
     """Compare two methods on the subjects (and folds) that both predicted, with the same draws for both.
 
     Raises:
-        InputError: methods for different tasks, no subject in common, or different targets of one subject.
+        InputError: see `on_shared_subjects`.
     """
-    names = f"{first.method} and {second.method}"
-    if (first.label, first.classes) != (second.label, second.classes):
-        raise InputError(f"{names}: they predict different labels or classes; compare methods that predict the same.")
-    _check(first)
-    _check(second)
-    index_in_second = {key: index for index, key in enumerate(zip(second.subjects, second.folds, strict=True))}
-    keys = list(zip(first.subjects, first.folds, strict=True))
-    shared = [index for index, key in enumerate(keys) if key in index_in_second]
-    if not shared:
-        raise InputError(f"{names}: no subject was predicted by both in one fold; predict the same folds with both.")
     num_all = len({*first.subjects, *second.subjects})
-    first, second = first.chosen(shared), second.chosen([index_in_second[keys[index]] for index in shared])
-    if len(differing := np.flatnonzero(first.targets != second.targets)):
-        raise InputError(f"{first.subjects[differing[0]]}: its targets differ in {names}; predict from the same table.")
-    num_subjects = len(set(first.subjects))
-    values = [_values(each) for each in (first, second)]
-    draws = [_draws(each, num_bootstraps, seed) for each in (first, second)]
-    differences = {name: draws[0][name] - draws[1][name] for name in values[0] if name not in ("slope", "intercept")}
-    metrics = {
-        name: _estimate(values[0][name] - values[1][name], drawn, num_subjects) for name, drawn in differences.items()
-    }
-    main = main_metric(first)
+    first, second = on_shared_subjects([first, second])
+    num_subjects, main = len(set(first.subjects)), main_metric(first)
+    values, others = _values(first), _values(second)
+    draws, other_draws = (_draws(each, num_bootstraps, seed) for each in (first, second))
+    differences = {name: draws[name] - other_draws[name] for name in draws if name not in ("slope", "intercept")}
+    metrics = {name: _estimate(values[name] - others[name], drawn, num_subjects) for name, drawn in differences.items()}
     p_value = math.nan
     if math.isfinite(metrics[main].low):
         drawn = differences[main][np.isfinite(differences[main])]
         rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
         p_value = min(1.0, 2 * (rarer + 1) / (len(drawn) + 1))
     return Comparison(first.method, second.method, num_subjects, num_all - num_subjects, main, p_value, metrics)
+
+
+def on_shared_subjects(methods: Sequence[Predictions]) -> list[Predictions]:
+    """Return each method on the subjects and folds that all predicted, in the order of the first.
+
+    Raises:
+        InputError: methods of one name or for different tasks, no subject in common, different targets of one subject,
+            or what `evaluate_predictions` refuses.
+    """
+    check_same_label(methods)
+    for each in methods:
+        _check(each)
+    indices = [
+        {key: index for index, key in enumerate(zip(each.subjects, each.folds, strict=True))} for each in methods
+    ]
+    keys = [key for key in indices[0] if all(key in others for others in indices)]
+    if not keys:
+        raise InputError("No subject was predicted by all methods; predict the same folds with each of them.")
+    shared = [each.chosen([index[key] for key in keys]) for each, index in zip(methods, indices, strict=True)]
+    for each in shared[1:]:
+        if len(differing := np.flatnonzero(each.targets != shared[0].targets)):
+            subject, names = each.subjects[differing[0]], f"{shared[0].method} and {each.method}"
+            raise InputError(f"{subject}: its targets differ in {names}; predict from the same table.")
+    return shared
 
 
 def main_metric(predictions: Predictions) -> str:
@@ -260,11 +278,11 @@ def main_metric(predictions: Predictions) -> str:
 def as_json(value: Any) -> Any:
     """Convert dataclasses, arrays and mappings to what JSON can hold; numbers that are not finite become None."""
     if is_dataclass(value):
-        return {item.name: as_json(getattr(value, item.name)) for item in fields(value)}
+        value = vars(value)
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(name): as_json(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return as_json(value.tolist())
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -278,28 +296,21 @@ def _subject_numbers(predictions: Predictions) -> np.ndarray:
     return np.unique(np.array(predictions.subjects), return_inverse=True)[1]
 
 
-def _weighted(predictions: Predictions, weights: np.ndarray) -> dict[str, np.ndarray]:
+def _metrics(predictions: Predictions, blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Each metric `(draws,)` with the entries weighted by blocks of `(draws, n)`."""
     compute = weighted_regression_metrics if predictions.is_regression else weighted_classification_metrics
-    return compute(predictions.targets, predictions.outputs, weights)
+    found = [compute(predictions.targets, predictions.outputs, weights) for weights in blocks]
+    return {name: np.concatenate([block[name] for block in found]) for name in found[0]}
 
 
 def _values(predictions: Predictions) -> dict[str, float]:
-    found = _weighted(predictions, np.ones((1, len(predictions))))
-    return {name: float(values[0]) for name, values in found.items()}
-
-
-def _without_calibration(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in found.items() if name not in ("brier", "slope", "intercept")}
+    return {name: float(value[0]) for name, value in _metrics(predictions, [np.ones((1, len(predictions)))]).items()}
 
 
 def _draws(predictions: Predictions, num_bootstraps: int, seed: int) -> dict[str, np.ndarray]:
-    """Each metric `(num_bootstraps,)` on resampled subjects."""
     numbers = _subject_numbers(predictions)
-    blocks = [
-        _weighted(predictions, counts[:, numbers])
-        for counts in bootstrap_counts(numbers.max() + 1, num_bootstraps, seed)
-    ]
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    counts = bootstrap_counts(numbers.max() + 1, num_bootstraps, seed)
+    return _metrics(predictions, (block[:, numbers] for block in counts))
 
 
 def _estimates(predictions: Predictions, num_bootstraps: int, seed: int) -> dict[str, Estimate]:
@@ -315,6 +326,10 @@ def _estimate(value: float, draws: np.ndarray, num_subjects: int) -> Estimate:
         return Estimate(value, undefined=undefined)
     low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(value, float(low), float(high), undefined)
+
+
+def _without_calibration(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in CALIBRATION}
 
 
 def _chance(predictions: Predictions) -> dict[str, float]:
@@ -338,18 +353,15 @@ def _chance(predictions: Predictions) -> dict[str, float]:
 
 
 def _p_value(predictions: Predictions, num_permutations: int, seed: int) -> float:
+    import pandas as pd
+
     merits = _merits(predictions)
     if merits is None:
         return math.nan
     order = np.argsort(np.array(predictions.folds), kind="stable")
-    numbers = _subject_numbers(predictions)
-    folds_of_subject: list[list[str]] = [[] for _ in range(numbers.max() + 1)]
-    for index in order:
-        folds_of_subject[numbers[index]].append(predictions.folds[index])
-    blocks = ["\n".join(names) for names in folds_of_subject]
-    return permutation_p_value(
-        predictions.targets[order], merits[order], numbers[order], blocks, num_permutations, seed
-    )
+    numbers = _subject_numbers(predictions)[order]
+    blocks = pd.Series(predictions.folds)[order].groupby(numbers).agg("\n".join)
+    return permutation_p_value(predictions.targets[order], merits[order], numbers, blocks, num_permutations, seed)
 
 
 def _merits(predictions: Predictions) -> np.ndarray | None:
@@ -370,7 +382,7 @@ def _merits(predictions: Predictions) -> np.ndarray | None:
     return merits * (0, 1) if num_classes == 2 else merits
 
 
-# --- sites, folds, calibration
+# --- sites and calibration
 
 
 def _by_site(predictions: Predictions, num_bootstraps: int, seed: int) -> Iterator[Site]:
@@ -388,22 +400,6 @@ def _by_site(predictions: Predictions, num_bootstraps: int, seed: int) -> Iterat
 
 def _undefined(metrics: Mapping[str, Estimate]) -> list[str]:
     return [name for name, estimate in metrics.items() if math.isnan(estimate.value)]
-
-
-def _by_fold(predictions: Predictions) -> Iterator[Fold]:
-    for name in dict.fromkeys(predictions.folds):
-        there = predictions.chosen([fold == name for fold in predictions.folds])
-        yield Fold(name, len(set(there.subjects)), _without_calibration(_values(there)))
-
-
-def _over_folds(folds: Sequence[Fold]) -> dict[str, dict[str, float]]:
-    import pandas as pd
-
-    table = pd.DataFrame([fold.metrics for fold in folds])
-    return {
-        name: {"mean": float(column.mean()), "std": float(column.std()), "num_folds": int(column.count())}
-        for name, column in table.items()
-    }
 
 
 def _reliability(predictions: Predictions) -> Iterator[CalibrationBin]:
@@ -427,24 +423,23 @@ def _reliability(predictions: Predictions) -> Iterator[CalibrationBin]:
 
 def _check(predictions: Predictions) -> None:
     name = predictions.method
-    keys = set()
-    for key in zip(predictions.subjects, predictions.folds, strict=True):
-        if key in keys:
-            raise InputError(f"{name}: {key[0]} is twice in {key[1]}; average the predictions of a subject first.")
-        keys.add(key)
+    entries = Counter(zip(predictions.subjects, predictions.folds, strict=True))
+    (subject, fold), count = entries.most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{name}: {subject} is twice in {fold}; average the predictions of a subject first.")
     outputs = predictions.outputs.reshape(len(predictions), -1)
     if broken := np.count_nonzero(~np.isfinite(outputs).all(axis=1) | ~np.isfinite(predictions.targets)):
         raise InputError(
             f"{name}: {broken} of {len(predictions)} predictions are not finite; the training diverged, or scans are "
             "damaged."
         )
-    if predictions.is_regression:
-        return
-    if outputs.min() < -1e-6 or outputs.max() > 1 + 1e-6 or np.abs(outputs.sum(axis=1) - 1).max() > 1e-3:
+    is_classes = not predictions.is_regression
+    if is_classes and (outputs.min() < -1e-6 or np.abs(outputs.sum(axis=1) - 1).max() > 1e-3):
         raise InputError(f"{name}: its scores are not probabilities that sum to 1; give probabilities, not logits.")
 
 
-def _notes(predictions: Predictions, metrics: Mapping[str, Estimate], numbers: np.ndarray) -> Iterator[str]:
+def _notes(predictions: Predictions, metrics: Mapping[str, Estimate]) -> Iterator[str]:
+    numbers = _subject_numbers(predictions)
     num_subjects = int(numbers.max()) + 1
     if num_subjects == 1:
         yield "There is 1 subject: no interval is given, and nothing follows for others."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError
-from tablet_hf.evaluation.predictions import Predictions, check_same_label, write_predictions
+from tablet_hf.evaluation.predictions import Predictions, write_predictions
 from tablet_hf.evaluation.statistics import (
     Comparison,
     Estimate,
@@ -20,6 +20,7 @@ from tablet_hf.evaluation.statistics import (
     as_json,
     compare,
     evaluate_predictions,
+    on_shared_subjects,
 )
 from tablet_hf.files import atomic_write
 from tablet_hf.report.evaluation_pictures import (
@@ -122,23 +123,14 @@ def write_results(
 
 def _on_shared_subjects(methods: Sequence[Predictions]) -> tuple[list[Predictions], list[str]]:
     """Each method on the subjects and folds that all predicted, in the order of the first; and a warning for others."""
-    check_same_label(methods)
-    indices = [
-        {key: index for index, key in enumerate(zip(each.subjects, each.folds, strict=True))} for each in methods
-    ]
-    shared = [key for key in indices[0] if all(key in others for others in indices)]
-    if not shared:
-        raise InputError("No subject was predicted by all methods; predict the same folds with each of them.")
+    shared = on_shared_subjects(methods)
     warnings = [
-        f"{len(index) - len(shared)} of {len(index)} predictions of {each.method} are left out, since not all methods "
+        f"{len(each) - len(shared[0])} of {len(each)} predictions of {each.method} are left out, since not all methods "
         "predicted these subjects; predictions.csv has them."
-        for each, index in zip(methods, indices, strict=True)
-        if len(index) > len(shared)
+        for each in methods
+        if len(each) > len(shared[0])
     ]
-    if any(len(index) < len(each) for each, index in zip(methods, indices, strict=True)):
-        return list(methods), warnings  # a subject twice in a fold, which evaluate_predictions refuses
-    chosen = [each.chosen([index[key] for key in shared]) for each, index in zip(methods, indices, strict=True)]
-    return chosen, warnings
+    return shared, warnings
 
 
 def _notes(evaluations: Sequence[Evaluation]) -> list[str]:
