@@ -75,17 +75,16 @@ def test_windows_that_cover_all_frames_are_full_and_add_each_frame_once(num_fram
 
 
 @pytest.mark.parametrize(
-    ("num_frames", "window", "windows", "remainder"),
+    ("num_frames", "window", "windows"),
     [
-        (11, 3, [(0, 3), (3, 3), (6, 3)], [(9, 2)]),
-        (9, 3, [(0, 3), (3, 3), (6, 3)], []),
-        (2, 3, [(0, 2)], []),
-        (7, None, [(0, 7)], []),
+        (11, 3, [(0, 3), (3, 3), (6, 3)]),
+        (9, 3, [(0, 3), (3, 3), (6, 3)]),
+        (2, 3, [(0, 2)]),
+        (7, None, [(0, 7)]),
     ],
 )
-def test_runs_are_cut_without_overlap(num_frames, window, windows, remainder):
+def test_runs_are_cut_without_overlap(num_frames, window, windows):
     assert cut_windows(num_frames, window) == windows
-    assert cut_windows(num_frames, window, keep_remainder=True) == windows + remainder
 
 
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 9))

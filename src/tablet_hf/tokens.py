@@ -81,21 +81,19 @@ def tokens_to_latents(tokens: Tensor, volume_size: int) -> Tensor:
     return torch.stack(axes, dim=-6).flatten(-5, -4)
 
 
-def cut_windows(num_frames: int, window: int | None, keep_remainder: bool = False) -> list[tuple[int, int]]:
-    """Cut a run into windows that do not overlap.
+def cut_windows(num_frames: int, window: int | None) -> list[tuple[int, int]]:
+    """Cut a run into windows that do not overlap; frames that do not fill the last one are left out.
 
     Args:
         num_frames: frames of the run.
         window: frames of a window; None for the whole run. A run shorter than one window is one window.
-        keep_remainder: whether the last frames, where they do not fill a window, are a shorter one.
 
     Returns:
         First frame and number of frames of each window.
     """
     if window is None or num_frames <= window:
         return [(0, num_frames)]
-    stop = num_frames if keep_remainder else num_frames - num_frames % window
-    return [(start, min(window, num_frames - start)) for start in range(0, stop, window)]
+    return [(start, window) for start in range(0, num_frames - window + 1, window)]
 
 
 def _check_cube(tensor: Tensor, expected: str) -> None:

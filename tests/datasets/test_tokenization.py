@@ -327,8 +327,7 @@ class TestTrouble:
         process.join()
         text = output.read_text()
         assert process.exitcode == 2, text
-        for words in ("File too large", "not begun", "runs.parquet", "problems.tsv"):
-            assert words in text
+        assert "File too large" in text
         finished = times(store)
         assert 0 < len(finished) < 8
         assert [path for path in store.rglob(".*") if path.is_file()] == []

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,7 +93,7 @@ def tokenize_source(
             if state.is_main_process:
                 writer.clean_up()
                 _forget_withdrawn(out, options)
-        with _progress(state.is_main_process) as on_progress:
+        with _progress() if state.is_main_process else nullcontext() as on_progress:
             outcome = tokenize_scans(share, extractor, writer, readers, check_space, on_progress)
         outcomes = gather_object([outcome])
         if state.is_main_process:
@@ -146,8 +146,6 @@ def _show_labels(records: Sequence[Any]) -> None:
 
 def _finish(outcomes: Sequence[Any], cohort: Any, writer: Any) -> None:
     """Report what was done, write the tables of runs and of problems, and exit with 2 if anything was left out."""
-    from tablet_hf.datasets.store_files import INDEX_FILE
-
     failed = [problem for outcome in outcomes for problem in outcome.failed]
     done, existing = (sum(len(getattr(outcome, name)) for outcome in outcomes) for name in ("done", "existing"))
     frames, seconds = sum(outcome.frames for outcome in outcomes), max(outcome.seconds for outcome in outcomes)
@@ -156,25 +154,17 @@ def _finish(outcomes: Sequence[Any], cohort: Any, writer: Any) -> None:
     if failed:
         messages.print(f"{len(failed):,} of {counted(len(cohort.records), 'scan')} could not be used:")
         _show_problems(failed)
-    is_complete = not cohort.problems and not failed
     try:
         store = writer.finish()
         _warn_of_lost_scans(store, cohort)
         output.print(f"{printable(store.folder)}  {counted(len(store), 'run')}")
-    except OSError as error:  # a full disk: the runs that are complete stay, and problems are reported
-        is_complete = False
-        messages.print(f"{printable(writer.folder / INDEX_FILE)}: not written ({error.strerror}); run this again.")
-    except InputError as error:
-        is_complete = False
-        messages.print(printable(error))
-    _show_problems(writer.unreadable)
-    try:
-        writer.write_problems([*cohort.problems, *failed, *writer.unreadable])
-    except OSError as error:
-        messages.print(f"{printable(writer.problems_file)}: not written ({error.strerror}).")
-        raise typer.Exit(2) from error
-    if writer.unreadable or not is_complete:
-        messages.print(f"Table of what could not be used: {printable(writer.problems_file)}")
+    finally:
+        _show_problems(writer.unreadable)
+        problems = [*cohort.problems, *failed, *writer.unreadable]
+        writer.write_problems(problems)
+        if problems:
+            messages.print(f"Table of what could not be used: {printable(writer.problems_file)}")
+    if problems:
         raise typer.Exit(2)
 
 
@@ -194,11 +184,8 @@ def _warn_of_lost_scans(store: Any, cohort: Any) -> None:
 
 
 @contextmanager
-def _progress(is_shown: bool) -> Iterator[Callable[[Any, int], None] | None]:
+def _progress() -> Iterator[Callable[[Any, int], None]]:
     """A bar over this process's scans, with the rate of frames and the time left."""
-    if not is_shown:
-        yield None
-        return
     columns = (TextColumn("scans"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Bars(*columns, TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=messages) as bars:
         task = bars.add_task("scans", total=None, rate="", left="")
@@ -224,7 +211,6 @@ def check(store: Store) -> None:
     if faults := tokens.check():
         for fault in faults:
             messages.print(printable(fault))
-        messages.print(f"{counted(len(faults), 'fault')}.")
         raise typer.Exit(2)
     output.print("All files are as they were written.")
 

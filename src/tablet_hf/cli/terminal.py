@@ -78,7 +78,7 @@ def report_errors(command: Callable) -> Callable:
 
 def is_of_user(error: OSError) -> bool:
     """Whether an error is about a file that the user named, or a full disk."""
-    return error.filename is not None or error.errno == errno.ENOSPC
+    return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def quiet_libraries() -> None:

@@ -110,8 +110,8 @@ def quantise(tokens: Tensor) -> tuple[StoredTokens, dict[str, float]]:
         tokens: (frames, cells, features) float32.
 
     Returns:
-        The stored tokens, and their errors: `relative` to the tokens; `of_temporal_deviation`, relative to what changes
-        over time; the latter frame by frame, `of_median_frame` and `of_worst_frame`.
+        The stored tokens, and their errors relative to what changes over time: `of_temporal_deviation`, and frame by
+        frame, `of_median_frame` and `of_worst_frame`.
     """
     mean = tokens.mean(0).half()
     deviations = tokens - mean.float()
@@ -126,7 +126,6 @@ def quantise(tokens: Tensor) -> tuple[StoredTokens, dict[str, float]]:
     temporal = tokens - tokens.mean(0)
     by_frame = _ratios(residual.flatten(1).norm(dim=1), temporal.flatten(1).norm(dim=1))
     error = {
-        "relative": float(residual.norm() / tokens.norm().clamp_min(1e-30)),
         "of_temporal_deviation": float(_ratios(residual.norm(), temporal.norm())),
         "of_median_frame": float(by_frame.median()),
         "of_worst_frame": float(by_frame.max()),

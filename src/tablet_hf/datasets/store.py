@@ -100,19 +100,13 @@ class TokenDataset(torch.utils.data.Dataset):
             InputError: a key that the store does not hold, or a record of another store.
             IndexError: an index beyond the last run.
         """
-        if isinstance(run, StoredRun):
-            index = self.index(run.key)
-            if self.runs[index].sha256 != run.sha256:
-                raise InputError(
-                    f"{self.folder}: its run {run.key!r} has other tokens than the record; take the record from `runs` "
-                    "of this store."
-                )
-            return index
-        if isinstance(run, str):
-            if run not in self._index:
-                raise InputError(f"{self.folder}: it holds no run {run!r}; the first is {self.runs[0].key!r}.")
-            return self._index[run]
-        return range(len(self.runs))[run]
+        if not isinstance(run, StoredRun | str):
+            return range(len(self.runs))[run]
+        key = run if isinstance(run, str) else run.key
+        index = self._index.get(key)
+        if index is None or (isinstance(run, StoredRun) and run.sha256 != self.runs[index].sha256):
+            raise InputError(f"{self.folder}: it holds no such run {key!r}; the first is {self.runs[0].key!r}.")
+        return index
 
     def window(
         self, run: StoredRun | str | int, start: int = 0, frames: int | None = None, out: Tensor | None = None

@@ -106,21 +106,21 @@ def read_settings(folder: Path) -> dict[str, Any]:
         InputError: it is missing, damaged or of another format.
     """
     path = Path(folder) / STORE_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: no token dataset is there ({STORE_FILE} is missing); check the path.")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings["format"] != FORMAT:
-            raise InputError(f"{path}: its format is {settings['format']!r}, but this version reads {FORMAT!r}.")
         preprocessing = settings["preprocessing"]
-        checks = {"dtype": settings["dtype"] in DTYPES, "is_restricted": settings["is_restricted"] in (0, 1)}
-        checks["autoencoder"] = isinstance(preprocessing["autoencoder"], str)
+        checks = {
+            "format": settings["format"] == FORMAT,
+            "dtype": settings["dtype"] in DTYPES,
+            "is_restricted": settings["is_restricted"] in (0, 1),
+            "autoencoder": isinstance(preprocessing["autoencoder"], str),
+        }
         for name in ("token_size", "grid_size", "volume_size"):
             checks[name] = type(preprocessing[name]) is int and preprocessing[name] > 0
         if wrong := [name for name, is_right in checks.items() if not is_right]:
             raise ValueError(wrong[0])
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no token dataset is there ({STORE_FILE} is missing); check the path.") from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: missing or wrong content ({error}); restore it from a copy.") from error
     return settings
@@ -274,26 +274,18 @@ def forget_subjects(folder: Path, subjects: Collection[str]) -> list[StoredRun]:
 def faults_in(folder: Path, settings: Mapping[str, Any], runs: Sequence[StoredRun]) -> list[str]:
     """Read every file of a store and compare it with the records: one sentence per fault."""
     sidecars, unreadable = read_sidecars(folder)
-    faults, listed = [str(problem) for problem in unreadable], {run.file for run in runs}
+    faults, broken = [str(problem) for problem in unreadable], {problem.what for problem in unreadable}
+    listed = {run.file for run in runs}
     written = {run.file: run for run in typed_runs([run for run in sidecars if run.file in listed])}
-    broken = {problem.what for problem in unreadable}
     for run in runs:
-        sidecar = sidecar_of(folder / run.file)
-        if fault := file_fault(folder / run.file, run) or _fault_of_kind(folder, settings, run):
+        path = folder / run.file
+        if fault := file_fault(path, run) or _fault_of_kind(path, settings, run):
             faults.append(fault)
-        if run.file in written:
-            found = asdict(written[run.file])
-            for name in [name for name, value in asdict(run).items() if value != found[name]][:1]:
-                faults.append(f"{sidecar}: its {name} differs from {INDEX_FILE}; run tablet-hf tokenize again.")
-        elif str(sidecar) not in broken:
-            faults.append(f"{sidecar}: the file is missing; tokenize the run again.")
-    complete = {run.file for run in sidecars}
+        if str(sidecar_of(path)) not in broken and written.get(run.file) != run:
+            faults.append(f"{sidecar_of(path)}: missing, or other than in {INDEX_FILE}; run tablet-hf tokenize again.")
     for path in sorted((folder / RUNS_FOLDER).rglob(f"*{TOKENS_ENDING}")):
-        file = path.relative_to(folder).as_posix()
-        if file in listed or str(sidecar_of(path)) in broken:
-            continue
-        what = f"missing from {INDEX_FILE}" if file in complete else "of no complete run"
-        faults.append(f"{path}: these tokens are {what}; run tablet-hf tokenize again.")
+        if path.relative_to(folder).as_posix() not in listed and str(sidecar_of(path)) not in broken:
+            faults.append(f"{path}: these tokens are missing from {INDEX_FILE}; run tablet-hf tokenize again.")
     return faults
 
 
@@ -306,17 +298,13 @@ def file_fault(path: Path, run: StoredRun) -> str | None:
     return None
 
 
-def _fault_of_kind(folder: Path, settings: Mapping[str, Any], run: StoredRun) -> str | None:
+def _fault_of_kind(path: Path, settings: Mapping[str, Any], run: StoredRun) -> str | None:
     """Whether the tokens of a run are of the kind that store.json states."""
     try:
-        open_tokens(folder / run.file, geometry_of(settings), settings["dtype"], run.num_frames)
+        open_tokens(path, geometry_of(settings), settings["dtype"], run.num_frames)
     except InputError as error:
         return f"{error} Or {STORE_FILE} is of another store."
     stated = settings["preprocessing"] | {"dtype": settings["dtype"]}
-    for name, value in run.made.get("tokens", {}).items():
-        if value != stated.get(name):
-            return (
-                f"{folder / run.file}: made with {name} {value}, but {STORE_FILE} states {stated.get(name)}; restore "
-                f"{STORE_FILE}."
-            )
+    if other := [name for name, value in run.made.get("tokens", {}).items() if value != stated.get(name)]:
+        return f"{path}: {STORE_FILE} states another {other[0]} than these tokens were made with; restore it."
     return None

@@ -36,7 +36,6 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         labels: label of each run by its key; runs without one are left out. None gives windows without labels.
         runs: keys of the runs to read; None for all.
         is_training: one random window per run and epoch; else all its non-overlapping windows, in order.
-        keep_remainder: without training, also the shorter last window of a run.
         shuffle_buffer: windows that are held back for mixing in training (42 MB each at 256 frames).
         seed: of the windows and their order.
         revision: branch, tag or commit on the Hub.
@@ -61,7 +60,6 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         labels: Mapping[str, int | float] | None = None,
         runs: Iterable[str] | None = None,
         is_training: bool = True,
-        keep_remainder: bool = False,
         shuffle_buffer: int = 16,
         seed: int = 0,
         revision: str | None = None,
@@ -71,8 +69,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         # Rows and records of one commit; its folder in the cache is named after it.
         self.revision = revision if Path(path_or_repo).is_dir() else folder.name
         self.num_frames, self.labels = num_frames, labels
-        self.is_training, self.keep_remainder = is_training, keep_remainder
-        self.shuffle_buffer, self.seed, self.epoch = shuffle_buffer, seed, 0
+        self.is_training, self.shuffle_buffer, self.seed, self.epoch = is_training, shuffle_buffer, seed, 0
         self._share, self._shares = 0, 1
         self.settings = read_settings(folder)
         self.geometry = geometry_of(self.settings)
@@ -110,7 +107,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         return [
             self.subjects[key]
             for key in sorted(self.runs)
-            for _ in cut_windows(self.runs[key].num_frames, self.num_frames, self.keep_remainder)
+            for _ in cut_windows(self.runs[key].num_frames, self.num_frames)
         ]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -147,7 +144,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
     def _windows(
         self, run: StoredRun, stored: StoredTokens, generator: np.random.Generator
     ) -> Iterator[dict[str, Any]]:
-        windows = cut_windows(run.num_frames, self.num_frames, self.keep_remainder)
+        windows = cut_windows(run.num_frames, self.num_frames)
         if self.is_training:
             frames = min(run.num_frames, self.num_frames)
             windows = [(int(generator.integers(run.num_frames - frames + 1)), frames)]

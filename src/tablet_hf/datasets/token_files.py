@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tablet_hf.errors import InputError
@@ -18,7 +17,6 @@ __all__ = ["SUFFIX", "load_tokens", "read_record", "save_tokens", "token_file_na
 
 SUFFIX = "_tokens.safetensors"
 FORMAT = "tablet_hf tokens 1"
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def token_file_name(scan: Path) -> str:
@@ -35,7 +33,7 @@ def save_tokens(run: TokenizedRun, record: dict[str, Any], path: Path) -> None:
     """
     from safetensors.torch import save
 
-    tensors = {"tokens": run.tokens.half().contiguous(), "frames": torch.from_numpy(np.asarray(run.frames))}
+    tensors = {"tokens": run.tokens.half().contiguous(), "frames": torch.as_tensor(run.frames, dtype=torch.int64)}
     if run.mean_tokens is not None:
         tensors["mean_tokens"] = run.mean_tokens.half().contiguous()
     description = {
@@ -94,12 +92,10 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def _check_tensors(tokens: torch.Tensor, frames: torch.Tensor, mean_tokens: torch.Tensor | None) -> None:
-    if tokens.ndim != 3 or not tokens.numel() or frames.shape != tokens.shape[:1]:
-        raise ValueError(f"tokens {tuple(tokens.shape)} and frames {tuple(frames.shape)} do not match")
+    if tokens.ndim != 3 or not tokens.numel() or frames.shape != tokens.shape[:1] or frames.dtype != torch.int64:
+        raise ValueError(f"tokens {tuple(tokens.shape)} and {frames.dtype} frames {tuple(frames.shape)} do not match")
     if mean_tokens is not None and mean_tokens.shape != (1, *tokens.shape[1:]):
         raise ValueError(f"mean tokens {tuple(mean_tokens.shape)} do not match tokens {tuple(tokens.shape)}")
-    floats = [tokens] if mean_tokens is None else [tokens, mean_tokens]
-    if frames.dtype not in (torch.int32, torch.int64) or any(values.dtype not in FLOATS for values in floats):
-        raise ValueError(f"tokens are {tokens.dtype} and frames {frames.dtype}")
-    if not all(values.isfinite().all() for values in floats):
-        raise ValueError("its tokens are not all finite")
+    for values in filter(torch.is_tensor, (tokens, mean_tokens)):
+        if values.dtype != torch.float16 or not values.isfinite().all():
+            raise ValueError("its tokens are not all finite numbers in float16")

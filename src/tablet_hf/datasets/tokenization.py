@@ -28,13 +28,7 @@ from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import FRAMES_PER_BLOCK, TabletFeatureExtractor
 from tablet_hf.files import file_identity
 from tablet_hf.intensities import scale_intensity
-from tablet_hf.scans import (
-    declared_space,
-    find_brain_mask_file,
-    find_repetition_time,
-    find_sidecars,
-    open_source,
-)
+from tablet_hf.scans import declared_space, find_brain_mask_file, find_repetition_time, find_sidecars, open_source
 from tablet_hf.sources.records import Problem, ScanRecord, store_key
 from tablet_hf.volumes import DEFAULT_CACHE_BYTES, BoldRun, open_run
 
@@ -106,45 +100,14 @@ def tokenize_scans(
     return work.outcome
 
 
+@dataclass(eq=False)
 class _Scan:
     """A scan on its way: blocks of volumes as a reader makes them, and tokens as they are encoded."""
 
-    def __init__(self, record: ScanRecord, num_bytes: int):
-        self.record, self.num_bytes = record, num_bytes
-        self.bytes_done = 0.0
-        self.mean_tokens: Tensor | None = None
-        self.next_block: Future
-
-    def read(
-        self, extractor: TabletFeatureExtractor, cache_bytes: int, check_space: bool
-    ) -> Iterator[tuple[slice | None, Tensor, bool]]:
-        """Blocks of frames as slice, volumes and whether it is the last; the slice of the mean volume is None."""
-        record = self.record
-        # Before the scan is read: if it changes meanwhile, it is another file the next time.
-        self.identity, self.companions = file_identity(record.scan), companions_of(record)
-        self.run = run = open_run(
-            record.scan,
-            record.mask,
-            record.repetition_time,
-            extractor.volume_size,
-            check_space=check_space,
-            cache_bytes=cache_bytes,
-        )
-        run.survey()
-        on_gpu = extractor.device.type == "cuda"
-        shape = (run.num_frames, extractor.grid_size**3, extractor.token_size)
-        self.tokens = torch.empty(shape, dtype=torch.float16, pin_memory=on_gpu)
-
-        def tensor(volumes: np.ndarray) -> Tensor:
-            volumes = torch.from_numpy(volumes).to(extractor.dtype)
-            return volumes.pin_memory() if on_gpu else volumes
-
-        needs_mean = extractor.signal == "percent_change"
-        for frames, volumes in run.scaled_blocks(extractor.signal, extractor.scaling, None, FRAMES_PER_BLOCK):
-            stop = int(frames[-1]) + 1
-            yield slice(int(frames[0]), stop), tensor(volumes), stop == run.num_frames and not needs_mean
-        if needs_mean:
-            yield None, tensor(scale_intensity(run.mean[None], run.intensity_scale(extractor.scaling))), True
+    record: ScanRecord
+    num_bytes: int
+    bytes_done: float = 0.0
+    mean_tokens: Tensor | None = None
 
 
 class _Tokenization:
@@ -179,9 +142,8 @@ class _Tokenization:
                 self.outcome.seconds = time.perf_counter() - started
                 report()
             self._collect_writes(most_left=0)
-        for scans, what in ((self.reading, "finished"), (self.todo, "begun")):
-            for scan in scans:
-                self._failed(scan.record, InputError(f"not {what}, since the work was stopped; run it again."), scan)
+        for scan in (*self.reading, *self.todo):
+            self._failed(scan.record, InputError("not tokenized, since the work was stopped; run it again."), scan)
         self.outcome.seconds = time.perf_counter() - started
         report()
 
@@ -204,9 +166,38 @@ class _Tokenization:
     def _start_reading(self) -> None:
         while self.todo and len(self.reading) < self.num_readers:
             scan = self.todo.popleft()
-            scan.blocks = scan.read(self.extractor, self.cache_bytes, self.check_space)
+            scan.blocks = self._read(scan)
             scan.next_block = self.readers.submit(next, scan.blocks)
             self.reading.append(scan)
+
+    def _read(self, scan: _Scan) -> Iterator[tuple[slice | None, Tensor, bool]]:
+        """Blocks of frames as slice, volumes and whether it is the last; the slice of the mean volume is None."""
+        record, extractor = scan.record, self.extractor
+        # Before the scan is read: if it changes meanwhile, it is another file the next time.
+        scan.identity, scan.companions = file_identity(record.scan), companions_of(record)
+        scan.run = run = open_run(
+            record.scan,
+            record.mask,
+            record.repetition_time,
+            extractor.volume_size,
+            check_space=self.check_space,
+            cache_bytes=self.cache_bytes,
+        )
+        run.survey()
+        on_gpu = extractor.device.type == "cuda"
+        shape = (run.num_frames, extractor.grid_size**3, extractor.token_size)
+        scan.tokens = torch.empty(shape, dtype=torch.float16, pin_memory=on_gpu)
+
+        def tensor(volumes: np.ndarray) -> Tensor:
+            volumes = torch.from_numpy(volumes).to(extractor.dtype)
+            return volumes.pin_memory() if on_gpu else volumes
+
+        needs_mean = extractor.signal == "percent_change"
+        for frames, volumes in run.scaled_blocks(extractor.signal, extractor.scaling, None, FRAMES_PER_BLOCK):
+            stop = int(frames[-1]) + 1
+            yield slice(int(frames[0]), stop), tensor(volumes), stop == run.num_frames and not needs_mean
+        if needs_mean:
+            yield None, tensor(scale_intensity(run.mean[None], run.intensity_scale(extractor.scaling))), True
 
     def _advance(self, scan: _Scan) -> None:
         """Encode the block that was read, while a reader makes the next one, of this scan or of another."""
@@ -231,20 +222,19 @@ class _Tokenization:
             self.outcome.bytes_done += done
             self.outcome.frames += len(tokens)
         if is_last:
-            self.writes[self.writers.submit(self._write, scan)] = scan
-
-    def _write(self, scan: _Scan) -> None:
-        self.writer.write(
-            scan.record,
-            scan.tokens,
-            scan.run.repetition_time,
-            scan.identity,
-            scan.run.intensity_scale(self.extractor.scaling),
-            scan.run.clipped_share,
-            scan.mean_tokens,
-            how_made(scan.run, scan.record, self.extractor),
-            scan.companions,
-        )
+            write = self.writers.submit(
+                self.writer.write,
+                scan.record,
+                scan.tokens,
+                scan.run.repetition_time,
+                scan.identity,
+                scan.run.intensity_scale(self.extractor.scaling),
+                scan.run.clipped_share,
+                scan.mean_tokens,
+                how_made(scan.run, scan.record, self.extractor),
+                scan.companions,
+            )
+            self.writes[write] = scan
 
     def _collect_writes(self, most_left: int) -> None:
         """Record what was written, and wait until no more than so many runs are in memory."""
@@ -292,9 +282,8 @@ def _readers_and_cache(device: torch.device, readers: int | None) -> tuple[int, 
 
 def companions_of(record: ScanRecord) -> dict[str, Any]:
     """Identities of the files that a scan's tokens and repetition time depend on; JSON-able."""
-    mask = find_brain_mask_file(record.scan) if record.mask is None else record.mask
-    is_given = record.repetition_time is not None
-    sidecars = [] if is_given else find_sidecars(record.scan)
+    mask = record.mask or find_brain_mask_file(record.scan)
+    sidecars = find_sidecars(record.scan) if record.repetition_time is None else []
     return {
         "mask": None if mask is None else file_identity(mask),
         "repetition_time": record.repetition_time,

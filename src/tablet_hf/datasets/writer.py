@@ -90,8 +90,8 @@ class TokenStoreWriter:
         self,
         record: ScanRecord,
         scan: Mapping[str, Any],
-        companions: Mapping[str, Any] | None = None,
-        find_repetition_time: Callable[[], float] | None = None,
+        companions: Mapping[str, Any],
+        find_repetition_time: Callable[[], float],
     ) -> bool:
         """Whether the run is complete and made from the same scan and mask; the rest of its record is updated.
 
@@ -99,8 +99,7 @@ class TokenStoreWriter:
 
         Args:
             record: labels and phenotypes of the scan.
-            scan: see `write`.
-            companions: see `write`; None to compare the scan only.
+            scan, companions: see `write`.
             find_repetition_time: returns it in seconds; called where the companions have changed.
 
         Raises:
@@ -121,7 +120,7 @@ class TokenStoreWriter:
                 "with --dataset, or choose another --out."
             )
         is_whole = path.is_file() and path.stat().st_size == run.num_bytes
-        is_same_mask = companions is None or (run.companions or {}).get("mask") == companions["mask"]
+        is_same_mask = (run.companions or {}).get("mask") == companions["mask"]
         if not (is_same_scan and is_whole and is_same_mask):
             return False
         updated = replace(
@@ -131,9 +130,8 @@ class TokenStoreWriter:
             scan=run.scan | {"folder": _folder_mark(record)},
             phenotypes=dict(record.phenotypes),
         )
-        if companions is not None and run.companions != companions:
-            seconds = run.repetition_time if find_repetition_time is None else float(find_repetition_time())
-            updated = replace(updated, companions=dict(companions), repetition_time=seconds)
+        if run.companions != companions:
+            updated = replace(updated, companions=dict(companions), repetition_time=float(find_repetition_time()))
         if updated != run:
             write_sidecar(updated, sidecar_of(path))
         return True

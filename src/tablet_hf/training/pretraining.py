@@ -218,7 +218,7 @@ def _windows(store: Any, split: Split | None, part: str, arguments: TabletTraini
         raise InputError(f"{store.source}: no run in the {part} part; use a split that was made for this dataset.")
     if part == "train":
         return stream
-    stream.is_training, stream.keep_remainder, stream.labels = False, False, None
+    stream.is_training, stream.labels = False, None
     bytes_each = 2 * stream.num_frames * math.prod(stream.geometry.shape)
     num_windows = min(MAX_WINDOWS, max(1, MAX_STREAMED_BYTES // bytes_each))
     chosen = set(evenly_spaced(range(len(stream.window_subjects)), num_windows))
