@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 LFS_ENDINGS = (".safetensors", ".parquet", ".arrow", ".bin", ".pt", ".png")
 
 
@@ -45,18 +47,13 @@ class LoopbackHub:
         self.uploads: list[str] = []
         self._break: tuple[str, int] | None = None
         self._port = 0
-        self._connections: set = set()
+        self.connections: set = set()
         self.start()
 
     def start(self) -> None:
         """Answer requests, after a stop on the same port as before."""
-        hub = self
-
-        class Handler(_Handler):
-            pass
-
-        Handler.hub = hub
-        self.server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        handler = type("Handler", (_Handler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
         self._port = self.server.server_port
         self.endpoint = f"http://127.0.0.1:{self._port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -65,7 +62,7 @@ class LoopbackHub:
         """Close all connections, in the middle of requests too, and accept no more."""
         self.server.shutdown()
         self.server.server_close()
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             try:
                 connection.shutdown(2)
             except OSError:
@@ -87,24 +84,15 @@ class LoopbackHub:
 
     def answer_here(self, monkeypatch, cache: Path) -> None:
         """Make the client in this process use this Hub, with `cache`."""
-        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in (
-            ("HF_HUB_OFFLINE", False),
-            ("HF_HUB_CACHE", str(cache)),
-            ("ENDPOINT", self.endpoint),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", template),
-        ):
+        changes = {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(cache), "ENDPOINT": self.endpoint}
+        changes["HUGGINGFACE_CO_URL_TEMPLATE"] = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in changes.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-
-    def commit(self, repository: Path) -> str:
-        """The name of the commit of a repository that is a folder."""
-        files = {file: path.read_bytes() for file, path in files_of(repository).items()}
-        return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
 
     def files(self, name: str, kind: str = "models", revision: str = "main") -> dict[str, bytes]:
         """What a repository holds."""
         repository = self.find(kind, name)
-        return repository.files_at(repository.resolve(revision))
+        return repository.commits[repository.resolve(revision)].files
 
     def find(self, kind: str, name: str) -> "Repository | None":
         if (kind, name) in self.repositories:
@@ -112,14 +100,14 @@ class LoopbackHub:
         folder = self.folder / kind / name
         if not folder.is_dir():
             return None
-        files = {file: path.read_bytes() for file, path in files_of(folder).items()}
-        commit = self.commit(folder)
-        return Repository(name, commits={commit: Commit(commit, "folder", files)}, branches={"main": commit})
+        paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        return Repository(name, commits={commit: Commit("folder", files)}, branches={"main": commit})
 
 
 @dataclass
 class Commit:
-    name: str
     title: str
     files: dict[str, bytes]
     parent: str | None = None
@@ -141,9 +129,6 @@ class Repository:
         found = self.branches.get(revision) or self.tags.get(revision)
         return found or (revision if revision in self.commits else None)
 
-    def files_at(self, commit: str) -> dict[str, bytes]:
-        return self.commits[commit].files
-
     def history(self, commit: str) -> list[Commit]:
         found = []
         while commit is not None:
@@ -152,19 +137,10 @@ class Repository:
         return found
 
     def add(self, branch: str, title: str, files: dict[str, bytes]) -> str:
-        parent = self.branches.get(branch)
         name = hashlib.sha1(f"{self.name} {branch} {title} {len(self.commits)}".encode()).hexdigest()
-        self.commits[name] = Commit(name, title, files, parent)
+        self.commits[name] = Commit(title, files, self.branches.get(branch))
         self.branches[branch] = name
         return name
-
-
-def files_of(repository: Path) -> dict[str, Path]:
-    return {path.relative_to(repository).as_posix(): path for path in sorted(repository.rglob("*")) if path.is_file()}
-
-
-class _HungUp(Exception):
-    pass
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -173,10 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.hub._connections.add(self.connection)
+        self.hub.connections.add(self.connection)
 
     def finish(self) -> None:
-        self.hub._connections.discard(self.connection)
+        self.hub.connections.discard(self.connection)
         try:
             super().finish()
         except (OSError, ValueError):
@@ -205,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
                     route(self, *(part and unquote(part) for part in match.groups()))
                     return
             self._missing("EntryNotFound")
-        except (_HungUp, ConnectionError, BrokenPipeError):
+        except ConnectionError:
             self.close_connection = True
 
     def _read_body(self) -> bytes:
@@ -229,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _hang_up(self) -> None:
         self.hub._break = None
         self.hub.stop()
-        raise _HungUp
+        raise ConnectionError
 
     # --- permissions
 
@@ -272,13 +248,12 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return self.hub.repositories.setdefault((kind, name), repository)
 
-    def _at(self, repository: Repository | None, revision: str | None) -> str | None:
-        if repository is None:
-            return None
-        commit = repository.resolve(revision or "main")
-        if commit is None:
+    def _files(self, repository: Repository | None, revision: str | None) -> dict[str, bytes] | None:
+        """What a repository holds, or None once the request was refused."""
+        commit = repository and repository.resolve(revision or "main")
+        if repository is not None and commit is None:
             self._missing("RevisionNotFound")
-        return commit
+        return repository.commits[commit].files if commit else None
 
     # --- reading
 
@@ -293,11 +268,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def info(self, kind: str, name: str, revision: str | None = None) -> None:
         repository = self._repository(kind, name)
-        if (commit := self._at(repository, revision)) is None:
-            return
-        siblings = [{"rfilename": file} for file in sorted(repository.files_at(commit))]
-        facts = {"id": name, "sha": commit, "private": repository.is_private, "gated": repository.gated}
-        self._json(facts | {"siblings": siblings, "tags": []})
+        if (files := self._files(repository, revision)) is not None:
+            facts = {"id": name, "sha": repository.resolve(revision or "main"), "tags": []}
+            facts |= {"private": repository.is_private, "gated": repository.gated}
+            self._json(facts | {"siblings": [{"rfilename": file} for file in sorted(files)]})
 
     def refs(self, kind: str, name: str) -> None:
         if (repository := self._repository(kind, name)) is not None:
@@ -311,29 +285,28 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(found | {"converts": []})
 
     def tree(self, kind: str, name: str, revision: str, below: str | None = None) -> None:
-        repository = self._repository(kind, name)
-        if (commit := self._at(repository, revision)) is None:
+        if (files := self._files(self._repository(kind, name), revision)) is None:
             return
         is_deep = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
         inside = f"{below}/" if below else ""
-        entries = [entry for entry in _entries(repository.files_at(commit)) if entry["path"].startswith(inside)]
+        entries = [entry for entry in _entries(files) if entry["path"].startswith(inside)]
         if inside and not entries:
             self._missing("EntryNotFound")
             return
         self._json([entry for entry in entries if is_deep or "/" not in entry["path"].removeprefix(inside)])
 
     def paths_info(self, kind: str, name: str, revision: str) -> None:
-        repository = self._repository(kind, name)
-        if (commit := self._at(repository, revision)) is not None:
+        if (files := self._files(self._repository(kind, name), revision)) is not None:
             body = self.body.decode()
             wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-            self._json([entry for entry in _entries(repository.files_at(commit)) if entry["path"] in wanted])
+            self._json([entry for entry in _entries(files) if entry["path"] in wanted])
 
     def file(self, is_dataset: str | None, name: str, revision: str, file: str) -> None:
         repository = self._repository("datasets" if is_dataset else "models", name, for_content=True)
-        if (commit := self._at(repository, revision)) is None:
+        if (files := self._files(repository, revision)) is None:
             return
-        content, status, headers = repository.files_at(commit).get(file), 200, {}
+        commit = repository.resolve(revision)
+        content, status, headers = files.get(file), 200, {}
         if content is None:
             self._missing("EntryNotFound", {"X-Repo-Commit": commit})
             return
@@ -353,45 +326,31 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._may_write(owner):
             return
         kind, name = f"{asked.get('type') or 'model'}s", f"{owner}/{asked['name']}"
-        url = f"{self.hub.endpoint}/{'datasets/' if kind == 'datasets' else ''}{name}"
-        if self.hub.find(kind, name) is not None:
-            self._send(409, json.dumps({"error": "You already created this repo", "url": url}).encode())
-            return
-        is_private = asked.get("private", False) or asked.get("visibility") == "private"
-        repository = Repository(name, is_private)
+        repository = Repository(name, asked.get("private", False) or asked.get("visibility") == "private")
         repository.add("main", "initial commit", {".gitattributes": b""})
         self.hub.repositories[kind, name] = repository
-        self._json({"url": url, "name": name})
+        self._json({"url": f"{self.hub.endpoint}/{'datasets/' * (kind == 'datasets')}{name}", "name": name})
 
     def settings(self, kind: str, name: str) -> None:
-        if (repository := self._writable(kind, name)) is None:
-            return
-        asked = json.loads(self.body)
-        repository.gated = asked.get("gated", repository.gated)
-        if "visibility" in asked or "private" in asked:
-            repository.is_private = asked.get("visibility") == "private" or asked.get("private", False)
-        self._json({})
+        if (repository := self._writable(kind, name)) is not None:
+            repository.gated = json.loads(self.body)["gated"]
+            self._json({})
 
     def validate_yaml(self) -> None:
-        import yaml
-
-        try:
-            header = re.match(r"---\n(.*?)\n---", json.loads(self.body)["content"], re.DOTALL)
-            fields = yaml.safe_load(header[1]) if header else None
-        except yaml.YAMLError as error:
-            self._send(400, json.dumps({"errors": [{"message": str(error)}]}).encode())
-            return
-        self._json({"errors": [], "warnings": [] if fields else [{"message": "empty or missing yaml metadata"}]})
+        fields = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1])
+        self._json({"errors": [] if fields else [{"message": "no metadata"}], "warnings": []})
 
     def preupload(self, kind: str, name: str, revision: str) -> None:
-        repository = self._writable(kind, name)
-        if (commit := self._at(repository, revision)) is None:
+        if (files := self._files(self._writable(kind, name), revision)) is None:
             return
-        files, answers = repository.files_at(commit), []
+        answers = []
         for file in json.loads(self.body)["files"]:
-            mode = "lfs" if file["path"].endswith(LFS_ENDINGS) or file["size"] > 10 * 2**20 else "regular"
-            content = files.get(file["path"])
-            oid = None if content is None else _oid(content, mode == "lfs")
+            is_large = file["path"].endswith(LFS_ENDINGS) or file["size"] > 10 * 2**20
+            oid = None
+            if (content := files.get(file["path"])) is not None:
+                as_git = f"blob {len(content)}\0".encode() + content
+                oid = (hashlib.sha256(content) if is_large else hashlib.sha1(as_git)).hexdigest()
+            mode = "lfs" if is_large else "regular"
             answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._json({"files": answers})
 
@@ -416,11 +375,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def commit(self, kind: str, name: str, branch: str) -> None:
         repository = self._writable(kind, name)
-        if (parent := self._at(repository, branch)) is None:
+        if (before := self._files(repository, branch)) is None:
             return
-        lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
-        files, title = dict(repository.files_at(parent)), ""
-        for line in lines:
+        files, title = dict(before), ""
+        for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
             match line["key"]:
                 case "header":
@@ -428,41 +386,22 @@ class _Handler(BaseHTTPRequestHandler):
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
-                    if value["oid"] not in self.hub.large_files:
-                        self._refuse(400, "LFS pointer pointed to a file that does not exist", None)
-                        return
                     files[value["path"]] = self.hub.large_files[value["oid"]]
                 case "deletedFile":
                     files.pop(value["path"])
-                case "deletedFolder":
-                    inside = value["path"].rstrip("/") + "/"
-                    files = {file: content for file, content in files.items() if not file.startswith(inside)}
         made = repository.add(branch, title, files)
-        url = f"{self.hub.endpoint}/{'datasets/' if kind == 'datasets' else ''}{name}/commit/{made}"
+        url = f"{self.hub.endpoint}/{'datasets/' * (kind == 'datasets')}{name}/commit/{made}"
         self._json({"success": True, "commitOid": made, "commitUrl": url, "hookOutput": ""})
 
     def branch(self, kind: str, name: str, branch: str) -> None:
-        repository = self._writable(kind, name)
-        if repository is None:
-            return
-        start = self._at(repository, json.loads(self.body or b"{}").get("startingPoint"))
-        if start is None:
-            return
-        if branch in repository.branches:
-            self._refuse(409, "Reference already exists", None)
-            return
-        repository.branches[branch] = start
-        self._json({})
+        if (repository := self._writable(kind, name)) is not None:
+            repository.branches.setdefault(branch, repository.branches["main"])
+            self._json({})
 
     def tag(self, kind: str, name: str, revision: str) -> None:
-        repository = self._writable(kind, name)
-        if (commit := self._at(repository, revision)) is None:
-            return
-        if (tag := json.loads(self.body)["tag"]) in repository.tags:
-            self._refuse(409, "Tag reference exists already", None)
-            return
-        repository.tags[tag] = commit
-        self._json({})
+        if (repository := self._writable(kind, name)) is not None:
+            repository.tags[json.loads(self.body)["tag"]] = repository.resolve(revision)
+            self._json({})
 
     # --- answers
 
@@ -485,13 +424,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
-
-
-def _oid(content: bytes, is_large: bool) -> str:
-    """The id in git, or of a large file."""
-    if is_large:
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
 def _entries(files: dict[str, bytes]) -> list[dict]:

@@ -1,6 +1,9 @@
 """Errors, warnings and progress as the user sees them."""
 
 import errno
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -30,6 +33,27 @@ def test_errors_of_the_user_are_one_line(error, code, word, capsys):
     assert word in printed.err
     assert len(printed.err.splitlines()) == 1
     assert printed.out == ""
+
+
+TERMINATED = """
+import os, signal, tempfile, time
+from tablet_hf.cli.terminal import report_errors
+@report_errors
+def command():
+    with tempfile.TemporaryDirectory():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+try:
+    command()
+except Exception as exit:
+    raise SystemExit(exit.exit_code)
+"""
+
+
+def test_a_terminated_command_deletes_its_temporary_folder(tmp_path):
+    done = subprocess.run([sys.executable, "-c", TERMINATED], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    assert done.returncode == 130
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_errors_are_raised():

@@ -3,13 +3,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard, RepoCard
 
 from tablet_hf.convert_tablet_to_hf import RELEASED_REPO
@@ -101,14 +101,6 @@ class TestFigures:
         assert ("not known to be held out" in body) == ("are_held_out" in doubt)
         assert "0.876" in body
 
-    def test_one_subject_gives_no_interval(self, results, tmp_path):
-        for values in results["methods"].values():
-            values["metrics"] = {name: {"value": 1.0, "low": 1.0, "high": 1.0} for name in values["metrics"]}
-        header, body = parsed(self.card(results | {"num_subjects": 1}, tmp_path))
-        assert "model-index" not in header
-        assert "| 1 | 1 |" in body
-        assert "degenerate" in body
-
     def test_a_degenerate_interval_is_none(self, results, tmp_path):
         results["methods"]["TABLeT"]["metrics"]["accuracy"] = {"value": 1.0, "low": 1.0, "high": 1.0}
         header, body = parsed(self.card(results, tmp_path))
@@ -119,15 +111,13 @@ class TestFigures:
         with pytest.raises(InputError, match="predicts sex"):
             self.card(results | {"label": "age"}, tmp_path)
 
-    @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"methods": {}, "baselines": [], "num_subjects": 3}'])
-    def test_damaged_results(self, tmp_path, content):
+    @pytest.mark.parametrize(
+        "content", [None, "{", "[]", "{}", {"methods": {}}, {"baselines": ["TABLeT", "functional connectivity"]}]
+    )
+    def test_damaged_results(self, results, tmp_path, content):
         if content is not None:
-            (tmp_path / "results.json").write_text(content)
-        with pytest.raises(InputError, match=r"results\.json"):
-            read_evaluation(tmp_path)
-
-    def test_results_without_a_model(self, results, tmp_path):
-        (tmp_path / "results.json").write_text(json.dumps(results | {"baselines": list(results["methods"])}))
+            text = content if isinstance(content, str) else json.dumps(results | content)
+            (tmp_path / "results.json").write_text(text)
         with pytest.raises(InputError, match=r"results\.json"):
             read_evaluation(tmp_path)
 
@@ -139,11 +129,7 @@ class TestModels:
         assert "| classes | M (logit above 0), F |" in body
         assert "| autoencoder | `natural-f32c32`, revision sha256:" in body
         assert "| frames per window | 4 |" in body
-        assert (header["license"], header["library_name"], header["pipeline_tag"]) == (
-            "apache-2.0",
-            "transformers",
-            "other",
-        )
+        assert (header["license"], header["pipeline_tag"]) == ("apache-2.0", "other")
         for block in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
             compile(block, "card", "exec")
         assert 'pipeline("fmri-classification", model="lab/sex")' in body
@@ -158,9 +144,6 @@ class TestModels:
         assert "| predicts |" not in body
         assert "--init lab/x" in body
         assert "no positions" in body
-        assert "fmri-classification" in write_card(
-            "model", CardFacts("lab/x", settings=config | {"problem_type": "regression"})
-        )
 
     def test_trainings(self):
         header, body = parsed(write_card("model", CardFacts("lab/sex", settings=SEX, stages=STAGES, with_code=True)))
@@ -231,12 +214,12 @@ class TestAutoencoders:
         prepared = prepare(shipped_autoencoder, tmp_path / "to-upload", "lab/autoencoder", public)
         assert prepared.sharing.is_restricted is False
         assert (tmp_path / "to-upload" / "README.md").read_bytes() == (CARDS / "natural-f32c32.md").read_bytes()
+        header = ModelCard.load(CARDS / "natural-f32c32.md").data
+        assert (header.license, header.library_name) == ("apache-2.0", "diffusers")
         with pytest.raises(InputError, match="apache"):
             prepare(shipped_autoencoder, tmp_path / "other", "lab/autoencoder", Sharing(license="mit"))
 
     def test_another_one(self, shipped_autoencoder, tmp_path):
-        import shutil
-
         shutil.copytree(shipped_autoencoder, tmp_path / "mine")
         config = json.loads((tmp_path / "mine" / "config.json").read_text()) | {"trained in": "hospital-7"}
         (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
@@ -267,10 +250,3 @@ def test_what_is_installed_has_the_templates(tmp_path):
     assert done.stdout.strip() == str(built / "tablet_hf" / "hub" / "hub_cards" / "model.md.jinja"), done.stderr
     for name in ("dataset.md.jinja", "autoencoder.md.jinja", "texts.json", "natural-f32c32.md"):
         assert (built / "tablet_hf" / "hub" / "hub_cards" / name).read_bytes() == template_file(name).read_bytes()
-
-
-def test_the_card_of_the_shipped_autoencoder_is_what_the_hub_reads():
-    header = yaml.safe_load((CARDS / "natural-f32c32.md").read_text().split("---\n")[1])
-    assert (header["license"], header["library_name"]) == ("apache-2.0", "diffusers")
-    assert {"fmri", "neuroimaging", "dc-ae", "tablet"} <= set(header["tags"])
-    assert ModelCard.load(CARDS / "natural-f32c32.md").data.license == "apache-2.0"

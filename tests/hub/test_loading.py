@@ -64,7 +64,7 @@ def test_a_model_its_extractor_and_its_autoencoder(here):
     windows = torch.randn(1, 2, 27, 3072)
     torch.testing.assert_close(model(windows).logits, here.model.eval()(windows).logits, atol=1e-5, rtol=1e-4)
     assert extractor.autoencoder == "lab/autoencoder"
-    assert extractor.autoencoder_revision == here.commit(here.folder / "models" / "lab" / "autoencoder")
+    assert extractor.autoencoder_revision == here.find("models", "lab/autoencoder").branches["main"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +17,13 @@ from tablet_hf.errors import InputError
 from tablet_hf.hub.privacy import Pseudonyms, published_classes, published_runs
 from tablet_hf.hub.publishing import Sharing, prepare
 from tablet_hf.hub.sharing import decide
+from tablet_hf.hub.training_data import UNNAMED, TrainingData
 from tablet_hf.sources import ScanRecord
 
 RIGHT = "Our agreement with the consortium names this project"
 NAMES = Pseudonyms(b"s" * 32)
+OPEN = TrainingData("sex", ("ADHD-200",), 112, 12, 130, 20_190, False)
+MARKED = replace(OPEN, is_restricted=True)
 
 
 @pytest.fixture
@@ -63,17 +67,30 @@ class TestSharing:
         with pytest.raises(InputError, match="sentence"):
             decide("x", "dataset", Sharing(is_restricted=True, right_to_share=right), [])
 
-    @pytest.mark.parametrize("dataset", ["HCP", "hcp_ya_fmriprep", "UKB", "UK Biobank imaging", "lab_hcp", "ABCD"])
-    def test_restricted_studies_are_recognised_by_name(self, make_store, tmp_path, dataset):
-        store = make_store(dataset=dataset).folder
-        with pytest.raises(InputError, match="--i-have-the-right-to-share"):
-            prepare(store, tmp_path / "to-upload", "lab/tokens")
-        prepared = prepare(store, tmp_path / "to-upload", "lab/tokens", Sharing(is_restricted=False))
-        assert prepared.sharing.is_restricted is False
+    @pytest.mark.parametrize(
+        ("trainings", "is_restricted"),
+        [
+            ([{}, {}], False),
+            *(
+                ([{}, {"studies": (name,)}], True)
+                for name in ("HCP", "hcp_ya_fmriprep", "UK Biobank imaging", "lab_hcp")
+            ),
+            *(([{"studies": (name,)}, {}], True) for name in ("UKB", "ABCD")),
+            *(([first, {}], None) for first in ({"studies": ()}, {"studies": ("ADHD-200", UNNAMED)})),
+            *(([first, {}], None) for first in ({"studies": ("ours",)}, {"started_from": "lab/tablet"})),
+            ([], None),
+        ],
+    )
+    def test_names_of_studies(self, trainings, is_restricted):
+        data = [replace(OPEN, **changes) for changes in trainings]
+        assert decide("x", "model", Sharing(right_to_share=RIGHT), data).is_restricted is is_restricted
+        assert decide("x", "model", Sharing(is_restricted=False), data).is_restricted is False
 
-    def test_a_mark_is_not_removed(self, make_store, tmp_path):
-        with pytest.raises(InputError, match="--source-open"):
-            prepare(make_store(True).folder, tmp_path / "to-upload", "lab/tokens", Sharing(is_restricted=False))
+    def test_a_mark_is_not_removed(self):
+        for data in ([OPEN, MARKED], [MARKED, OPEN]):
+            with pytest.raises(InputError, match="--source-open"):
+                decide("x", "model", Sharing(is_restricted=False), data)
+            assert decide("x", "model", Sharing(right_to_share=RIGHT), data).is_restricted
 
 
 class TestPseudonyms:
@@ -197,11 +214,6 @@ class TestColumns:
         )
         with pytest.raises(InputError, match="seen"):
             published_runs(store, NAMES, ["seen"])
-
-    @pytest.mark.parametrize("name", ["eid", "remark", "seen"])
-    def test_columns_of_a_store(self, make_store, name):
-        with pytest.raises(InputError, match=f"'{name}'"):
-            published_runs(make_store(), NAMES, [name])
 
     @pytest.mark.parametrize("ids", [["01", "02", "03", "04"], ["7", "8", "9", "10"]])
     def test_short_subject_ids_are_refused(self, runs_with, ids):

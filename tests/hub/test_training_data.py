@@ -1,7 +1,6 @@
 """The record of a model's training data: counts and studies of runs, written, read, and fetched from a Hub."""
 
 import json
-import warnings
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -49,24 +48,18 @@ class TestFile:
         assert TrainingData.read(tmp_path) == TrainingData.of_model(tmp_path) == (FIRST, SECOND)
         assert [path.name for path in tmp_path.iterdir()] == [TRAINING_DATA_FILE]
 
-    def test_other_fields_are_ignored(self, tmp_path):
-        content = {"stages": [asdict(FIRST) | {"scanners": 3}], "made": "later"}
-        (tmp_path / TRAINING_DATA_FILE).write_text(json.dumps(content))
-        assert TrainingData.read(tmp_path) == (FIRST,)
-
     @pytest.mark.parametrize(
         "content",
-        ["{", [], {}, {"stages": [{}]}, {"stages": [1]}, {"stages": 1}, b"\xff",
+        [b"{", [], {}, {"stages": [{}]}, {"stages": [1]}, {"stages": 1}, b"\xff",
          *({"stages": [asdict(FIRST) | wrong]} for wrong in (
              {"num_subjects": "Ann"}, {"num_runs": -1}, {"num_frames": 1.5}, {"studies": [1]}, {"studies": "ADHD-200"},
              {"is_restricted": "no"}, {"task": None}, {"started_from": 3}))],
     )  # fmt: skip
     def test_damaged_ones(self, tmp_path, content):
-        text = content if isinstance(content, str) else json.dumps(content) if content != b"\xff" else None
-        (tmp_path / TRAINING_DATA_FILE).write_bytes(content if text is None else text.encode())
-        for read in (TrainingData.read, TrainingData.of_model):
-            with pytest.raises(InputError, match=r"training_data\.json"):
-                read(tmp_path)
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (tmp_path / TRAINING_DATA_FILE).write_bytes(content)
+        with pytest.raises(InputError, match=r"training_data\.json"):
+            TrainingData.of_model(tmp_path)
 
 
 class TestHub:
@@ -86,11 +79,7 @@ class TestHub:
         assert TrainingData.of_model("lab/nothing") == ()
 
     def test_a_hub_that_cannot_be_reached_is_a_warning(self, hub, monkeypatch):
-        assert TrainingData.of_model("lab/without") == ()
         fetch("lab/with", "config.json")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.warns(UserWarning, match="lab/with"):
             assert TrainingData.of_model("lab/with") == ()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert TrainingData.of_model("lab/without") == ()  # cached the first time

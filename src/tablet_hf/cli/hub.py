@@ -6,11 +6,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from tablet_hf.cli.terminal import messages, output, report_errors
+from tablet_hf.cli.terminal import messages, output, progress_bars, report_errors
 from tablet_hf.errors import InputError
-from tablet_hf.progress import Bars
 
 Folder = typer.Argument(help="Folder of a model, autoencoder, store or Parquet export.", show_default=False)
 Repo = typer.Argument(help="Hub repository: owner/name.", show_default=False)
@@ -24,16 +22,12 @@ Token = typer.Option("--token", help="Access token; prefer `hf auth login`, sinc
 Dataset = typer.Option("--dataset", help="Token dataset that the model was trained on, if not recorded.")
 Evaluation = typer.Option("--evaluation", help="results.json of tablet-hf evaluate, for the model card.")
 WithCode = typer.Option("--with-code", help="Code of the model, to load it without tablet_hf installed.")
-Phenotypes = typer.Option(
-    "--phenotypes", help="Phenotypes of a token dataset to publish, such as sex,age (default: none)."
-)
+Phenotypes = typer.Option("--phenotypes", help="Phenotypes of a token dataset, such as sex,age (default: none).")
 KeepSubjects = typer.Option("--keep-subjects", help="Subject ids of an open dataset instead of pseudonyms.")
 Restricted = typer.Option(
     "--source-restricted/--source-open", help="Terms of the data on sharing, if not recorded.", show_default=False
 )
-Right = typer.Option(
-    "--i-have-the-right-to-share", help="Legal basis for sharing restricted data (printed on the card)."
-)
+Right = typer.Option("--i-have-the-right-to-share", help="Legal basis for sharing restricted data, for the card.")
 License = typer.Option("--license", help="Licence identifier of the Hub, such as apache-2.0.")
 Message = typer.Option("--message", help="Commit message.")
 DryRun = typer.Option("--dry-run", help="Folder for the files to upload; nothing is uploaded.")
@@ -64,64 +58,46 @@ def push(
     from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, shipped_autoencoders
 
     source = SHIPPED_WEIGHTS / path if path in shipped_autoencoders() else Path(path)
-    options = {
-        "sharing": Sharing(private, gated, source_restricted, right_to_share, license),
-        "dataset": dataset,
-        "evaluation": evaluation,
-        "with_code": with_code,
-        "phenotypes": [name.strip() for names in phenotypes for name in names.split(",") if name.strip()],
-        "keep_subjects": keep_subjects,
-    }
-    if dry_run is not None:
-        _prepare(source, dry_run, repo, options)
-        output.print(escape(str(dry_run)))
-        messages.print("Nothing was uploaded.")
-        return
-    send(source, repo, options, revision=revision, tag=tag, message=message, token=token)
+    names = [name.strip() for names in phenotypes for name in names.split(",") if name.strip()]
+    options = {"dataset": dataset, "evaluation": evaluation, "with_code": with_code, "phenotypes": names}
+    options |= {"sharing": Sharing(private, gated, source_restricted, right_to_share, license)}
+    how = {"revision": revision, "tag": tag, "message": message}
+    _send(source, repo, options | {"keep_subjects": keep_subjects}, dry_run, token, **how)
 
 
-def send(source: Path, repo: str, options: dict[str, Any], token: str | None = None, **how: str | None) -> None:
-    """Prepare a folder and upload it.
-
-    Args:
-        source, repo, options: of `tablet_hf.hub.publishing.prepare`.
-        token, how: of `tablet_hf.hub.publishing.publish`.
-    """
+def _send(
+    source: Path, repo: str, options: dict[str, Any], out: Path | None = None, token: str | None = None, **how: Any
+) -> None:
+    """Prepare a folder, list its files, and upload it, unless it was prepared in `out` for a look."""
     from huggingface_hub.utils import disable_progress_bars
 
-    from tablet_hf.hub.publishing import check_may_write, kind_of, publish
+    from tablet_hf.hub.published_files import kind_of
+    from tablet_hf.hub.publishing import check_may_write, prepare, publish
 
     if not messages.is_terminal:
         disable_progress_bars()
     kind_of(source)
-    check_may_write(repo, token)  # a store takes minutes to prepare
+    if out is None:
+        check_may_write(repo, token)  # a store takes minutes to prepare
     with tempfile.TemporaryDirectory(prefix="tablet-hf-push-") as scratch:
-        prepared = _prepare(source, Path(scratch) / "to-upload", repo, options)
+        with progress_bars("runs") as start:
+            prepared = prepare(
+                source, out or Path(scratch) / "to-upload", repo, on_progress=start("preparing"), **options
+            )
+        for name, size in prepared.files.items():
+            output.print(f"{size:>14,}  {escape(name)}")
+        if prepared.left_behind:
+            messages.print(f"Not uploaded: {escape(', '.join(prepared.left_behind))}.")
+        if prepared.kind == "dataset" and not options.get("keep_subjects"):
+            messages.print(f"Subjects have pseudonyms; their salt {escape(source.name)}.salt stays here.")
+        if out is not None:
+            output.print(escape(str(out)))
+            messages.print("Nothing was uploaded.")
+            return
         published = publish(prepared, repo, token=token, **how)
     visibility = "private" if prepared.sharing.is_private else "public"
     messages.print(f"Uploaded to {escape(repo)} ({visibility}), commit {published.oid[:12]}.")
     output.print(escape(str(published.repo_url)))
-
-
-def _prepare(source: Path, out: Path, repo: str, options: dict[str, Any]) -> Any:
-    """Prepare a folder with a progress bar, and list its files."""
-    from tablet_hf.hub.publishing import prepare
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=messages) as bars:
-        task = bars.add_task("preparing", total=None)
-
-        def on_progress(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
-        prepared = prepare(source, out, repo, on_progress=on_progress, **options)
-    for name, size in prepared.files.items():
-        output.print(f"{size:>14,}  {escape(name)}")
-    if prepared.left_behind:
-        messages.print(f"Not uploaded: {escape(', '.join(prepared.left_behind))}.")
-    if prepared.kind == "dataset" and not options.get("keep_subjects"):
-        messages.print(f"Subjects have pseudonyms; their salt {escape(source.name)}.salt stays here.")
-    return prepared
 
 
 Source = typer.Argument(help="Folder or Hub id in the released layout, or a .pth file.", show_default=False)
@@ -129,9 +105,7 @@ Out = typer.Option("--out", help="Output folder.")
 Push = typer.Option("--push", help="Hub repository (owner/name) for the result: private, with its card.")
 Config = typer.Option("--config", help="config.json of the released model, needed for a .pth file.")
 Head = typer.Option("--head", help="Head to convert if there are two: masked or classification.")
-Problem = typer.Option(
-    help="Problem type: multi_label_classification (one logit), single_label_classification or regression."
-)
+Problem = typer.Option(help="multi_label_classification (one logit), single_label_classification or regression.")
 GridSize = typer.Option(help="Cells per edge of a frame, for tokens of other than 3,072 numbers.")
 Autoencoder = typer.Option(help="Autoencoder of its tokens (default: that of the released model).")
 Signal = typer.Option(help="Voxel signal of its tokens: intensity or percent_change.")
@@ -170,4 +144,4 @@ def convert(
         )
         output.print(f"{type(model).__name__}, {model.num_parameters():,} parameters: {escape(str(out or push))}")
         if push is not None:
-            send(folder, push, {})
+            _send(folder, push, {})

@@ -3,6 +3,7 @@
 import errno
 import functools
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -54,11 +55,12 @@ def printable(value: Any) -> str:
 
 
 def report_errors(command: Callable) -> Callable:
-    """Decorate a command: InputError becomes one line and exit code 2, an interrupt exit code 130."""
+    """Decorate a command: InputError becomes one line and exit code 2, Ctrl-C and SIGTERM exit code 130."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         quiet_libraries()  # here and not at import, which --help should not wait for
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that temporary folders are deleted
         try:
             return command(*args, **kwargs)
         except InputError as error:
@@ -135,10 +137,10 @@ def for_one_scan(option: str, value: Path | None, scans: list[Path]) -> None:
 
 
 @contextmanager
-def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Give a function that starts a bar by its title and returns its callback `(frames done, frames in all)`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"))
-    with Bars(*columns, TimeRemainingColumn(), console=messages, unit="frames") as bars:
+def progress_bars(unit: str = "frames") -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Give a function that starts a bar by its title and returns its callback `(done, in all)`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    with Bars(*columns, TimeRemainingColumn(), console=messages, unit=unit) as bars:
 
         def start(title: str) -> Callable[[int, int], None]:
             for finished in bars.task_ids:

@@ -1,7 +1,4 @@
-"""Cards of repositories on the Hub: facts in, a template of `hub_cards/` filled.
-
-A fact that is not known is printed as not recorded, and every figure names its source.
-"""
+"""Cards of repositories on the Hub: templates of `hub_cards/`, filled with what is recorded."""
 
 import json
 import re
@@ -17,7 +14,6 @@ from tablet_hf.hub.training_data import TrainingData
 
 __all__ = ["CardFacts", "EvaluationFacts", "read_evaluation", "template_file", "write_card"]
 
-UNKNOWN = "not recorded"
 TAGS = ["fmri", "neuroimaging", "nifti", "tablet"]
 
 
@@ -59,22 +55,19 @@ def read_evaluation(path: str | Path) -> EvaluationFacts:
     path = path / "results.json" if path.is_dir() else path
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        num_subjects = int(results["num_subjects"])
         methods = sorted(results["methods"], key=lambda name: name in results["baselines"])
-        if methods[0] in results["baselines"]:
-            raise ValueError("no model")
+        if methods[0] in results["baselines"]:  # no model
+            raise ValueError
         names = sorted(results["methods"][methods[0]]["metrics"], key=lambda name: name != results["main_metric"])
 
         def figure(found: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
             value, low, high = (None if found[key] is None else float(found[key]) for key in ("value", "low", "high"))
-            # The bootstrap is degenerate for one subject, and where all samples give the same figure.
-            is_degenerate = num_subjects < 2 or low is None or high is None or low == high
-            return (value, None, None) if is_degenerate else (value, low, high)
+            return (value, None, None) if None in (low, high) or low == high else (value, low, high)
 
         metrics = {method: results["methods"][method]["metrics"] for method in methods}
         return EvaluationFacts(
             str(results["label"]),
-            num_subjects,
+            int(results["num_subjects"]),
             {method: {name: figure(found[name]) for name in names} for method, found in metrics.items()},
             results.get("are_held_out") is True,
             tuple(str(results.get("about", {}).get("weights") or "").replace(",", " ").split()),
@@ -132,11 +125,7 @@ class CardFacts:
 
 
 def write_card(kind: str, facts: CardFacts) -> str:
-    """Text of a card.
-
-    Args:
-        kind: "model", "dataset" or "autoencoder": the name of the template.
-        facts: what is known.
+    """Text of the card of a "model", "dataset" or "autoencoder".
 
     Raises:
         InputError: figures of another label than the one that the model predicts.
@@ -147,7 +136,9 @@ def write_card(kind: str, facts: CardFacts) -> str:
     name, label = facts.repo.split("/")[-1], facts.settings.get("target_name")
     if facts.evaluation is not None and label is not None and facts.evaluation.label != label:
         raise InputError(f"--evaluation: its figures are of {facts.evaluation.label}, but the model predicts {label}.")
-    tags = [*TAGS, "dc-ae"] if "dc-ae" in str(facts.settings.get("autoencoder")) else list(TAGS)
+    tags = TAGS + ["dc-ae"] * ("dc-ae" in str(facts.settings.get("autoencoder")))
+    data_of = [*facts.stages, *filter(None, [facts.store])]
+    studies = ["UKB"] * facts.is_released + [name for each in data_of for name in each.studies]
     header = {"license": facts.sharing.license, "tags": tags} | (texts["gate"] if facts.sharing.is_gated else {})
     data: Any
     if kind == "dataset":
@@ -159,10 +150,12 @@ def write_card(kind: str, facts: CardFacts) -> str:
         data = ModelCardData(library_name="diffusers", **header)
     else:
         results = _eval_results(facts.evaluation)
+        starts = [facts.converted_from or "", *(stage.started_from or "" for stage in facts.stages)]
+        on_hub = [name for name in starts if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)]
         data = ModelCardData(
             library_name="transformers",
             pipeline_tag="other" if facts.predicts else "feature-extraction",
-            base_model=_base_model(facts),
+            base_model=on_hub[-1] if on_hub else None,
             datasets=list(facts.datasets) or None,
             model_name=name if results else None,
             eval_results=results or None,
@@ -174,23 +167,11 @@ def write_card(kind: str, facts: CardFacts) -> str:
         name=name,
         facts=facts,
         settings=facts.settings,
-        studies=_studies(facts),
+        studies=list(dict.fromkeys(studies)),
         texts=texts,
         cell=_cell,
     )
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", str(card))).strip() + "\n"
-
-
-def _base_model(facts: CardFacts) -> str | None:
-    """The last repository of the Hub that the weights came from."""
-    names = [facts.converted_from or "", *(stage.started_from or "" for stage in facts.stages)]
-    return next((name for name in reversed(names) if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)), None)
-
-
-def _studies(facts: CardFacts) -> list[str]:
-    """All studies that the data are of."""
-    data = [*facts.stages, *([facts.store] if facts.store else [])]
-    return list(dict.fromkeys([*(["UKB"] * facts.is_released), *(name for each in data for name in each.studies)]))
 
 
 def _eval_results(evaluation: EvaluationFacts | None) -> list[Any]:
@@ -199,35 +180,29 @@ def _eval_results(evaluation: EvaluationFacts | None) -> list[Any]:
 
     if evaluation is None or not evaluation.is_held_out or not evaluation.weights:
         return []
-
-    def rounded(value: float) -> float:
-        return float(f"{value:.4g}")
-
-    return [
-        EvalResult(
+    results = []
+    for name, figure in next(iter(evaluation.figures.values())).items():
+        if None in figure:
+            continue
+        value, low, high = (float(f"{number:.4g}") for number in figure)
+        result = EvalResult(
             task_type="other",
             task_name=f"{evaluation.label} from fMRI",
             dataset_type="fmri",
             dataset_name="fMRI runs of held-out subjects",
             metric_type=name,
             metric_name=name,
-            metric_value=rounded(value),
-            metric_args={
-                "subjects": evaluation.num_subjects,
-                "interval": "95%",
-                "low": rounded(low),
-                "high": rounded(high),
-            },
+            metric_value=value,
+            metric_args={"subjects": evaluation.num_subjects, "interval": "95%", "low": low, "high": high},
         )
-        for name, (value, low, high) in next(iter(evaluation.figures.values())).items()
-        if value is not None and low is not None and high is not None
-    ]
+        results.append(result)
+    return results
 
 
 def _cell(value: Any) -> str:
     """Text that stays in its line and in its cell of a table: labels and columns can have any name."""
     if not value and value != 0:  # also the undefined value of a template
-        return UNKNOWN
+        return "not recorded"
     if isinstance(value, int):
         return f"{value:,}"
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")

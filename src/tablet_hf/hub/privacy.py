@@ -1,11 +1,7 @@
 """What is published of subjects: pseudonyms, and an allow-list of what is written of a run.
 
-    runs = published_runs(store, Pseudonyms.next_to("STORE"), ["sex", "age"])
-    export_parquet(store, "to-upload", published=runs)
-    publish_splits(store, runs, "to-upload")
-
-Tokens are data of subjects, since scans can be decoded from them. Nothing is searched for: what is not on the list is
-not written.
+runs = published_runs(store, Pseudonyms.next_to("STORE"), ["sex", "age"])
+export_parquet(store, "to-upload", published=runs)
 """
 
 import hashlib
@@ -16,9 +12,9 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +34,6 @@ OLDEST = 90
 MOST_CATEGORIES = 20
 FIRST_IDENTIFIER = 10_000
 """Numbers from here on can be identifiers, phone numbers, or dates as spreadsheets and UK Biobank write them."""
-
 # A category has one line, few signs, and neither an e-mail address, a path, a date nor a long number.
 CATEGORY = re.compile(r"[\w<>=+-][\w <>=+.,()&%'/-]{0,39}")
 NO_CATEGORY = re.compile(r"\d{4}|/.*/|\d[./-]\d+[./-]\d|(?<!\d)\d{1,2}[ .-]{1,2}[^\W\d_]{3,9}[ .-]{1,2}\d\d")
@@ -52,9 +47,7 @@ SITE = re.compile(r"cent(?:er|re)s?|city|clinic|hospital|institut(?:e|ion)|scann
 
 
 class Pseudonyms:
-    """Names for subjects that depend on a secret salt.
-
-    A checksum without a salt would not do: subject ids of seven digits can all be tried.
+    """Names for subjects that depend on a secret salt, since all subject ids of seven digits can be tried.
 
     Args:
         salt: at least 16 random bytes.
@@ -72,31 +65,25 @@ class Pseudonyms:
         Raises:
             InputError: a file of that name that is not a salt.
         """
-        store = store.resolve()
-        path = store.with_name(store.name + ".salt")
+        path = store.resolve().with_name(store.resolve().name + ".salt")
+        # Readable by its owner only, and never over one that another process made meanwhile.
+        with suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
         try:
-            # Readable by its owner only, and never over one that another process made meanwhile.
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            try:
-                return cls(bytes.fromhex(path.read_text(encoding="ascii").strip()))
-            except (ValueError, OSError) as error:
-                raise InputError(
-                    f"{path}: not a salt of pseudonyms; restore it, or delete it to give all subjects new pseudonyms."
-                ) from error
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            salt = secrets.token_bytes(32)
-            file.write(salt.hex() + "\n")
-        return cls(salt)
+            return cls(bytes.fromhex(path.read_text(encoding="ascii")))
+        except (ValueError, OSError) as error:
+            raise InputError(
+                f"{path}: not a salt of pseudonyms; restore it, or delete it to give all subjects new pseudonyms."
+            ) from error
 
     def of(self, *words: str | None) -> str:
         """`p` and 16 hexadecimal digits."""
         return f"p{hmac.new(self._salt, json.dumps(words).encode(), hashlib.sha256).hexdigest()[:16]}"
 
-    def numbered(self, labels: Iterable[Any]) -> dict[Any, str | None]:
-        """`site-1`, `site-2`, ... for sites, in an order that depends on the salt; None stays None."""
+    def numbered(self, labels: Sequence[Any]) -> list[str | None]:
+        """`site-1`, `site-2`, ... for labels of sites, in an order that depends on the salt; None stays None."""
         ordered = sorted(set(labels) - {None}, key=lambda label: self.of("site", str(label)))
-        return {None: None} | {label: f"site-{number}" for number, label in enumerate(ordered, 1)}
+        return [None if label is None else f"site-{ordered.index(label) + 1}" for label in labels]
 
 
 def published_runs(
@@ -119,21 +106,18 @@ def published_runs(
     if keep_subjects and store.settings["is_restricted"]:
         raise InputError(f"{store.folder}: its data are restricted; leave out --keep-subjects.")
     columns = {name: _published_column(store, name, pseudonyms) for name in phenotypes if name != "family"}
-    sites = pseudonyms.numbered(run.site for run in store.runs)
     labels = {name: _numbered(store.runs, name) for name in ("session", "task", "run")}
-    runs = []
+    labels["site"] = pseudonyms.numbered([run.site for run in store.runs])
+    runs: list[StoredRun] = []
     for index, run in enumerate(store.runs):
-        subject, family = pseudonyms.of(run.dataset, run.subject), None
-        if run.family is not None and "family" in phenotypes:
-            family = pseudonyms.of(run.dataset, "family", run.family)
+        has_family = run.family is not None and "family" in phenotypes
         made = without_paths(run.made.get("tokens", {}))
         published = replace(
             run,
             **{name: numbers[index] for name, numbers in labels.items()},
             dataset=run.dataset and published_study(run.dataset),
-            subject=run.subject if keep_subjects else subject,
-            site=sites[run.site],
-            family=family,
+            subject=run.subject if keep_subjects else pseudonyms.of(run.dataset, run.subject),
+            family=pseudonyms.of(run.dataset, "family", run.family) if has_family else None,
             # A checksum without the salt would identify the scan.
             scan={"sha256": pseudonyms.of("scan", json.dumps(run.scan, sort_keys=True))},
             made={"tokens": {name: made[name] for name in (*IDENTITY, "dtype") if name in made}},
@@ -149,16 +133,15 @@ def published_runs(
 
 def _numbered(runs: Sequence[StoredRun], name: str) -> list[str | None]:
     """The labels of one kind as 1, 2, ... within a subject, in their order; plain labels of tasks and runs stay."""
-    if name != "session" and all(PLAIN_LABEL.fullmatch(getattr(run, name) or "1") for run in runs):
-        return [getattr(run, name) for run in runs]
-    labels = [(run.dataset or "", run.subject, getattr(run, name) or "") for run in runs]
-    by_subject = groupby(sorted(set(labels)), key=lambda label: label[:2])
-    numbers = {
-        label: str(number)
-        for _, own in by_subject
-        for number, label in enumerate((label for label in own if label[2]), 1)
-    }
-    return [numbers.get(label) for label in labels]
+    labels = [getattr(run, name) for run in runs]
+    if name != "session" and all(PLAIN_LABEL.fullmatch(label or "1") for label in labels):
+        return labels
+    pairs = list(zip(subject_ids(runs), labels, strict=True))
+    own: dict[str, set[str]] = {subject: set() for subject, _ in pairs}
+    for subject, label in pairs:
+        if label:
+            own[subject].add(label)
+    return [str(sorted(own[subject]).index(label) + 1) if label else None for subject, label in pairs]
 
 
 def _published_column(store: TokenDataset, name: str, pseudonyms: Pseudonyms) -> list[Any]:
@@ -171,12 +154,11 @@ def _published_column(store: TokenDataset, name: str, pseudonyms: Pseudonyms) ->
         raise InputError(f"{store.folder}: no phenotype {name!r}; it has {', '.join(sorted(kinds)) or 'none'}.")
     values = [run.phenotypes.get(name) for run in store.runs]
     if holds_sites(name):
-        numbers = pseudonyms.numbered(values)
-        return [numbers[value] for value in values]
+        return pseudonyms.numbered(values)
     found = {(run.dataset, run.subject, value) for run, value in zip(store.runs, values, strict=True)}
     if fault := _fault_of_column(name, [(who, value) for _, who, value in found if value is not None]):
         raise InputError(f"{store.folder}: the phenotype {name!r} is not published: {fault}.")
-    return [_in_whole_years(value) for value in values] if holds_ages(name) else values
+    return list(map(_in_whole_years, values)) if holds_ages(name) else values
 
 
 def _fault_of_column(name: str, found: Sequence[tuple[str, Any]]) -> str | None:
@@ -206,7 +188,7 @@ def _fault_of_column(name: str, found: Sequence[tuple[str, Any]]) -> str | None:
 
 
 def _is_category(text: str) -> bool:
-    return CATEGORY.fullmatch(text) is not None and not NO_CATEGORY.search(text)
+    return bool(CATEGORY.fullmatch(text)) and not NO_CATEGORY.search(text)
 
 
 def holds_sites(name: str) -> bool:
@@ -249,14 +231,9 @@ def published_study(name: str) -> str:
 
 
 def publish_splits(store: TokenDataset, runs: Sequence[StoredRun], folder: str | Path) -> None:
-    """Write the splits of a store for its published runs, without the settings that they were made with.
+    """Write the splits of a store for `runs` of `published_runs`, without the settings that they were made with.
 
-    The files are called splits-1.csv, splits-2.csv, ...; splits of one site have its number.
-
-    Args:
-        store: the store.
-        runs: of `published_runs`.
-        folder: of the export.
+    The files are called splits-1.csv, splits-2.csv, ... in `folder`; splits of one site have its number.
     """
     subjects = dict(zip(subject_ids(store.runs), subject_ids(runs), strict=True))
     sites = {f"site-{run.site}": other.site for run, other in zip(store.runs, runs, strict=True) if run.site}
@@ -265,8 +242,9 @@ def publish_splits(store: TokenDataset, runs: Sequence[StoredRun], folder: str |
     for number, path in enumerate(files, 1):
         splits = []
         for index, split in enumerate(read_splits(path, runs=store.runs), 1):
-            is_plain = re.fullmatch(r"split|fold-\d{1,3}", split.name)
-            name = split.name if is_plain else sites.get(split.name) or f"split-{index}"
+            name = sites.get(split.name) or f"split-{index}"
+            if re.fullmatch(r"split|fold-\d{1,3}", split.name):
+                name = split.name
             parts = {subjects[subject]: part for subject, part in split.assignment.items()}
             left_out = tuple(subjects[subject] for subject in split.left_out)
             splits.append(Split(name, parts, split.seed, {}, left_out))

@@ -13,13 +13,12 @@ from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import STORE_FILE, StoredRun
 from tablet_hf.errors import InputError
 from tablet_hf.files import saved_weights_checksum
-from tablet_hf.hub.cards import CardFacts, EvaluationFacts, read_evaluation, template_file
-from tablet_hf.hub.files import count_parameters
+from tablet_hf.hub.cards import CardFacts, read_evaluation, template_file
 from tablet_hf.hub.privacy import holds_ages, publish_splits, published_classes, published_study
 from tablet_hf.hub.sharing import is_shipped
 from tablet_hf.hub.training_data import TrainingData
 
-__all__ = ["kind_of", "published_stages", "write_autoencoder", "write_model", "write_tokens"]
+__all__ = ["kind_of", "published_training", "write_autoencoder", "write_model", "write_tokens"]
 
 CARD, CONFIG, EXTRACTOR = "README.md", "config.json", "preprocessor_config.json"
 # JSON in which no path can be.
@@ -46,60 +45,49 @@ def kind_of(path: str | Path) -> str:
     raise InputError(f"{path}: not a folder of a TABLeT model, an autoencoder or a token dataset.")
 
 
-def published_stages(path: Path) -> tuple[TrainingData, ...]:
-    """The trainings of a model; a folder that one started from is named without its path."""
-    stages = []
-    for stage in TrainingData.read(path):
-        start = stage.started_from
-        if start is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", start):
-            start = re.split(r"[/\\]", start.rstrip("/\\"))[-1]
-        stages.append(replace(stage, studies=tuple(map(published_study, stage.studies)), started_from=start))
-    return tuple(stages)
+def published_training(training: TrainingData) -> TrainingData:
+    """A training of a model as it is published; a folder that it started from is named without its path."""
+    start = training.started_from
+    if start is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", start):
+        start = re.split(r"[/\\]", start.rstrip("/\\"))[-1]
+    return replace(training, studies=tuple(map(published_study, training.studies)), started_from=start)
 
 
 def write_model(
     path: Path, folder: Path, facts: CardFacts, evaluation: str | Path | None, with_code: bool
 ) -> CardFacts:
-    """Write the files of a model, and complete its facts."""
+    """Write the files of a model, and complete the facts of its card.
+
+    Raises:
+        InputError: files that cannot be published, or figures of other weights.
+    """
     from tablet_hf.convert_tablet_to_hf import converted_from
     from tablet_hf.hub.custom_code import write_custom_code
 
     config = _published_config(path)
     _write_json(folder / CONFIG, config)
     if (path / EXTRACTOR).is_file():
-        extractor = without_paths(_read_json(path / EXTRACTOR))
-        _write_json(
-            folder / EXTRACTOR, {name: extractor[name] for name in PUBLISHED_PREPROCESSING if name in extractor}
-        )
+        made = without_paths(_read_json(path / EXTRACTOR))
+        _write_json(folder / EXTRACTOR, {name: made[name] for name in PUBLISHED_PREPROCESSING if name in made})
     else:
         warnings.warn(f"{path}: no {EXTRACTOR}, so that others cannot tokenize scans for the model.", stacklevel=3)
     parameters = _copy_weights(path, folder, "model")
+    source = None if facts.stages else converted_from(path)
     if facts.stages:
         TrainingData.write(folder, facts.stages)
-    source = None if facts.stages else converted_from(path)
-    if not facts.stages and facts.store is None and source is None:
+    elif facts.store is None and source is None:
         warnings.warn(f"{path}: its training data are not recorded; name them with --dataset STORE.", stacklevel=3)
     if with_code:
         write_custom_code(folder)
-    figures = None if evaluation is None else _figures(evaluation, path)
+    figures = None if evaluation is None else read_evaluation(evaluation)
+    if figures is not None and figures.weights and saved_weights_checksum(path) not in figures.weights:
+        raise InputError(f"{evaluation}: its figures are of other weights than those in {path}; evaluate this model.")
+    if figures is not None and not (figures.weights and figures.is_held_out):
+        doubt = "not known to be of held-out subjects and of these weights"
+        warnings.warn(f"{evaluation}: {doubt}, so its figures are in the text of the card only.", stacklevel=3)
     return replace(
         facts, settings=config, parameters=parameters, converted_from=source, evaluation=figures, with_code=with_code
     )
-
-
-def _figures(evaluation: str | Path, path: Path) -> EvaluationFacts:
-    """The figures of a model.
-
-    Raises:
-        InputError: they are of other weights.
-    """
-    figures = read_evaluation(evaluation)
-    if figures.weights and saved_weights_checksum(path) not in figures.weights:
-        raise InputError(f"{evaluation}: its figures are of other weights than those in {path}; evaluate this model.")
-    if not figures.weights or not figures.is_held_out:
-        doubt = "not known to be of held-out subjects and of these weights"
-        warnings.warn(f"{evaluation}: {doubt}, so its figures are in the text of the card only.", stacklevel=4)
-    return figures
 
 
 def _published_config(path: Path) -> dict[str, Any]:
@@ -117,18 +105,21 @@ def _published_config(path: Path) -> dict[str, Any]:
         TabletConfig.from_dict(dict(settings))
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(f"{path / CONFIG}: not the configuration of a TABLeT; save the model again.") from error
-    fields = {*TabletConfig.__dataclass_fields__, *TabletConfig().to_dict(), "model_type"}
-    fields -= {"target_name", "negative_label", "id2label", "label2id", "auto_map", "custom_pipelines"}
+    fields = TabletConfig().to_dict().keys() - {
+        "_name_or_path",
+        "target_name",
+        "negative_label",
+        "id2label",
+        "label2id",
+    }
     config = {
         name: value
         for name, value in without_paths(settings).items()
-        if name in fields and not name.startswith("_")
+        if name in fields
         if name.startswith("autoencoder") or PLAIN.fullmatch(json.dumps(value))
     }
     if config.get("autoencoder") != settings.get("autoencoder"):
-        warnings.warn(
-            f"{path}: its autoencoder is a local folder; publish it too, for others to tokenize.", stacklevel=4
-        )
+        warnings.warn(f"{path}: its autoencoder is a local folder; publish it too.", stacklevel=4)
     label, negative = settings.get("target_name"), settings.get("negative_label")
     classes = {key: str(name) for key, name in (settings.get("id2label") or {}).items()}
     names = sorted({*classes.values(), *([str(negative)] if negative else [])})
@@ -149,27 +140,30 @@ def _copy_weights(path: Path, folder: Path, stem: str) -> int:
     Raises:
         InputError: no such files, or an index that names files elsewhere.
     """
+    from huggingface_hub import save_torch_state_dict
     from safetensors import SafetensorError
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    index, names = path / f"{stem}.safetensors.index.json", [f"{stem}.safetensors"]
+    index, names, tensors = path / f"{stem}.safetensors.index.json", {f"{stem}.safetensors"}, {}
     if index.is_file():
-        places = {str(name): str(file) for name, file in _read_json(index).get("weight_map", {}).items()}
-        names = sorted(set(places.values()))
+        names = {str(name) for name in _read_json(index).get("weight_map", {}).values()}
         if any(Path(name).name != name for name in names):
             raise InputError(f"{index}: it names files outside of its folder; save the model again.")
-        total = sum((path / name).stat().st_size for name in names if (path / name).is_file())
-        _write_json(folder / index.name, {"metadata": {"total_size": total}, "weight_map": places})
     for name in names:
         try:
-            save_file(load_file(path / name), folder / name, metadata={"format": "pt"})
+            tensors |= load_file(path / name)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path / name}: not a safetensors file; save the model with save_pretrained.") from error
-    return sum(count_parameters(folder / name) for name in names)
+    save_torch_state_dict(tensors, folder, filename_pattern=f"{stem}{{suffix}}.safetensors")
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def write_autoencoder(path: Path, folder: Path, facts: CardFacts) -> CardFacts:
-    """Write the files of an autoencoder, and complete its facts; one of this package brings its own card."""
+    """Write the files of an autoencoder, and complete the facts of its card; one of this package brings its own card.
+
+    Raises:
+        InputError: files that cannot be published, or another licence than that of this package.
+    """
     import inspect
 
     import diffusers
@@ -179,9 +173,7 @@ def write_autoencoder(path: Path, folder: Path, facts: CardFacts) -> CardFacts:
     config = _read_json(path / CONFIG)
     network = getattr(diffusers, str(config["_class_name"]), None)
     if not isinstance(network, type):
-        raise InputError(
-            f"{path / CONFIG}: diffusers has no class {config['_class_name']}; save the autoencoder again."
-        )
+        raise InputError(f"{path / CONFIG}: diffusers has no class of this name; save the autoencoder again.")
     fields = {"_class_name", "_diffusers_version", *inspect.signature(network.__init__).parameters}
     config = {name: value for name, value in config.items() if name in fields}
     _write_json(folder / CONFIG, config)
@@ -191,8 +183,7 @@ def write_autoencoder(path: Path, folder: Path, facts: CardFacts) -> CardFacts:
             raise InputError(f"--license {facts.sharing.license}: {path.name} is under apache-2.0; leave it out.")
         (folder / CARD).write_bytes(template_file(f"{path.resolve().name}.md").read_bytes())
         (folder / "training.json").write_bytes((path / "training.json").read_bytes())
-    rows = {"weights": weights_fingerprint(path)}
-    return replace(facts, settings=config, parameters=parameters, rows=rows)
+    return replace(facts, settings=config, parameters=parameters, rows={"weights": weights_fingerprint(path)})
 
 
 def write_tokens(
@@ -207,9 +198,8 @@ def write_tokens(
     (folder / CARD).unlink()
     publish_splits(store, runs, folder)
     frames, seconds = {run.num_frames for run in runs}, sorted({f"{run.repetition_time:.4g} s" for run in runs})
-    phenotypes = [
-        f"`{name}`{' (in whole years, 90 for 90 and over)' * holds_ages(name)}" for name in runs[0].phenotypes
-    ]
+    years = " (in whole years, 90 for 90 and over)"
+    phenotypes = [f"`{name}`{years * holds_ages(name)}" for name in runs[0].phenotypes]
     phenotypes += ["families"] * any(run.family is not None for run in runs)
     rows = {
         "frames per run": f"{min(frames)} to {max(frames)}",
@@ -222,12 +212,9 @@ def write_tokens(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: it cannot be read as JSON ({error}); save it again.") from error
-    return content
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,10 +1,7 @@
 """Publishing a model, an autoencoder or a token dataset on the Hub, with its card.
 
-    prepared = prepare("sex-model/fold-1/model", "to-upload", "lab/sex", evaluation="evaluated/results.json")
-    publish(prepared, "lab/sex")
-
-`prepare` writes a folder of what others need and nothing else; `publish` uploads it in one commit, so that a repository
-is never seen half updated. Large files that arrived before a connection broke are not uploaded again.
+prepared = prepare("sex-model/fold-1/model", "to-upload", "lab/sex", evaluation="evaluated/results.json")
+publish(prepared, "lab/sex")
 """
 
 import json
@@ -24,12 +21,12 @@ from tablet_hf.datasets.store_files import RUNS_FOLDER
 from tablet_hf.errors import InputError
 from tablet_hf.files import atomic_folder, atomic_write
 from tablet_hf.hub.cards import CardFacts, write_card
-from tablet_hf.hub.privacy import Pseudonyms, published_runs, published_study
+from tablet_hf.hub.privacy import Pseudonyms, published_runs
 from tablet_hf.hub.published_files import (
     CARD,
     EXTRACTOR,
     kind_of,
-    published_stages,
+    published_training,
     write_autoencoder,
     write_model,
     write_tokens,
@@ -37,7 +34,7 @@ from tablet_hf.hub.published_files import (
 from tablet_hf.hub.sharing import Sharing, decide
 from tablet_hf.hub.training_data import TrainingData
 
-__all__ = ["Prepared", "PublishCallback", "Sharing", "check_may_write", "kind_of", "prepare", "publish"]
+__all__ = ["Prepared", "PublishCallback", "Sharing", "check_may_write", "prepare", "publish"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +62,14 @@ def prepare(
     repo: str,
     sharing: Sharing | None = None,
     *,
-    dataset: str | Path | TokenDataset | None = None,
+    dataset: str | Path | None = None,
     evaluation: str | Path | None = None,
     with_code: bool = False,
     phenotypes: Collection[str] = (),
     keep_subjects: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
-    """Write a folder of what will be uploaded, with its card.
+    """Write a folder of what others need and nothing else, with its card.
 
     Args:
         path: folder of a saved model (with its feature extractor and `training_data.json`), of an autoencoder, of a
@@ -90,8 +87,7 @@ def prepare(
         InputError: nothing that can be published, or conditions that forbid it; nothing is written to `out` then.
     """
     path, out, sharing = Path(path), Path(out), sharing or Sharing()
-    check_repo(repo)
-    check_no_token(sharing.right_to_share)
+    _check_names(repo, sharing.right_to_share)
     kind = kind_of(path)
     given = {} if kind == "model" else {"--dataset": dataset, "--evaluation": evaluation, "--with-code": with_code}
     given |= {} if kind == "dataset" else {"--phenotypes": phenotypes, "--keep-subjects": keep_subjects}
@@ -99,16 +95,16 @@ def prepare(
         raise InputError(f"{others[0]}: not an option for the {kind} in {path}; leave it out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it exists already; choose another folder.")
+    trainings = TrainingData.read(path) if kind == "model" else ()
     source = path if kind == "dataset" else dataset
-    store = TokenDataset.load(source) if isinstance(source, str | Path) else source
+    store = None if source is None else TokenDataset.load(source)
     data = [] if store is None else [TrainingData.of_runs("tokens", store.runs, (), store.settings["is_restricted"])]
-    stages = published_stages(path) if kind == "model" else ()
-    sharing = decide(path, kind, sharing, [*stages, *data])
-    published = [replace(each, studies=tuple(map(published_study, each.studies))) for each in data]
-    facts = CardFacts(repo, sharing, stages=stages, store=published[0] if published else None)
+    sharing = decide(path, kind, sharing, [*trainings, *data])
+    facts = CardFacts(repo, sharing, stages=[published_training(each) for each in trainings])
+    facts = replace(facts, store=next(map(published_training, data), None))
     with atomic_folder(out) as folder:
         if kind == "model":
-            ids = [dataset] if isinstance(dataset, str) and not Path(dataset).exists() else []
+            ids = [str(dataset)] if dataset is not None and not Path(dataset).exists() else []
             facts = write_model(path, folder, replace(facts, datasets=ids), evaluation, with_code)
         elif kind == "autoencoder":
             facts = write_autoencoder(path, folder, facts)
@@ -119,16 +115,12 @@ def prepare(
         if not (folder / CARD).exists():
             (folder / CARD).write_text(write_card(kind, facts), encoding="utf-8")
     files = {file.relative_to(out).as_posix(): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()}
-    left_behind = sorted({file.name for file in path.iterdir()} - {file.name for file in out.iterdir()} - {RUNS_FOLDER})
-    return Prepared(out, kind, sharing, files, tuple(left_behind))
+    left_behind = {file.name for file in path.iterdir()} - {file.name for file in out.iterdir()} - {RUNS_FOLDER}
+    return Prepared(out, kind, sharing, files, tuple(sorted(left_behind)))
 
 
-def check_repo(repo: str) -> None:
-    """Refuse what cannot be the name of a repository.
-
-    Raises:
-        InputError: not `owner/name`.
-    """
+def _check_names(repo: str, *texts: str | None) -> None:
+    """Refuse what cannot be the name of a repository, and public texts with an access token in them."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -139,10 +131,6 @@ def check_repo(repo: str) -> None:
         is_name = False
     if not is_name:
         raise InputError(f"{repo}: a repository on the Hub has a name like owner/name.")
-
-
-def check_no_token(*texts: str | None) -> None:
-    """Refuse text with an access token in it: it would be public."""
     if any(re.search(r"hf_\w{20}", text or "") for text in texts):
         raise InputError("The text of an option has an access token in it; leave it out.")
 
@@ -159,7 +147,7 @@ def check_may_write(repo: str, token: str | None = None) -> None:
     """
     from huggingface_hub import HfApi
 
-    check_repo(repo)
+    _check_names(repo)
     with _hub_errors(repo):
         user = HfApi(token=token, library_name="tablet_hf").whoami()
     owners = [user["name"], *(each["name"] for each in user.get("orgs") or ())]
@@ -178,10 +166,10 @@ def publish(
     message: str | None = None,
     token: str | None = None,
 ) -> Any:
-    """Upload a prepared folder in one commit.
+    """Upload a prepared folder in one commit, so that a repository is never seen half updated.
 
     An existing repository is updated: files that are not uploaded again are deleted from it. It stays private or
-    gated if it is.
+    gated if it is. Large files that arrived before a connection broke are not uploaded again.
 
     Args:
         prepared: of `prepare`.
@@ -200,26 +188,20 @@ def publish(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    check_repo(repo)
-    check_no_token(message, tag, revision)
+    _check_names(repo, message, tag, revision)
     operations: list[Any] = [CommitOperationAdd(name, str(prepared.folder / name)) for name in prepared.files]
-    kind, sharing = "dataset" if prepared.kind == "dataset" else "model", prepared.sharing
+    kind = "dataset" if prepared.kind == "dataset" else "model"
     api = HfApi(token=token, library_name="tablet_hf")
     with _hub_errors(repo):
-        _open_repository(api, repo, kind, sharing, tag)
+        _open_repository(api, repo, kind, prepared.sharing, tag)
         if revision is not None:
             api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True)
         existing = set(api.list_repo_files(repo, repo_type=kind, revision=revision)) - {".gitattributes"}
         if gone := sorted(existing - set(prepared.files)):
             warnings.warn(f"{repo}: deleted files that are not uploaded again: {', '.join(gone)}.", stacklevel=2)
         operations += [CommitOperationDelete(name, is_folder=False) for name in gone]
-        commit = api.create_commit(
-            repo,
-            operations,
-            commit_message=message or f"{prepared.kind.capitalize()} by tablet-hf",
-            repo_type=kind,
-            revision=revision,
-        )
+        message = message or f"{prepared.kind.capitalize()} by tablet-hf"
+        commit = api.create_commit(repo, operations, commit_message=message, repo_type=kind, revision=revision)
     if tag is not None:
         with _hub_errors(repo, f"it was uploaded, but without its tag {tag}"):
             api.create_tag(repo, tag=tag, revision=commit.oid, repo_type=kind)
@@ -255,20 +237,17 @@ def _hub_errors(repo: str, state: str = "nothing was changed") -> Iterator[None]
         yield
     except InputError:
         raise
-    # The base of HfHubHTTPError is the error of the HTTP client. Errors of large files come in a RuntimeError.
-    except (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__) as error:
+    # The bases of HfHubHTTPError are OSError and the error of the HTTP client. Errors of large files are RuntimeErrors.
+    except (ValueError, RuntimeError, *HfHubHTTPError.__bases__) as error:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, HfHubHTTPError):
             cause = cause.__cause__
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        problem = f"no connection to the Hub; {state}. Unset HF_HUB_OFFLINE if it is set, and run the same again."
         if status in (401, 403, 404) or isinstance(cause, LocalTokenNotFoundError):
-            problem = (
-                "no permission to write; log in with an access token for writing (hf auth login), check the owner."
-            )
+            problem = "no permission to write; log in with an access token of its owner for writing (hf auth login)."
         elif status is not None or isinstance(cause, ValueError):
             problem = f"the Hub refused it ({status or type(cause).__name__}); {state}."
-        else:
-            problem = f"no connection to the Hub; {state}. Unset HF_HUB_OFFLINE if it is set, and run the same again."
         raise InputError(f"{repo}: {problem}") from None
 
 

@@ -43,7 +43,7 @@ def is_shipped(path: Path) -> bool:
 
 
 def decide(path: str | Path, kind: str, sharing: Sharing, data: Sequence[TrainingData]) -> Sharing:
-    """Decide whether data are restricted: as marked, as stated, or by the names of the studies, in this order.
+    """Decide `is_restricted` and `is_gated`: as marked, as stated, or by the names of the studies, in this order.
 
     One training on restricted data makes a model restricted for good. Unknown stays None: scans of a table or of BIDS
     can be of any study, and so can the data of the first weights.
@@ -53,9 +53,6 @@ def decide(path: str | Path, kind: str, sharing: Sharing, data: Sequence[Trainin
         kind: "model", "autoencoder" or "dataset".
         sharing: the conditions as stated.
         data: trainings of a model, the first one first, or the data of a store.
-
-    Returns:
-        The conditions, with `is_restricted` and `is_gated` decided.
 
     Raises:
         InputError: restricted data without a right, restricted tokens in public, or data of unknown terms in public.
@@ -70,19 +67,14 @@ def decide(path: str | Path, kind: str, sharing: Sharing, data: Sequence[Trainin
     elif is_restricted is None and data:
         if any(RESTRICTED_STUDY.search(name) for stage in data for name in stage.studies):
             is_restricted = True
-        elif data[0].started_from is None and all(
-            stage.studies and OPEN_STUDIES.issuperset(stage.studies) for stage in data
-        ):
+        elif data[0].started_from is None and all(set(stage.studies or [""]) <= OPEN_STUDIES for stage in data):
             is_restricted = False
     if right is not None and len(right.split()) < 3:
-        raise InputError(
-            "--i-have-the-right-to-share: give a sentence for the card, such as "
-            '"Our data use agreement with the consortium names this project".'
-        )
+        raise InputError("--i-have-the-right-to-share: give a sentence for the card that names your agreement.")
     if is_restricted and right is None:
         raise InputError(
-            f"{path}: the terms of its data forbid sharing subject data (as for HCP and UK Biobank); if you have the "
-            'right to share it, state it with --i-have-the-right-to-share "...".'
+            f"{path}: the terms of its data forbid sharing (as for HCP and UK Biobank); if you have the right to, "
+            'state it with --i-have-the-right-to-share "...".'
         )
     if is_restricted and not sharing.is_private and kind == "dataset":
         raise InputError(f"{path}: restricted tokens are never public: scans can be decoded; leave out --public.")

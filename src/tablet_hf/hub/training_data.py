@@ -1,9 +1,7 @@
-"""What data a model was trained on: a record next to its weights, which is published with them.
+"""What data a model was trained on: studies and counts, in a record next to its weights that is published with them.
 
-    stages = TrainingData.read("pretrained/model")      # () if there is no record
-    stages[-1].studies, stages[-1].num_subjects         # ("ADHD-200",), 112
-
-It holds studies and counts, and names no subject. Whether a model may be published depends on it.
+stages = TrainingData.read("pretrained/model")      # () if there is no record
+stages[-1].studies, stages[-1].num_subjects         # ("ADHD-200",), 112
 """
 
 import json
@@ -13,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tablet_hf.errors import InputError
+from tablet_hf.errors import InputError, counted
 from tablet_hf.files import atomic_write
 from tablet_hf.hub.files import fetch
 
@@ -49,7 +47,7 @@ class TrainingData:
 
     def __str__(self) -> str:
         studies = f" of {', '.join(self.studies)}" if self.studies else ""
-        subjects = f"{self.num_subjects:,} subject{'s' * (self.num_subjects != 1)}"
+        subjects = counted(self.num_subjects, "subject")
         return f"{self.task} ({subjects}{studies}{', restricted' if self.is_restricted else ''})"
 
     @classmethod
@@ -61,15 +59,7 @@ class TrainingData:
         is_restricted: bool,
         started_from: str | Path | None = None,
     ) -> "TrainingData":
-        """The record of a training on runs of a store.
-
-        Args:
-            task: see `TrainingData`.
-            training: runs of the training part.
-            validation: runs of the validation part.
-            is_restricted: `store.settings["is_restricted"]`.
-            started_from: folder or Hub id.
-        """
+        """The record of a training on runs of a store, that started from the model in a folder or of a Hub id."""
         training = list(training)
         studies = {run.dataset or UNNAMED for run in training}
         if started_from is not None:
@@ -115,25 +105,18 @@ class TrainingData:
     def of_model(cls, name: str | Path) -> tuple["TrainingData", ...]:
         """The trainings of a model by its folder or Hub id; empty if there is no record.
 
-        They are empty, with a warning, if the Hub cannot be reached and the record is not in the cache: the data count
-        as unknown then.
+        They are empty, with a warning, if the Hub cannot be reached and the record is not in the cache.
 
         Raises:
             InputError: the record cannot be read.
         """
-        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
             path = fetch(name, TRAINING_DATA_FILE)
         except InputError as error:
-            is_unreachable = isinstance(error.__cause__, LocalEntryNotFoundError)
-            if is_unreachable and try_to_load_from_cache(str(name), TRAINING_DATA_FILE) is not _CACHED_NO_EXIST:
-                warnings.warn(
-                    f"{name}: the Hub cannot be reached, so its training data are not recorded; download its "
-                    f"{TRAINING_DATA_FILE} first.",
-                    stacklevel=2,
-                )
+            if isinstance(error.__cause__, LocalEntryNotFoundError):
+                warnings.warn(f"{name}: no {TRAINING_DATA_FILE} in the cache, and no way to the Hub.", stacklevel=2)
             return ()
         return cls.read(path.parent)
 
