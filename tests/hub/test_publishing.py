@@ -493,8 +493,10 @@ class TestCallback:
         send(source, "lab/first", tmp_path / "sent", sharing=Sharing(False, False, right_to_share=RIGHT))
         with pytest.raises(InputError, match="--i-have-the-right-to-share"):
             trainer(sharing=Sharing()).train()
+        training = trainer()
+        training.args.push_to_hub = True  # the library would ask for a repository if it were an argument
         with pytest.raises(InputError, match="push_to_hub"):
-            trainer(push_to_hub=True, hub_model_id="lab/all", hub_token=LAB).train()
+            training.train()
         assert not list((tmp_path / "out").glob("checkpoint-*"))
         for start in (str(source), "lab/first"):
             with pytest.raises(InputError, match="--i-have-the-right-to-share"):
