@@ -67,7 +67,7 @@ def test_unusable_scans(tmp_path, good, change, reason):
     assert reason in refusal(edit(tmp_path / "sub-01_bold.nii.gz", good, change), tmp_path / "out")
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"subject,age\n" * 100, "NIfTI"), (b"", "empty")])
+@pytest.mark.parametrize(("content", "reason"), [(b"subject,age\n" * 100, "NIfTI"), (b"", "NIfTI")])
 def test_files_that_are_no_scan(tmp_path, content, reason):
     (tmp_path / "sub-01_bold.nii.gz").write_bytes(content)
     assert reason in refusal(tmp_path / "sub-01_bold.nii.gz", tmp_path / "out")

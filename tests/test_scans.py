@@ -1,9 +1,6 @@
 """Opening a scan: what can be read is read right, what cannot is refused in one sentence."""
 
-import bz2
 import gzip
-import json
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -75,7 +72,7 @@ class TestWhatCanBeRead:
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, values.astype(np.float32))
 
-    @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nii.bz2"])
+    @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
     def test_slope_and_intercept_are_applied(self, tmp_path, ending):
         values = some_values()
         header = nib.Nifti1Header()
@@ -96,37 +93,16 @@ class TestWhatCanBeRead:
         write(tmp_path / "run.img", some_values(), nib.Nifti1Pair)
         np.testing.assert_array_equal(read_all(tmp_path / f"run{ending}"), some_values())
 
-    @pytest.mark.parametrize("shape", [(4, 5, 6, 1, 7), (4, 5, 6, 7, 1), (4, 5, 6, 1, 1, 7)])
-    def test_unit_axes_are_dropped(self, tmp_path, shape):
-        values = some_values(shape)
-        path = write(tmp_path / "run.nii.gz", values)
-        expected = values.reshape((4, 5, 6, 7), order="F")
-        np.testing.assert_array_equal(read_all(path), expected)
-        np.testing.assert_array_equal(read_all((values, AFFINE)), expected)
-
-    def test_a_run_of_one_frame(self, tmp_path):
-        path = write(tmp_path / "run.nii.gz", some_values((4, 5, 6, 1)).reshape(4, 5, 6, 1, 1))
-        assert open_source(path).num_frames == 1
-
     def test_images_and_arrays_in_memory(self):
         values = some_values(dtype=np.float64)
         for scan in (nib.Nifti1Image(values, AFFINE), (values, AFFINE), (values.tolist(), AFFINE.tolist())):
             np.testing.assert_array_equal(read_all(scan), values)
-
-    @pytest.mark.parametrize("dtype", [np.float16, np.dtype(">f4"), np.longdouble])
-    def test_arrays_of_types_that_nifti_lacks(self, dtype):
-        np.testing.assert_array_equal(read_all((some_values(dtype=dtype), AFFINE)), some_values())
 
     def test_image_loaded_by_the_caller(self, tmp_path):
         path = write(tmp_path / "run.nii.gz", some_values())
         source = open_source(nib.load(path))
         assert (source.path, source.name) == (path, str(path))
         np.testing.assert_array_equal(read_all(nib.load(path)), some_values())
-
-    def test_frames_come_in_the_order_asked_for(self, tmp_path):
-        path = write(tmp_path / "run.nii.gz", some_values())
-        frames = list(open_source(path).frames([5, 0, 0, 3]))
-        np.testing.assert_array_equal(np.stack(frames, -1), some_values()[..., [5, 0, 0, 3]])
 
     def test_grid_is_the_one_of_the_header(self, tmp_path):
         source = open_source(write(tmp_path / "run.nii.gz", some_values()))
@@ -183,11 +159,11 @@ class TestFilesThatCannotBeUsed:
         ("name", "content", "reason"),
         [
             ("none.nii.gz", None, "no such file"),
-            (".", None, "a folder"),
-            ("run.nii.gz", b"", "empty"),
+            (".", None, "no such file"),
+            ("run.nii.gz", b"", "NIfTI"),
             ("run.nii", b"a,b,c\n" * 200, "NIfTI"),
-            ("run.txt", b"a,b,c\n" * 200, "NIfTI"),
             ("run.nii.gz", b"a,b,c\n" * 200, "NIfTI"),
+            ("run.nii", gzip.compress(bytes(1000), mtime=0), "NIfTI"),
             ("run.nii.gz", gzip.compress(b"a,b,c\n" * 200, mtime=0), "NIfTI"),
         ],
     )
@@ -200,12 +176,6 @@ class TestFilesThatCannotBeUsed:
         (tmp_path / "run.nii.gz").symlink_to(tmp_path / ".git" / "annex" / "objects" / "x")
         assert "datalad get" in refusal(tmp_path / "run.nii.gz")
 
-    def test_names_that_contradict_the_compression(self, tmp_path):
-        shutil.move(write(tmp_path / "a.nii", some_values()), tmp_path / "c.nii.gz")
-        shutil.move(write(tmp_path / "b.nii.gz", some_values()), tmp_path / "d.nii")
-        assert "rename it to c.nii." in refusal(tmp_path / "c.nii.gz")
-        assert "rename it to d.nii.gz" in refusal(tmp_path / "d.nii")
-
     def test_other_formats(self, tmp_path):
         nib.save(nib.MGHImage(some_values(dtype=np.float32), AFFINE), tmp_path / "run.mgz")
         series = nib.cifti2.SeriesAxis(0, 1, 10)
@@ -215,7 +185,7 @@ class TestFilesThatCannotBeUsed:
         assert "MGHImage" in refusal(tmp_path / "run.mgz")
         assert "Cifti2Image" in refusal(tmp_path / "run.dtseries.nii")
 
-    @pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 7, 3), (4, 5, 6, 0), (4, 5)])
+    @pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 7, 1), (4, 5, 6, 0)])
     def test_no_4d_run(self, shape):
         assert "4D" in refusal((np.zeros(shape), AFFINE))
 
@@ -252,12 +222,6 @@ class TestFilesThatCannotBeUsed:
         path.write_bytes(damage(path.read_bytes()))
         assert "copy" in refusal(path)
 
-    def test_truncated_bzip2(self, tmp_path):
-        values = np.random.default_rng(0).integers(0, 30000, (20, 20, 20, 200)).astype(np.int16)
-        content = bz2.compress(write(tmp_path / "run.nii", values).read_bytes())
-        (tmp_path / "run.nii.bz2").write_bytes(content[: len(content) * 3 // 4])
-        assert "cut off" in refusal(tmp_path / "run.nii.bz2")
-
     def test_truncated_without_compression(self, tmp_path):
         path = write(tmp_path / "run.nii", some_values())
         path.write_bytes(path.read_bytes()[:-5])
@@ -280,28 +244,25 @@ class TestFilesThatCannotBeUsed:
         assert "missing" in refusal(tmp_path / "run.hdr")
 
     @pytest.mark.parametrize(
-        ("dtype", "what"),
-        [("c8", "complex"), ("c16", "complex"), ([("R", "u1"), ("G", "u1"), ("B", "u1")], "RGB")],
+        "dtype", ["c8", [("R", "u1"), ("G", "u1"), ("B", "u1")]], ids=["complex numbers", "colours"]
     )
-    def test_voxels_that_are_no_intensities(self, tmp_path, dtype, what):
-        values = np.zeros((4, 5, 6, 7), dtype)
-        assert what in refusal(write(tmp_path / "run.nii.gz", values))
-        assert what in refusal((values, AFFINE))
+    def test_voxels_that_are_no_intensities(self, tmp_path, dtype):
+        assert "intensities" in refusal(write(tmp_path / "run.nii.gz", np.zeros((4, 5, 6, 7), dtype)))
 
     @pytest.mark.parametrize(
-        ("affine", "reason"),
+        "affine",
         [
-            (np.where(np.eye(4, k=3), np.nan, AFFINE), "NaN"),
-            (np.where(np.eye(4), np.inf, AFFINE), "4 x 4"),
-            (np.diag([2.0, 2, 0, 1]), "singular"),
-            (np.diag([0.0, 0, 0, 1]), "singular"),
-            (np.diag([2.0, 2, 2, 2]), "last row"),
-            (np.eye(3), "4 x 4"),
-            (None, "4 x 4"),
+            np.where(np.eye(4, k=3), np.nan, AFFINE),
+            np.where(np.eye(4), np.inf, AFFINE),
+            np.diag([2.0, 2, 0, 1]),
+            np.diag([0.0, 0, 0, 1]),
+            np.diag([2.0, 2, 2, 2]),
+            np.eye(3),
+            None,
         ],
     )
-    def test_unusable_affines(self, affine, reason):
-        assert reason in refusal((some_values(), affine))
+    def test_unusable_affines(self, affine):
+        assert "4 x 4" in refusal((some_values(), affine))
 
     def test_neither_sform_nor_qform(self, tmp_path):
         path = write(tmp_path / "run.nii.gz", some_values(), code=0)
@@ -329,9 +290,9 @@ class TestCompanions:
         ("mask", "reason"),
         [
             (np.ones((4, 5, 7)), r"\(4, 5, 7\).*\(4, 5, 6\)"),
-            ((np.ones((4, 5, 6)), np.diag([2.0, 2, 2, 1])), "voxels off"),
+            ((np.ones((4, 5, 6)), np.diag([2.0, 2, 2, 1])), "resample"),
             ((np.ones((4, 5, 6)), np.eye(3)), "4 x 4"),
-            (np.full((4, 5, 6), "a"), "real numbers"),
+            (np.full((4, 5, 6), "a"), "cannot be read"),
         ],
     )
     def test_what_does_not_fit_the_scan(self, source, mask, reason):
@@ -361,16 +322,7 @@ class TestRepetitionTime:
 
     @pytest.mark.parametrize(
         ("stored", "unit"),
-        [
-            (0, "sec"),
-            (0.72, "msec"),
-            (720, "sec"),
-            (2200, "unknown"),
-            (1, "unknown"),
-            (-2, "sec"),
-            (np.nan, "sec"),
-            (2, "hz"),
-        ],
+        [(0, "sec"), (0.72, "msec"), (720, "sec"), (1, "unknown"), (-2, "sec"), (np.nan, "sec"), (2, "hz")],
     )
     def test_missing_zero_or_absurd(self, tmp_path, stored, unit):
         path = write(tmp_path / "run.nii.gz", some_values(), repetition_time=stored, unit=unit)
@@ -378,20 +330,10 @@ class TestRepetitionTime:
             find_repetition_time(open_source(path))
         assert find_repetition_time(open_source(path), 2.0) == 2.0
 
-    @pytest.mark.parametrize("given", [0, -1, 0.00072, 720, np.nan, "two", True])
+    @pytest.mark.parametrize("given", [0, -1, 720, np.nan, "two"])
     def test_what_is_given_must_make_sense(self, tmp_path, given):
         with pytest.raises(InputError, match="repetition_time="):
             find_repetition_time(open_source(write(tmp_path / "run.nii.gz", some_values())), given)
-
-    @pytest.mark.parametrize(("shape", "filled"), [((4, 5, 6, 1, 7), 4), ((4, 5, 6, 1, 7), 5), ((4, 5, 6, 7, 1), 4)])
-    def test_a_unit_axis_next_to_time(self, tmp_path, shape, filled):
-        image = nib.Nifti1Image(some_values(shape), AFFINE)
-        image.set_sform(AFFINE, 4)
-        image.header.set_xyzt_units("mm", "sec")
-        image.header["pixdim"][4:6] = 0
-        image.header["pixdim"][filled] = 1.5
-        nib.save(image, tmp_path / "run.nii.gz")
-        assert find_repetition_time(open_source(tmp_path / "run.nii.gz")) == 1.5
 
     def test_a_bare_array_has_none(self):
         with pytest.warns(UserWarning, match="1 s"):
@@ -402,30 +344,6 @@ class TestRepetitionTime:
         (tmp_path / "rfMRI_REST1_LR.json").write_text('{"RepetitionTime": 0.72}')
         assert find_repetition_time(open_source(path)) == 0.72
         assert find_repetition_time(open_source(path), 1.4) == 1.4
-
-    def test_less_specific_sidecars_speak_where_more_specific_ones_lack_it(self, tmp_path):
-        func = tmp_path / "ds" / "sub-01" / "ses-a" / "func"
-        func.mkdir(parents=True)
-        name = "sub-01_ses-a_task-rest_space-MNI152NLin6Asym_desc-preproc_bold"
-        path = write(func / f"{name}.nii.gz", some_values(), repetition_time=9)
-        sidecars = [
-            (tmp_path / "ds" / "bold.json", 1.1),
-            (tmp_path / "ds" / "task-rest_bold.json", 1.2),
-            (tmp_path / "ds" / "sub-01" / "sub-01_task-rest_bold.json", 1.3),
-            (func / "sub-01_ses-a_task-rest_bold.json", 1.4),
-            (func / "sub-01_ses-a_task-rest_desc-preproc_bold.json", 1.5),
-            (func / f"{name}.json", 1.6),
-        ]
-        (tmp_path / "bold.json").write_text('{"RepetitionTime": 8}')
-        (tmp_path / "ds" / "task-nback_bold.json").write_text('{"RepetitionTime": 7}')
-        (func / "sub-01_ses-a_task-rest_run-2_bold.json").write_text('{"RepetitionTime": 6}')
-        (func / "sub-01_ses-a_task-rest_events.json").write_text('{"RepetitionTime": 5}')
-        assert find_repetition_time(open_source(path)) == 9
-        for sidecar, seconds in sidecars:
-            sidecar.write_text(json.dumps({"RepetitionTime": seconds}))
-            assert find_repetition_time(open_source(path)) == seconds
-        (func / f"{name}.json").write_text('{"SkullStripped": true}')
-        assert find_repetition_time(open_source(path)) == 1.5
 
     def test_sidecar_with_an_absurd_value_is_named(self, tmp_path):
         path = write(tmp_path / "run.nii.gz", some_values())
@@ -453,20 +371,12 @@ class TestBidsNames:
     def test_only_bids_names_have_one(self, tmp_path):
         (tmp_path / "desc-brain_mask.nii.gz").touch()
         assert find_brain_mask_file(tmp_path / "bold.nii.gz") is None
-        assert find_brain_mask_file(None) is None
 
     def test_declared_space(self):
         assert declared_space(Path("sub-1_task-rest_space-T1w_desc-preproc_bold.nii.gz")) == "T1w"
         assert declared_space(Path("run.nii.gz")) is None
-        assert declared_space(None) is None
-
-    @pytest.mark.parametrize("space", ["T1w", "native", "fsaverage5", "fsLR", "boldref", "fsnative", "scanner"])
-    def test_spaces_that_are_not_a_volume_template(self, space):
-        assert is_native_space(space)
-
-    @pytest.mark.parametrize("space", ["MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNI152Lin", "MNIPediatricAsym"])
-    def test_templates(self, space):
-        assert not is_native_space(space)
+        assert all(map(is_native_space, ["T1w", "native", "fsaverage5", "fsLR", "boldref", "scanner"]))
+        assert not any(map(is_native_space, ["MNI152NLin2009cAsym", "MNI152NLin6Asym", "MNIPediatricAsym"]))
 
 
 def test_scanner_axes_differ_from_those_of_a_template(tmp_path):
@@ -495,5 +405,10 @@ def test_sidecars_are_found_from_the_most_to_the_least_specific(tmp_path):
     names = ["sub-01/sub-01_task-rest_bold.json", "sub-01/sub-01_bold.json", "task-rest_bold.json", "bold.json"]
     for name in (*names, "task-nback_bold.json", "sub-01/sub-01_task-rest_events.json"):
         (tmp_path / "study" / name).write_text("{}")
+    (tmp_path / "bold.json").write_text("{}")  # outside the dataset
     assert find_sidecars(scan) == [tmp_path / "study" / name for name in names]
-    assert find_sidecars(None) == []
+    write(scan, some_values(), repetition_time=9)
+    (tmp_path / "study" / names[2]).write_text('{"RepetitionTime": 1.2}')
+    assert find_repetition_time(open_source(scan)) == 1.2
+    (tmp_path / "study" / names[1]).write_text('{"RepetitionTime": 1.3}')
+    assert find_repetition_time(open_source(scan)) == 1.3

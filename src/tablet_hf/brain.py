@@ -1,7 +1,4 @@
-"""Which voxels of a scan are brain, whether they are usable, and whether they lie where the MNI152 brain does.
-
-All of it on the scan's own grid, before anything is moved or resampled.
-"""
+"""Which voxels of a scan are brain, whether they are usable and in MNI152 space; all on the scan's own grid."""
 
 import warnings
 from functools import lru_cache
@@ -10,22 +7,19 @@ import numpy as np
 
 from .errors import InputError
 
-__all__ = ["Survey", "check_mni_space", "find_brain", "mni_overlap", "zero_where_not_finite"]
+__all__ = ["Survey", "check_mni_space", "find_brain", "share_in_mni_brain"]
 
 MIN_SHARE_IN_MNI_BRAIN = 0.83
 """A scan is in MNI152 space when at least this share of its brain is inside the MNI152 brain.
 
-Measured with `mni_overlap`. In MNI152: a skull-stripped real run 0.990, slabs of 7 to 30 slices of it 0.983 to 0.998,
-fMRIPrep's template mask 0.988; under nilearn's EPI mask fMRIPrep's unstripped EPI template 0.956 and an unstripped run
-brought to MNI by nine parameters 0.901. Elsewhere: whole brains 20 mm off along any axis at most 0.809, upside down
-0.80, a native-space scan 0.649, axes swapped 0.55 to 0.82 (about the centre: up to 0.85). An outline cannot reveal a
-slab that is moved within the brain or a brain turned front to back about its own centre (0.87); an unstripped slab
-through the face can be refused wrongly (0.75), which a mask of its own prevents.
+Measured in MNI152: a skull-stripped real run 0.990, slabs of 7 to 30 slices of it 0.983 to 0.998; under nilearn's EPI
+mask an unstripped run brought to MNI by nine parameters 0.901. Elsewhere: brains 20 mm off at most 0.809, upside down
+0.80, a native-space scan 0.649. An outline cannot reveal a slab that is moved within the brain or a brain turned front
+to back about its own centre (0.87); an unstripped slab through the face can be refused wrongly (0.75).
 """
 
 MAX_BRAIN_LITRES = 2.75
-"""Largest volume of voxels that are not always zero to be a brain: the MNI152 brain has 1.9 litres, a head 3 or more.
-"""
+"""Largest volume of signal to be a brain: the MNI152 brain has 1.9 litres, a head 3 or more."""
 
 AIR_INTENSITY = 0.1
 MAX_AIR_SHARE = 0.15
@@ -86,7 +80,7 @@ def check_mni_space(mask: np.ndarray, affine: np.ndarray, name: str) -> None:
     Raises:
         InputError: less than `MIN_SHARE_IN_MNI_BRAIN` of the mask is inside the MNI152 brain.
     """
-    inside, _ = mni_overlap(mask, affine)
+    inside = share_in_mni_brain(mask, affine)
     if inside < MIN_SHARE_IN_MNI_BRAIN:
         raise InputError(
             f"{name}: only {inside:.0%} of its brain is inside the MNI152 brain; normalise it to MNI152 first, give "
@@ -94,21 +88,13 @@ def check_mni_space(mask: np.ndarray, affine: np.ndarray, name: str) -> None:
         )
 
 
-def mni_overlap(mask: np.ndarray, affine: np.ndarray) -> tuple[float, float]:
-    """Overlap of a brain mask with the MNI152 brain, whatever their grids.
-
-    Args:
-        mask: `(X, Y, Z)` bool, with at least one voxel.
-        affine: `(4, 4)`, voxel indices to mm.
-
-    Returns:
-        The share of the mask's voxels inside nilearn's MNI152 brain mask, and the share of that brain that the mask
-        covers; both in [0, 1], read at the nearest voxel.
-    """
+def share_in_mni_brain(mask: np.ndarray, affine: np.ndarray) -> float:
+    """The share, 0 to 1, of a mask's voxels `(X, Y, Z)` bool inside nilearn's MNI152 brain, at the nearest voxel."""
     template, template_affine = _mni_brain()
-    inside = _nearest(template, template_affine, mask, affine)
-    covered = _nearest(mask, affine, template, template_affine)
-    return float(inside.mean()), float(covered.mean())
+    to_template = np.linalg.inv(template_affine) @ affine
+    voxels = np.rint(to_template[:3, :3] @ np.stack(np.nonzero(mask)) + to_template[:3, 3:]).astype(np.int64)
+    in_grid = ((voxels >= 0) & (voxels < np.array(template.shape)[:, None])).all(axis=0)
+    return np.count_nonzero(template[tuple(voxels[:, in_grid])]) / len(in_grid)
 
 
 @lru_cache(maxsize=1)
@@ -117,25 +103,6 @@ def _mni_brain() -> tuple[np.ndarray, np.ndarray]:
 
     image = load_mni152_brain_mask(resolution=2)
     return np.asarray(image.dataobj).astype(bool), image.affine
-
-
-def _nearest(mask: np.ndarray, affine: np.ndarray, where: np.ndarray, where_affine: np.ndarray) -> np.ndarray:
-    """The values `(n,)` of a mask at the n voxels of another one, False outside its grid."""
-    millimetres = where_affine[:3, :3] @ np.stack(np.nonzero(where)) + where_affine[:3, 3:]
-    to_voxel = np.linalg.inv(affine)
-    voxels = np.rint(to_voxel[:3, :3] @ millimetres + to_voxel[:3, 3:]).astype(np.int64)
-    in_grid = ((voxels >= 0) & (voxels < np.array(mask.shape)[:, None])).all(axis=0)
-    values = np.zeros(millimetres.shape[1], dtype=bool)
-    values[in_grid] = mask[tuple(voxels[:, in_grid])]
-    return values
-
-
-def zero_where_not_finite(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the frame with NaN and infinite voxels set to 0, and where those were (None if nowhere)."""
-    is_finite = np.isfinite(frame)
-    if is_finite.all():
-        return frame, None
-    return np.where(is_finite, frame, np.float32(0)), ~is_finite
 
 
 class Survey:
@@ -150,33 +117,31 @@ class Survey:
     def __init__(self, name: str, shape: tuple[int, int, int], find_brain: bool):
         self._name = name
         self._num_frames = 0
-        self.has_signal = np.zeros(shape, dtype=bool, order="F")
-        self._total = np.zeros(shape, order="F") if find_brain else None
-        self._total_squares = np.zeros(shape, order="F") if find_brain else None
-        self._num_negative: np.ndarray | None = None
-        self._is_bad: np.ndarray | None = None
+        self._has_signal = np.zeros(shape, dtype=bool, order="F")
+        self._is_bad = np.zeros(shape, dtype=bool, order="F")
+        self._num_negative = np.zeros(shape, dtype=np.int32, order="F")
+        self._totals = tuple(np.zeros(shape, order="F") for _ in range(2)) if find_brain else None
         self._first_frame: np.ndarray | None = None
         self._is_constant = True
 
     def add(self, frame: np.ndarray, add_mean: np.ndarray | None) -> np.ndarray:
         """Take in the next frame `(X, Y, Z)` float32; return it with NaN and Inf set to 0 and the mean added."""
-        frame, is_bad = zero_where_not_finite(frame)
-        if is_bad is not None:
-            self._is_bad = is_bad if self._is_bad is None else self._is_bad | is_bad
-        self.has_signal |= frame != 0
+        is_finite = np.isfinite(frame)
+        if not is_finite.all():
+            self._is_bad |= ~is_finite
+            frame = np.where(is_finite, frame, np.float32(0))
+        self._has_signal |= frame != 0
         if self._first_frame is None:
             self._first_frame = frame
-        elif self._is_constant:
-            self._is_constant = np.array_equal(frame, self._first_frame)
+        self._is_constant = self._is_constant and np.array_equal(frame, self._first_frame)
         if add_mean is not None:
             frame = frame + add_mean
         if frame.min() < 0:
-            if self._num_negative is None:
-                self._num_negative = np.zeros(frame.shape, dtype=np.int32, order="F")
             self._num_negative += frame < 0
-        if self._total is not None and self._total_squares is not None:
-            self._total += frame
-            self._total_squares += np.square(frame, dtype=np.float64)
+        if self._totals is not None:
+            total, total_squares = self._totals
+            total += frame
+            total_squares += np.square(frame, dtype=np.float64)
         self._num_frames += 1
         return frame
 
@@ -186,46 +151,43 @@ class Survey:
         Raises:
             InputError: there is no signal, no brain, or the run was demeaned.
         """
-        if not self.has_signal.any():
+        if not self._has_signal.any():
             raise InputError(f"{self._name}: every voxel of every frame is zero or NaN; check how it was made.")
-        mean = self._total / self._num_frames
-        self._check_about_zero(mean)
-        brain, method = find_brain(self.has_signal, mean, affine)
+        mean, mean_square = (total / self._num_frames for total in self._totals)
+        self._check_about_zero(mean, mean_square - mean**2)
+        brain, method = find_brain(self._has_signal, mean, affine)
         if not brain.any():
             raise InputError(f"{self._name}: no brain was found in it; give mask= (command line: --mask).")
         return brain, method
 
     def check(self, brain: np.ndarray) -> None:
         """Refuse a run without usable values inside the brain mask `(X, Y, Z)` bool."""
-        if self._is_bad is not None and (count := np.count_nonzero(self._is_bad & brain)):
+        if count := np.count_nonzero(self._is_bad & brain):
             raise InputError(
                 f"{self._name}: {count:,} voxels inside the brain are NaN or infinite in some frame; repair them, or "
                 "give a mask= (command line: --mask) without them."
             )
-        if not self.has_signal[brain].any():
+        if not self._has_signal[brain].any():
             raise InputError(f"{self._name}: every voxel inside the brain mask is zero; check scan and mask.")
         self._check_negative(brain)
         if self._is_constant and self._num_frames > 1:
             warnings.warn(f"{self._name}: all {self._num_frames} frames are equal: no BOLD signal.", stacklevel=2)
 
-    def _check_about_zero(self, mean: np.ndarray) -> None:
+    def _check_about_zero(self, mean: np.ndarray, variance: np.ndarray) -> None:
         """Refuse a demeaned run, in which no brain can be found since its intensities are gone.
 
         Noise about zero is fine in air, and a background that is never negative does not hide a demeaned brain: the
         voxels that change most decide.
         """
-        variance = self._total_squares / self._num_frames - mean**2
         is_about_zero = mean**2 < MAX_MEAN_ABOUT_ZERO**2 * variance
         is_above_zero = (mean > 0) & (mean**2 > MIN_MEAN_ABOVE_ZERO**2 * variance)
         if variance[is_above_zero].sum() > variance[is_about_zero].sum():
             return
-        self._check_negative(self.has_signal)
+        self._check_negative(self._has_signal)
         if is_about_zero.any():
             self._check_negative(is_about_zero)
 
     def _check_negative(self, region: np.ndarray) -> None:
-        if self._num_negative is None:
-            return
         share = self._num_negative[region].sum(dtype=np.int64) / (self._num_frames * np.count_nonzero(region))
         if share > MAX_NEGATIVE_SHARE:
             raise InputError(

@@ -1,24 +1,18 @@
 """A 4D scan as checked, masked, gridded and scaled frames, streamed in blocks.
 
-    run = open_run("sub-01_task-rest_space-MNI152NLin2009cAsym_res-2_desc-preproc_bold.nii.gz")
-    for frames, volumes in run.scaled_blocks():     # volumes: (n, 96, 96, 96) float32 in [-1, 1]
-        ...
-
 Only a small run is held in memory: one pass over the file surveys it (brain mask, mean, maximum, faults) and a second
-one delivers the frames. `scans.py` reads files and headers, `brain.py` finds and checks the brain, `grid.py` moves
-frames, `intensities.py` scales them, `nifti.py` writes volumes back to the grid of the scan.
+one delivers the frames.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import RLock
 from typing import Any
 
 import numpy as np
 
-from .brain import Survey, check_mni_space, zero_where_not_finite
+from .brain import Survey, check_mni_space
 from .errors import InputError
 from .grid import Resampling, way_to_grid
 from .intensities import NUM_INTENSITY_BINS, count_intensities, percent_change, percentile_of_counts, scale_intensity
@@ -49,14 +43,12 @@ DEFAULT_CACHE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Results of the pass over a whole run; `counts` and `frames` (T, V, V, V) only where available."""
-
     mask: np.ndarray
     mask_source: str
     mean: np.ndarray
     maximum: float
-    counts: np.ndarray | None
-    frames: np.ndarray | None
+    counts: np.ndarray | None  # of intensities in the mask; None where they were not counted
+    frames: np.ndarray | None  # (T, V, V, V); None where they need too much memory
 
 
 class _Sums:
@@ -73,28 +65,26 @@ class _Sums:
         self._region = None if brain is None else np.flatnonzero(brain)
         is_cached = num_frames * self._maximum.nbytes <= cache_bytes
         self._frames = np.empty((num_frames, *cube), dtype=np.float32) if is_cached else None
-        self._counts = None if is_cached else np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
+        self._counts = np.zeros(NUM_INTENSITY_BINS, dtype=np.int64)
 
     def add(self, volume: np.ndarray) -> None:
         self._total += volume
         np.maximum(self._maximum, volume, out=self._maximum)
         if self._frames is not None:
             self._frames[self._num_added] = volume
-        elif self._counts is not None:
+        else:
             values = volume[volume > 0] if self._region is None else volume.reshape(-1).take(self._region)
             self._counts += count_intensities(values)
         self._num_added += 1
 
     def statistics(self, mask: np.ndarray, mask_source: str, is_zero_outside: bool) -> _Statistics:
         """Results for a mask `(V, V, V)`; `is_zero_outside`: unmasked frames are zero outside it."""
-        counts = self._counts
-        if counts is not None and self._region is None:
-            if is_zero_outside:
-                counts[0] += self._num_frames * np.count_nonzero(mask) - counts.sum()
-            else:
-                counts = None
+        counts = None
         if self._frames is not None:
             self._frames *= mask
+        elif self._region is not None or is_zero_outside:
+            counts = self._counts
+            counts[0] += self._num_frames * np.count_nonzero(mask) - counts.sum()  # those not counted are zero
         mean = (self._total / self._num_frames * mask).astype(np.float32)
         return _Statistics(mask, mask_source, mean, float(self._maximum[mask].max()), counts, self._frames)
 
@@ -135,10 +125,8 @@ class BoldRun:
         self._source = source
         self._way = way_to_grid(source.shape, source.affine, volume_size)
         self.is_resampled = isinstance(self._way, Resampling)
-        self._brain, self._mask_source = brain, mask_source
-        self._add_mean = add_mean
-        self._check_space = check_space
-        self._cache_bytes = cache_bytes
+        self._brain, self._mask_source, self._add_mean = brain, mask_source, add_mean
+        self._check_space, self._cache_bytes = check_space, cache_bytes
         self._num_scaled = self._num_clipped = 0
         # One lock per run: `cached_property` has one for all runs (Python 3.11) or none (3.12).
         self._lock = RLock()
@@ -177,8 +165,7 @@ class BoldRun:
         """The `q`-th percentile (0 to 100) of all intensities in the brain over the run, within 1/4096 of its value."""
         with self._lock:
             if self._cached_counts is None:
-                counts = self._statistics.counts
-                self._cached_counts = self._count() if counts is None else counts
+                self._cached_counts = self._count() if self._statistics.counts is None else self._statistics.counts
         return min(percentile_of_counts(self._cached_counts, q), self.maximum)
 
     @property
@@ -193,11 +180,9 @@ class BoldRun:
 
     def intensity_scale(self, scaling: str = "max") -> float:
         """The intensity that becomes 1: the run's maximum ("max") or its 99.9th percentile ("percentile")."""
-        if scaling == "max":
-            return self.maximum
-        if scaling == "percentile":
-            return self.percentile(ROBUST_PERCENTILE) or self.maximum
-        raise ValueError(f'scaling must be "max" or "percentile", not {scaling!r}')
+        if scaling not in ("max", "percentile"):
+            raise ValueError(f'scaling must be "max" or "percentile", not {scaling!r}')
+        return (scaling == "percentile" and self.percentile(ROBUST_PERCENTILE)) or self.maximum
 
     def blocks(
         self, frames: Sequence[int] | None = None, block_frames: int = DEFAULT_BLOCK_FRAMES
@@ -215,15 +200,26 @@ class BoldRun:
         Raises:
             InputError: a frame that the run does not have, or a run that cannot be used.
         """
-        if block_frames < 1:
-            raise ValueError(f"block_frames must be at least 1, not {block_frames!r}")
-        indices = np.arange(self.num_frames) if frames is None else np.asarray(frames, dtype=np.int64).reshape(-1)
-        outside = indices[(indices < 0) | (indices >= self.num_frames)]
-        if outside.size:
-            raise InputError(
-                f"{self.name}: it has no frame {outside[0]}, only 0 to {self.num_frames - 1}; ask for fewer frames."
-            )
-        return self._blocks([indices[start : start + block_frames] for start in range(0, len(indices), block_frames)])
+        indices = np.arange(self.num_frames) if frames is None else np.asarray(frames, dtype=np.int64)
+        if ((indices < 0) | (indices >= self.num_frames)).any():
+            raise InputError(f"{self.name}: it has frames 0 to {self.num_frames - 1}; ask for no others.")
+        blocks = [indices[start : start + block_frames] for start in range(0, len(indices), block_frames)]
+        statistics = self._statistics
+        if statistics.frames is not None:
+            for block in blocks:
+                yield block, statistics.frames[block]
+            return
+        mask = statistics.mask.astype(np.float32)
+        stored = self._source.frames(indices)
+        for block in blocks:
+            volumes = np.empty((len(block), *mask.shape), dtype=np.float32)
+            for volume in volumes:
+                frame = next(stored)
+                frame[~np.isfinite(frame)] = 0
+                if self._add_mean is not None:
+                    frame += self._add_mean
+                np.multiply(self._gridded(frame), mask, out=volume)
+            yield block, volumes
 
     def scaled_blocks(
         self,
@@ -245,42 +241,19 @@ class BoldRun:
         """
         if signal not in ("intensity", "percent_change"):
             raise ValueError(f'signal must be "intensity" or "percent_change", not {signal!r}')
-        if scaling not in ("max", "percentile"):
-            raise ValueError(f'scaling must be "max" or "percentile", not {scaling!r}')
-        return self._scaled(self.blocks(frames, block_frames), signal, scaling)
-
-    def _scaled(self, blocks: Iterator, signal: str, scaling: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         self._num_scaled = self._num_clipped = 0
-        is_change = signal == "percent_change"
-        region = self.has_change if is_change else self.mask
-        scale, size = 0.0 if is_change else self.intensity_scale(scaling), np.count_nonzero(region)
-        for indices, volumes in blocks:
-            if is_change:
+        scale, region = self.intensity_scale(scaling), self.mask if signal == "intensity" else self.has_change
+        size = np.count_nonzero(region)
+        for indices, volumes in self.blocks(frames, block_frames):
+            if signal == "intensity":
+                scaled = scale_intensity(volumes, scale)
+                self._num_clipped += int(np.count_nonzero(volumes > scale))
+            else:
                 scaled = percent_change(volumes, self.mean, region)
                 self._num_clipped += int(np.count_nonzero(np.abs(scaled) > 1))
                 np.clip(scaled, -1, 1, out=scaled)
-            else:
-                scaled = scale_intensity(volumes, scale)
-                self._num_clipped += int(np.count_nonzero(volumes > scale))
             self._num_scaled += len(indices) * size
             yield indices, scaled
-
-    def _blocks(self, blocks: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        statistics = self._statistics
-        if statistics.frames is not None:
-            for block in blocks:
-                yield block, statistics.frames[block]
-            return
-        mask = statistics.mask.astype(np.float32)
-        frames = self._source.frames(index for block in blocks for index in block)
-        for block in blocks:
-            volumes = np.empty((len(block), *mask.shape), dtype=np.float32)
-            for volume in volumes:
-                frame, _ = zero_where_not_finite(next(frames))
-                if self._add_mean is not None:
-                    frame = frame + self._add_mean
-                np.multiply(self._gridded(frame), mask, out=volume)
-            yield block, volumes
 
     def _gridded(self, frame: np.ndarray) -> np.ndarray:
         volume = self._way.to_grid(frame)
@@ -366,13 +339,13 @@ def open_run(
         )
     seconds = find_repetition_time(source, repetition_time)
     mask_source, brain = "given", None
-    if mask is None and (mask := find_brain_mask_file(source.path)) is not None:
-        mask_source = "bids"
+    if mask is None:
+        mask_source, mask = "bids", find_brain_mask_file(source.path)
     if mask is not None:
         brain = load_volume(mask, "mask", source) > 0.5
         if not brain.any():
-            label = mask if isinstance(mask, str | Path) else "the one given"
-            raise InputError(f"{source.name}: its brain mask ({label}) is empty; give mask= (command line: --mask).")
+            label = f" {mask}" if mask_source == "bids" else ""
+            raise InputError(f"{source.name}: its brain mask{label} is empty; give mask= (command line: --mask).")
         if check_space:
             check_mni_space(brain, source.affine, source.name)
     if add_mean is not None:
