@@ -58,22 +58,3 @@ def test_the_script_trains_as_the_weights_were_trained(record):
     config = json.loads((SHIPPED_WEIGHTS / NAME / "config.json").read_text())
     architecture = json.loads(json.dumps(ARCHITECTURE))
     assert {key: config[key] for key in architecture} == architecture
-
-
-def test_refreshing_a_card_replaces_the_figures_only(benchmark, figures, tmp_path):
-    card = CARD.read_text()
-    (tmp_path / CARD.name).write_text(card.replace("dB", "decibels of yesterday"))
-    for _ in range(2):
-        benchmark.refresh_card(tmp_path, figures)
-        refreshed = (tmp_path / CARD.name).read_text()
-        assert benchmark.figures_table(figures) in refreshed
-        assert refreshed.replace("decibels of yesterday", "dB") == card
-    assert json.loads((tmp_path / f"{NAME}.json").read_text()) == figures
-
-
-def test_an_aim_that_was_missed_is_named(benchmark, figures):
-    good = {kind: figures[kind] | {"photographs_colour_psnr": 22.5} for kind in ("measured", "random_weights")}
-    good["measured"] |= {"intensity_psnr": 28.5, "intensity_r": 0.62}
-    assert "Short of its aim" not in benchmark.figures_table(figures | good)
-    good["measured"]["intensity_r"] = 0.6194
-    assert "0.619 of 0.62" in benchmark.figures_table(figures | good)
