@@ -1,13 +1,16 @@
 """Stores of small random tokens in which something is planted."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from preprocessing import PREPROCESSING
 
+from tablet_hf import TabletForMaskedTokenModeling
 from tablet_hf.datasets import TokenStoreWriter, random_splits, subject_ids
 from tablet_hf.sources import ScanRecord
+from tablet_hf.training.checkpoints import initial_model
 
 NUM_SUBJECTS, NUM_FRAMES = 40, 24
 
@@ -62,3 +65,14 @@ def planted_split(planted_store):
     labels = [run.phenotypes["group"] for run in planted_store.runs]
     (split,) = random_splits(subject_ids(planted_store.runs), labels, num_splits=1, fractions=(0.6, 0.2, 0.2))
     return split
+
+
+@pytest.fixture(scope="session")
+def untrained(planted_store, tiny, tmp_path_factory):
+    """The folder of an untrained network, as pre-training would write one."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("untrained") / "model"
+    model = initial_model(TabletForMaskedTokenModeling, None, tiny, planted_store.preprocessing)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(planted_store.preprocessing))
+    return folder

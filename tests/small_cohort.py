@@ -28,6 +28,13 @@ def write_atlas(path):
     return path
 
 
+def masked_by_nilearn(labels, image):
+    """Means of the regions of a label image in a scan, `(frames, regions)`."""
+    from nilearn.maskers import NiftiLabelsMasker
+
+    return NiftiLabelsMasker(labels, standardize=None, resampling_target="data", reports=False).fit_transform(image)
+
+
 def planted_series(coupling, frames, rng):
     """`(frames, boxes)` of unit variance; the first two boxes correlate by `coupling`, and no others."""
     series = rng.standard_normal((frames, len(BOXES)))

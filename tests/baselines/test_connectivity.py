@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from small_cohort import AFFINE, BOXES, SHAPE, write_atlas
+from small_cohort import AFFINE, BOXES, SHAPE, masked_by_nilearn, write_atlas
 
 from tablet_hf.baselines.connectivity import (
     atlas_regions,
@@ -23,12 +23,6 @@ from tablet_hf.errors import InputError
 def save(path, values, affine=AFFINE):
     nibabel.save(nibabel.Nifti1Image(values, affine), path)
     return path
-
-
-def masked_by_nilearn(labels, image):
-    from nilearn.maskers import NiftiLabelsMasker
-
-    return NiftiLabelsMasker(labels, standardize=None, resampling_target="data", reports=False).fit_transform(image)
 
 
 class TestAtlas:
@@ -79,12 +73,12 @@ class TestAtlas:
         with pytest.raises(InputError, match=f"atlas.nii: .*{word}"):
             atlas_regions(save(tmp_path / "atlas.nii", values))
 
-    def test_unreadable_files(self, tmp_path):
-        (tmp_path / "atlas.nii").write_text("no image")
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_unreadable_files(self, tmp_path, exists):
+        if exists:
+            (tmp_path / "atlas.nii").write_text("no image")
         with pytest.raises(InputError, match=r"atlas\.nii"):
             atlas_regions(tmp_path / "atlas.nii")
-        with pytest.raises(InputError, match=r"none\.nii"):
-            atlas_regions(tmp_path / "none.nii")
 
     def test_a_real_atlas_on_the_grid_of_a_real_scan(self, real_data):
         regions = atlas_regions(real_data("abide_cc200/CPAC200_space-MNI152NLin6_res-2x2x2.nii.gz"))
@@ -98,14 +92,6 @@ class TestAtlas:
 
 
 class TestTimeSeries:
-    def test_means_are_those_of_nilearn(self, tmp_path):
-        atlas = nibabel.load(write_atlas(tmp_path / "atlas.nii.gz"))
-        volumes = np.random.default_rng(0).uniform(500, 1000, (*SHAPE, 5)).astype(np.float32)
-        regions = atlas_regions(tmp_path / "atlas.nii.gz")
-        found = region_means(iter(np.moveaxis(volumes, -1, 0)), regions.labels, 6)
-        assert found.dtype == np.float32
-        assert found == pytest.approx(masked_by_nilearn(atlas, nibabel.Nifti1Image(volumes, AFFINE)), rel=1e-5)
-
     def test_a_region_without_voxels_is_unknown_and_voxels_that_are_no_numbers_are_0(self):
         labels = np.array([[[1, 1, 3, 0]]])
         frames = [np.array([[[2.0, np.nan, 5, 9]]]), np.array([[[2.0, np.inf, 7, 9]]])]
@@ -194,9 +180,7 @@ class TestConnections:
         kept = values[:, [0, 2, 4]]
         assert z[is_known] == pytest.approx(fisher_z(kept))
 
-    def test_equal_courses_are_not_infinitely_connected(self):
-        course = np.random.default_rng(0).standard_normal(10)
-        assert 6 < fisher_z(np.stack([course, 2 * course], 1))[0] < 10
-
-    def test_three_frames_tell_nothing(self):
-        assert np.isnan(fisher_z(np.random.default_rng(0).standard_normal((3, 4)))).all()
+    def test_equal_series_are_not_infinitely_connected_and_three_frames_not_at_all(self):
+        series = np.random.default_rng(0).standard_normal(10)
+        assert 6 < fisher_z(np.stack([series, 2 * series], 1))[0] < 10
+        assert np.isnan(fisher_z(np.stack([series, 2 * series], 1)[:3])).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small_autoencoders import save_f32
-from small_cohort import AFFINE, PREPROCESSING, write_atlas, write_cohort
+from small_cohort import AFFINE, PREPROCESSING, masked_by_nilearn, write_atlas, write_cohort
 
 from tablet_hf import TabletFeatureExtractor
 from tablet_hf.baselines.connectivity import atlas_regions
@@ -147,12 +147,6 @@ class TestFindingScans:
             match_scans(store, tmp_path / "none")
 
 
-def masked_by_nilearn(labels, image):
-    from nilearn.maskers import NiftiLabelsMasker
-
-    return NiftiLabelsMasker(labels, standardize=None, resampling_target="data", reports=False).fit_transform(image)
-
-
 class TestTimeSeriesOfScans:
     def test_they_are_those_of_nilearn(self, cohort, store, regions):
         time_series = RegionTimeSeries(store, match_scans(store, cohort / "scans"))
@@ -185,10 +179,6 @@ class TestTimeSeriesOfScans:
         time_series = RegionTimeSeries(changed, match_scans(changed, cohort / "scans"))
         with pytest.raises(InputError, match="12 frames"):
             time_series.prepare([0, 1, 2], regions)
-
-    def test_a_scan_that_was_not_found(self, store, regions, tmp_path):
-        with pytest.raises(InputError, match="sub-01_run-1"):
-            RegionTimeSeries(store, {}).of(0, regions)
 
 
 @pytest.fixture(scope="module")

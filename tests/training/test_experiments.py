@@ -7,9 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
-from tablet_hf import TabletConfig, TabletForMaskedTokenModeling
+from tablet_hf import TabletConfig
 from tablet_hf.datasets import Split, folds, subject_ids
 from tablet_hf.datasets.tasks import find_task
 from tablet_hf.errors import InputError
@@ -17,10 +16,9 @@ from tablet_hf.evaluation.predictions import read_predictions
 from tablet_hf.files import saved_weights_checksum
 from tablet_hf.hub.loading import load_model
 from tablet_hf.training.arguments import TabletTrainingArguments
-from tablet_hf.training.checkpoints import initial_model, save_model, training_subjects
+from tablet_hf.training.checkpoints import training_subjects
 from tablet_hf.training.experiments import evaluate, finetune
 from tablet_hf.training.inference import task_of_config
-from tablet_hf.training.trainer import make_trainer
 
 SETTINGS = {"window_frames": 12, "num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 3e-3}
 SETTINGS |= {"use_cpu": True, "disable_tqdm": True, "report_to": []}
@@ -40,16 +38,6 @@ def experiment(planted_store, tiny, tmp_path_factory):
     labels = [run.phenotypes["group"] for run in planted_store.runs]
     splits = folds(subject_ids(planted_store.runs), labels, num_folds=2, validation_fraction=0.2)
     return out, splits, finetune(planted_store, splits, "group", out, TabletTrainingArguments(**SETTINGS), model=tiny)
-
-
-@pytest.fixture(scope="module")
-def untrained(planted_store, tiny, tmp_path_factory):
-    torch.manual_seed(0)
-    model = initial_model(TabletForMaskedTokenModeling, None, tiny, planted_store.preprocessing)
-    folder = tmp_path_factory.mktemp("untrained")
-    trainer = make_trainer(model, TabletTrainingArguments(str(folder / "work"), **SETTINGS))
-    save_model(trainer, folder / "model", planted_store.preprocessing, [])
-    return folder / "model"
 
 
 class TestFinetune:
@@ -140,7 +128,7 @@ class TestEvaluate:
 
 class TestClasses:
     def test_are_those_of_the_subjects_of_the_split(self, planted_store):
-        without_class_2 = [run for run, known in enumerate(planted_store.runs) if known.phenotypes["kind"] != 2]
+        without_class_2 = [run for run, record in enumerate(planted_store.runs) if record.phenotypes["kind"] != 2]
         assert find_task(planted_store, "kind", without_class_2[:10], runs=without_class_2).classes == (0, 1)
         with pytest.raises(InputError, match="kind"):
             find_task(planted_store, "kind", without_class_2[:10])

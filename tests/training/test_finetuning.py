@@ -14,16 +14,13 @@ import pytest
 import torch
 from training_process import ended, finetune_here, start
 
-from tablet_hf import TabletForMaskedTokenModeling, TabletForSequenceClassification
+from tablet_hf import TabletForMaskedTokenModeling
 from tablet_hf.datasets import EvaluationWindows, Split, average_by, random_splits, runs_in, subject_ids, write_splits
 from tablet_hf.errors import InputError
 from tablet_hf.hub.loading import load_model
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.training.arguments import TabletTrainingArguments
-from tablet_hf.training.checkpoints import initial_model, save_model
 from tablet_hf.training.finetuning import finetune_fold
-from tablet_hf.training.inference import predict_subjects
-from tablet_hf.training.trainer import make_trainer
 
 
 def arguments(**changes):
@@ -36,17 +33,6 @@ def arguments(**changes):
 def tuned(planted_store, planted_split, tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("tuned")
     return out, finetune_fold(planted_store, planted_split, "group", out, arguments(), model=tiny)
-
-
-@pytest.fixture(scope="module")
-def untrained(planted_store, tiny, tmp_path_factory):
-    """The folder of an untrained network, as pre-training would write one."""
-    torch.manual_seed(0)
-    model = initial_model(TabletForMaskedTokenModeling, None, tiny, planted_store.preprocessing)
-    folder = tmp_path_factory.mktemp("untrained")
-    trainer = make_trainer(model, arguments(output_dir=str(folder / "work"), report_to=[]))
-    save_model(trainer, folder / "model", planted_store.preprocessing, [])
-    return folder / "model"
 
 
 class TestPlantedDifference:
@@ -76,12 +62,6 @@ class TestPlantedDifference:
         subjects, means = average_by(np.array(logits), windows.subjects)
         assert tuple(subjects) == fold.predictions.subjects
         np.testing.assert_allclose(1 / (1 + np.exp(-means[:, 0])), fold.predictions.outputs[:, 1], atol=1e-5)
-
-    def test_a_subject_is_the_mean_of_his_windows(self, tuned, planted_store, planted_split):
-        out, fold = tuned
-        runs = runs_in(planted_split, planted_store.runs, "test")
-        options = arguments(window_frames=5, output_dir=str(out / "elsewhere"), save_strategy="no")
-        assert len(predict_subjects(load_model(out / "model"), planted_store, runs, fold.task, options)) == 8
 
     def test_a_finished_fold_is_not_done_again(self, tuned, planted_store, planted_split, tiny):
         out, fold = tuned
@@ -204,17 +184,6 @@ class TestFromTrainedWeights:
         after = load_model(out / "model").tablet.layers[0].mlp.fc1.weight
         before = TabletForMaskedTokenModeling.from_pretrained(untrained).tablet.layers[0].mlp.fc1.weight
         assert 1 <= torch.linalg.matrix_rank((after - before).detach(), atol=1e-6) <= 8
-
-    def test_weights_of_another_shape_give_a_warning(self, planted_store, untrained):
-        fields = {"num_labels": 1, "problem_type": "multi_label_classification", "intermediate_size": 96}
-        with pytest.warns(UserWarning, match="mlp.fc1.bias"):
-            initial_model(TabletForSequenceClassification, untrained, fields, planted_store.preprocessing)
-
-    def test_tokens_of_another_shape_are_refused(self, planted_store, planted_split, untrained, tmp_path):
-        config = json.loads((untrained / "config.json").read_text()) | {"token_size": 192}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(InputError, match="token_size"):
-            finetune_fold(planted_store, planted_split, "group", tmp_path / "out", arguments(), init=tmp_path)
 
 
 class TestRefused:

@@ -106,10 +106,6 @@ class TestTraining:
         if fields.get("norm_target"):
             assert result.mean_predictor_loss == pytest.approx(1, abs=0.05)
 
-    def test_fsdp_needs_several_gpus(self):
-        with pytest.raises(InputError, match="torchrun"):
-            arguments(fsdp=True)
-
 
 class TestStreams:
     def test_need_a_number_of_steps(self, planted_store, tiny, tmp_path):

@@ -12,7 +12,7 @@ means over voxels: no confounds are regressed out, nothing is filtered or smooth
 import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,7 @@ from tablet_hf.brain import zero_where_not_finite
 from tablet_hf.errors import InputError
 from tablet_hf.grid import grid_affine, way_to_grid
 
-__all__ = [
-    "Regions",
-    "atlas_regions",
-    "brain_cells",
-    "clustered_cells",
-    "evenly_spaced",
-    "fisher_z",
-    "merged_cells",
-    "region_means",
-    "standardised",
-]
+__all__ = ["Regions", "atlas_regions", "brain_cells", "clustered_cells", "fisher_z", "region_means"]
 
 CELL_VOXELS = 4
 """Voxels of 2 mm along an edge of a cell. 8 mm is a common smoothing kernel; the brain has some 3,700 cells."""
@@ -63,7 +53,6 @@ class Regions:
     labels: np.ndarray
     affine: np.ndarray
     values: tuple[int, ...]
-    _last_grid: dict[tuple, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -86,32 +75,27 @@ class Regions:
         Raises:
             InputError: no region is on that grid.
         """
-        key = (tuple(shape), np.asarray(affine).tobytes())
-        labels = self._last_grid.get(key)
-        if labels is None:
-            labels = self._resampled(tuple(shape), affine)
-            # Scans of one study share a grid.
-            self._last_grid.clear()
-            self._last_grid[key] = labels
-        return labels
+        return _on_grid(self, tuple(shape), tuple(map(tuple, np.asarray(affine).tolist())))
 
-    def _resampled(self, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
-        if shape == self.labels.shape and np.allclose(affine, self.affine):
-            return self.labels
-        from nibabel import Nifti1Image
-        from nilearn.image import resample_img
-        from nilearn.image.resampling import BoundingBoxError
 
-        image, options = Nifti1Image(self.labels, self.affine), {"force_resample": True, "copy_header": True}
-        try:
-            resampled = resample_img(image, affine, shape, interpolation="nearest", **options)
-            labels = np.asarray(resampled.dataobj).astype(np.int32)
-        except BoundingBoxError:
-            labels = np.zeros(shape, dtype=np.int32)
-        if not labels.any():
-            grid = "x".join(map(str, shape))
-            raise InputError(f"no region is within a scan of {grid} voxels; both must be in MNI152 space.")
-        return labels
+@lru_cache(maxsize=1)  # scans of one study share a grid
+def _on_grid(regions: Regions, shape: tuple[int, ...], affine: tuple[tuple[float, ...], ...]) -> np.ndarray:
+    if shape == regions.labels.shape and np.allclose(affine, regions.affine):
+        return regions.labels
+    from nibabel import Nifti1Image
+    from nilearn.image import resample_img
+    from nilearn.image.resampling import BoundingBoxError
+
+    image, options = Nifti1Image(regions.labels, regions.affine), {"force_resample": True, "copy_header": True}
+    try:
+        resampled = resample_img(image, np.array(affine), shape, interpolation="nearest", **options)
+        labels = np.asarray(resampled.dataobj).astype(np.int32)
+    except BoundingBoxError:
+        labels = np.zeros(shape, dtype=np.int32)
+    if not labels.any():
+        grid = "x".join(map(str, shape))
+        raise InputError(f"no region is within a scan of {grid} voxels; both must be in MNI152 space.")
+    return labels
 
 
 def atlas_regions(path: str | Path) -> Regions:
@@ -122,12 +106,9 @@ def atlas_regions(path: str | Path) -> Regions:
     """
     import nibabel
 
-    path = Path(path)
     try:
         image = nibabel.load(path)
         values = np.asarray(image.dataobj)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; give a NIfTI label image.") from error
     except Exception as error:  # a damaged file can raise anything
         raise InputError(f"{path}: not a readable image ({error}); give a NIfTI label image.") from error
     if values.ndim == 4 and values.shape[3] == 1:
@@ -178,26 +159,22 @@ def region_means(frames: Iterable[np.ndarray], labels: np.ndarray, num_regions: 
 
 
 def standardised(values: np.ndarray) -> np.ndarray:
-    """Standardise time series `(frames, regions)` to mean 0 and sample standard deviation 1, float64.
-
-    Constant ones become NaN; means of a constant can differ in their last digits.
-    """
+    """Standardise time series `(frames, regions)` to mean 0 and standard deviation 1; constant ones become NaN."""
     values = np.asarray(values, dtype=np.float64)
     mean = values.mean(0)
     deviations = values - mean
     spread = np.sqrt((deviations**2).sum(0) / max(1, len(values) - 1))
-    is_varying = spread > 1e-6 * np.abs(mean)
+    is_varying = spread > 1e-6 * np.abs(mean)  # means of a constant can differ in their last digits
     return np.divide(deviations, spread, out=np.full_like(deviations, np.nan), where=is_varying)
 
 
-def clustered_cells(time_series: Iterable[np.ndarray], num_regions: int, seed: int = 0) -> np.ndarray:
+def clustered_cells(time_series: Iterable[np.ndarray], num_regions: int) -> np.ndarray:
     """Merge neighbouring cells of `brain_cells` with similar time series: Ward's clustering by nilearn.
 
     Args:
         time_series: `(frames, cells)` of each training subject, one after another. Of more than 60 frames 60 are used,
             evenly spaced.
         num_regions: number of regions.
-        seed: random seed.
 
     Returns:
         `(cells,)` int, region of each cell, from 0.
@@ -221,7 +198,7 @@ def clustered_cells(time_series: Iterable[np.ndarray], num_regions: int, seed: i
         frames = evenly_spaced(range(len(values)), MAX_CLUSTERED_FRAMES)
         images.append(image_of(np.nan_to_num(standardised(np.nan_to_num(values[frames]))).T))
     mask = image_of(np.ones(len(cells)))
-    options = {"mask": mask, "smoothing_fwhm": None, "standardize": False, "random_state": seed}
+    options = {"mask": mask, "smoothing_fwhm": None, "standardize": False, "random_state": 0}
     clustering = Parcellations(method="ward", n_parcels=num_regions, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about changes in later versions

@@ -77,13 +77,12 @@ class RunCache:
 
 def mean_token(store: Any, run: int | str, cache: RunCache) -> np.ndarray:
     """Return the mean over time of a run's tokens, `(cells * features,)` float32."""
-    index = store.index(run)
-    record = store.runs[index]
+    record = store.runs[store.index(run)]
     if (cached := cache.read(record, "mean token")) is not None:
         return cached
     total = np.zeros(store.geometry.shape)
     for start, frames in _blocks(record.num_frames, TOKEN_FRAMES_PER_BLOCK):
-        total += store.window(index, start, frames).float().numpy().sum(0, dtype=np.float64)
+        total += store.window(run, start, frames).float().numpy().sum(0, dtype=np.float64)
     values = (total / record.num_frames).astype(np.float32).reshape(-1)
     cache.write(record, "mean token", values)
     return values
@@ -193,8 +192,6 @@ class RegionTimeSeries:
 
     def _read(self, run: int, regions: Regions) -> tuple[Iterator[np.ndarray], np.ndarray]:
         record = self.store.runs[run]
-        if record.key not in self.scans:
-            raise InputError(f"{record.key}: its scan was not found; give the folder of the tokenized scans.")
         source = open_source(self.scans[record.key], check_space=False)
         if source.num_frames != record.num_frames:
             raise InputError(
@@ -204,13 +201,12 @@ class RegionTimeSeries:
         return source.frames(range(source.num_frames)), regions.on_grid(source.shape, source.affine)
 
     def _decoded(self, run: int, regions: Regions) -> tuple[Iterator[np.ndarray], np.ndarray]:
-        size, num_frames = self.store.geometry.volume_size, self.store.runs[run].num_frames
-        extractor = self._extractor
+        size, extractor = self.store.geometry.volume_size, self._extractor
         labels = regions.on_grid((size,) * 3, grid_affine(size)).transpose(2, 0, 1)  # as axial slices are in a volume
         used = np.flatnonzero(labels.any((1, 2)))
 
         def frames() -> Iterator[np.ndarray]:
-            for start, count in _blocks(num_frames, FRAMES_PER_BLOCK):
+            for start, count in _blocks(self.store.runs[run].num_frames, FRAMES_PER_BLOCK):
                 tokens = self.store.window(run, start, count).to(extractor.device)
                 latents = tokens_to_latents(tokens, size)[:, AXIAL, used]
                 slices = extractor.decode_slices(latents.flatten(0, 1)).float().clamp(-1, 1).cpu()

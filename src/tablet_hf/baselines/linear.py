@@ -18,36 +18,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tablet_hf.baselines.connectivity import (
-    MAX_CLUSTERED_SUBJECTS,
-    MIN_FRAMES,
-    Regions,
-    atlas_regions,
-    brain_cells,
-    clustered_cells,
-    evenly_spaced,
-    fisher_z,
-    merged_cells,
-)
+from tablet_hf.baselines import connectivity
+from tablet_hf.baselines.connectivity import Regions, evenly_spaced
 from tablet_hf.baselines.features import RegionTimeSeries, RunCache, ScanPaths, mean_token
 from tablet_hf.datasets.splits import family_ids, subject_ids
 from tablet_hf.datasets.tasks import Task
 from tablet_hf.errors import InputError
 from tablet_hf.evaluation.predictions import Predictions
 
-__all__ = [
-    "CONNECTIVITY",
-    "DECODED_CONNECTIVITY",
-    "MAJORITY",
-    "MEAN",
-    "MEAN_TOKEN",
-    "Fold",
-    "LinearModel",
-    "baseline_predictions",
-    "connectivity_predictions",
-    "majority_predictions",
-    "mean_token_predictions",
-]
+__all__ = ["Fold", "LinearModel", "baseline_predictions"]
 
 MAJORITY, MEAN = "majority class", "training mean"
 MEAN_TOKEN = "mean token"
@@ -59,6 +38,9 @@ NUM_REGIONS = 100
 
 STRENGTHS = np.logspace(-4, 3, 8)
 """Inverse penalties to choose from, for rows of features with a mean square of 1."""
+
+NUM_FOLDS = 5
+"""Folds of cross-validation; fewer where a class has fewer groups."""
 
 DEFAULT_STRENGTH = 0.1
 """Inverse penalty with too few subjects for cross-validation."""
@@ -81,16 +63,15 @@ class LinearModel:
 
     Args:
         num_classes: None for a regression.
-        num_folds: folds of cross-validation; fewer where a class has fewer groups.
-        seed: seed of these folds.
+        seed: seed of the folds of cross-validation.
 
     Attributes (once fitted):
         strength: the chosen inverse penalty.
         folds: pairs of training and test indices; empty with too few subjects.
     """
 
-    def __init__(self, num_classes: int | None = 2, num_folds: int = 5, seed: int = 0):
-        self.num_classes, self.num_folds, self.seed = num_classes, num_folds, seed
+    def __init__(self, num_classes: int | None = 2, seed: int = 0):
+        self.num_classes, self.seed = num_classes, seed
 
     def fit(self, features: np.ndarray, targets: np.ndarray, groups: Sequence[Hashable] | None = None) -> "LinearModel":
         """Fit the model and its penalty.
@@ -168,11 +149,11 @@ class LinearModel:
         from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
         if self.num_classes is None:
-            count = min(self.num_folds, len(np.unique(groups)))
+            count = min(NUM_FOLDS, len(np.unique(groups)))
             return [] if count < 2 else list(GroupKFold(count).split(targets, groups=groups))
         groups_of_class = [len(np.unique(groups[targets == number])) for number in range(self.num_classes)]
         # Families can still leave a class to one fold alone.
-        for count in range(min(self.num_folds, *groups_of_class), 1, -1):
+        for count in range(min(NUM_FOLDS, *groups_of_class), 1, -1):
             parts = StratifiedGroupKFold(count, shuffle=True, random_state=self.seed)
             parts = list(parts.split(targets, targets, groups))
             if all(len(test) and len(np.unique(targets[train])) == self.num_classes for train, test in parts):
@@ -223,9 +204,7 @@ class Fold:
         Raises:
             InputError: no training subject has any feature.
         """
-        features, held_out = (
-            np.stack([features_of(runs) for runs in side["runs"]]) for side in (self.training, self.held_out)
-        )
+        features, held_out = (np.stack([*map(features_of, side["runs"])]) for side in (self.training, self.held_out))
         if not np.isfinite(features).any():
             raise InputError(f"{self.name}: no training run has enough frames and regions for {method}.")
         model = LinearModel(None if self.task.is_regression else len(self.task.classes))
@@ -243,14 +222,12 @@ def majority_predictions(fold: Fold) -> Predictions:
 
 
 def mean_token_predictions(fold: Fold, cache: RunCache) -> Predictions:
-    """Predict by a linear model of each subject's mean token, over the frames of a run and then over runs.
+    """Predict by a linear model of each subject's mean token, which shows what is predicted without any dynamics."""
 
-    Of percent change the mean is next to nothing, and of intensities it is anatomy, so this shows what can be predicted
-    without any dynamics.
-    """
-    return fold.linear_predictions(
-        MEAN_TOKEN, lambda runs: np.mean([mean_token(fold.store, run, cache) for run in runs], axis=0)
-    )
+    def features_of(runs: Sequence[int]) -> np.ndarray:
+        return np.mean([mean_token(fold.store, run, cache) for run in runs], axis=0)
+
+    return fold.linear_predictions(MEAN_TOKEN, features_of)
 
 
 def connectivity_predictions(
@@ -275,12 +252,12 @@ def connectivity_predictions(
     Raises:
         InputError: time series cannot be computed, or no training subject has connections.
     """
-    regions = atlas or brain_cells()
+    regions = atlas or connectivity.brain_cells()
     time_series.prepare(fold.all_runs, regions, on_progress)
     region_of_cell = None
     if atlas is None:
-        some = evenly_spaced(list(fold.training["runs"]), MAX_CLUSTERED_SUBJECTS)
-        region_of_cell = clustered_cells((time_series.of(own[0], regions) for own in some), num_regions)
+        some = evenly_spaced(list(fold.training["runs"]), connectivity.MAX_CLUSTERED_SUBJECTS)
+        region_of_cell = connectivity.clustered_cells((time_series.of(own[0], regions) for own in some), num_regions)
     too_short, with_gaps = [], []
 
     def features_of(runs: Sequence[int]) -> np.ndarray:
@@ -288,9 +265,9 @@ def connectivity_predictions(
         for run in runs:
             values = time_series.of(run, regions)
             if region_of_cell is not None:
-                values = merged_cells(values, region_of_cell, regions.num_voxels)
-            z = fisher_z(values)
-            if len(values) < MIN_FRAMES:
+                values = connectivity.merged_cells(values, region_of_cell, regions.num_voxels)
+            z = connectivity.fisher_z(values)
+            if len(values) < connectivity.MIN_FRAMES:
                 too_short.append(fold.store.runs[run].key)
             elif np.isnan(z).any():
                 with_gaps.append(fold.store.runs[run].key)
@@ -341,10 +318,10 @@ def baseline_predictions(
         InputError: an atlas that cannot be read.
         OSError: `cache` cannot be written.
     """
-    regions, run_cache = None if atlas is None else atlas_regions(atlas), RunCache(cache)
+    regions, run_cache = None if atlas is None else connectivity.atlas_regions(atlas), RunCache(cache)
     if scans is not None:
         label, runs = fold.task.label, fold.store.runs
-        missing = [run.key for run in runs if _is_known(run.phenotypes.get(label)) and run.key not in scans]
+        missing = [run.key for run in runs if run.phenotypes.get(label) is not None and run.key not in scans]
         if missing:  # scans and decoded tokens must not be mixed
             warnings.warn(
                 f"{len(missing)} scans were not found, such as that of {missing[0]}; time series are decoded from "
@@ -367,7 +344,7 @@ def _subjects(store: Any, task: Task, runs: Sequence[int | str]) -> pd.DataFrame
     rows = []
     for index in dict.fromkeys(store.index(run) for run in runs):
         run, family = store.runs[index], families[index]
-        if not _is_known(value := run.phenotypes.get(task.label)):
+        if (value := run.phenotypes.get(task.label)) is None:
             continue
         if not task.is_regression and value not in task.classes:
             raise InputError(f"{run.key}: {task.label} {value!r} is not one of the classes; leave the run out.")
@@ -380,7 +357,3 @@ def _subjects(store: Any, task: Task, runs: Sequence[int | str]) -> pd.DataFrame
     table = table.agg({"runs": list, "target": "first", "site": "first", "family": "first"})
     table["family"] = table["family"].fillna("subject " + table.index.to_series())
     return table
-
-
-def _is_known(value: Any) -> bool:
-    return value is not None and value == value  # NaN is not equal to itself

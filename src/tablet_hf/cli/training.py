@@ -23,8 +23,6 @@ FIELDS = {
 }
 """Field of `TabletTrainingArguments` for each option of another name."""
 
-OF_LABEL = ("problem_type", "target_mean", "target_std", "positive_weight", "class_weights", "negative_label")
-OF_LABEL += ("target_name", "num_labels", "id2label", "label2id")
 OF_PRETRAINING = ("mask_ratio", "mask_strategy", "norm_target")
 
 DatasetOption = Annotated[str, typer.Option("--dataset", help="Folder of a token dataset, or its Hub id.")]
@@ -263,7 +261,10 @@ def _training_arguments(context: typer.Context) -> Any:
     given["per_device_eval_batch_size"] = given["per_device_train_batch_size"]
     given["window_frames"] = given["window_frames"] or None
     if (sweep := context.params.get("sweep")) is not None:
-        given["learning_rates"] = _rates(sweep)
+        try:
+            given["learning_rates"] = tuple(map(float, sweep.split(",")))
+        except ValueError as error:
+            raise InputError(f"--sweep {sweep}: give numbers separated by commas, such as 1e-5,1e-4.") from error
     device = choose_device(context.params["device"])
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # Trainer uses the current GPU
@@ -280,13 +281,14 @@ def _config_fields(context: typer.Context) -> dict[str, Any]:
     """Return fields of `TabletConfig` from --size, --set and the options of pre-training."""
     from tablet_hf.configuration_tablet import TabletConfig
     from tablet_hf.training.arguments import SIZES
+    from tablet_hf.training.checkpoints import OF_TASK
 
     size, init = context.params["size"], context.params["init"]
     if size not in SIZES:
         raise InputError(f"--size {size}: choose {', '.join(SIZES)}.")
     if init is not None and size != "published":
         raise InputError(f"--size {size}: the size is that of {init}; leave out --size, or --init.")
-    decided = {*TabletConfig.token_geometry, *TabletConfig.token_provenance, *OF_LABEL, *OF_PRETRAINING, "num_frames"}
+    decided = {*TabletConfig.token_geometry, *TabletConfig.token_provenance, *OF_TASK, *OF_PRETRAINING, "num_frames"}
     given = _assignments("--set", context.params["fields"], TabletConfig.__dataclass_fields__.keys() - decided)
     given |= {name: context.params[name] for name in OF_PRETRAINING if name in context.params}
     return (SIZES[size] if init is None else {}) | given
@@ -306,16 +308,6 @@ def _assignments(option: str, texts: Sequence[str], free: Collection[str]) -> di
         except ValueError:
             values[name] = value
     return values
-
-
-def _rates(sweep: str) -> tuple[float, ...]:
-    try:
-        rates = tuple(float(word) for word in sweep.split(","))
-    except ValueError as error:
-        raise InputError(f"--sweep {sweep}: give numbers separated by commas, such as 1e-5,1e-4.") from error
-    if not all(rate > 0 for rate in rates) or len(set(rates)) < len(rates):
-        raise InputError(f"--sweep {sweep}: learning rates must be positive and different.")
-    return rates
 
 
 def _split(path: Path | None, runs: Sequence[Any], name: str | None, part: str = "test") -> Any:

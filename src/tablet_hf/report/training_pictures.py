@@ -32,23 +32,14 @@ def pretraining_curve_figure(
     validation_loss: Sequence[tuple[float, float]],
     mean_loss: float | None = None,
 ) -> "Figure":
-    """Draw the masked loss by step, of training windows and of validation subjects.
-
-    Args:
-        loss, validation_loss: pairs of step and loss.
-        mean_loss: loss of predicting each cell's mean, of validation subjects.
-    """
+    """Draw pairs of step and masked loss; `mean_loss` is that of predicting each cell's mean."""
     figure = new_figure(7.0, 3.8)
     panel = figure.subplots()
     if mean_loss is not None:
         panel.axhline(mean_loss, color=GREY, linestyle=":", label="each cell's mean")
-    for pairs, colour, marker, name in (
-        (loss, BLUE, "", "training windows"),
-        (validation_loss, ORANGE, "o", "validation subjects"),
-    ):
-        if pairs:
-            steps, values = np.asarray(pairs, dtype=float).T
-            panel.plot(steps, values, color=colour, marker=marker, markersize=4, label=name)
+    panel.plot(*np.reshape(loss, (-1, 2)).T, color=BLUE, label="training windows")
+    if validation_loss:
+        panel.plot(*np.transpose(validation_loss), "o-", color=ORANGE, markersize=4, label="validation subjects")
     panel.set_yscale("log")
     label_panel(panel, "step", "mean squared error of masked tokens", "Masked token modeling")
     panel.legend(frameon=False)
@@ -56,11 +47,7 @@ def pretraining_curve_figure(
 
 
 def masked_tokens_figure(
-    original: np.ndarray,
-    visible: np.ndarray,
-    predicted: np.ndarray,
-    title: str,
-    unit: str,
+    original: np.ndarray, visible: np.ndarray, predicted: np.ndarray, title: str, unit: str
 ) -> "Figure":
     """Draw one frame, its visible tokens and its predicted tokens in three planes, as changes about the window's mean.
 
@@ -71,16 +58,12 @@ def masked_tokens_figure(
     """
     span = max(float(np.percentile(np.abs(original), 99.5)), 1e-12)
     style = {"cmap": "RdBu_r", "vmin": -span, "vmax": span}
-    columns = (
-        ("decoded tokens", original),
-        ("masked ones at their mean", visible),
-        ("masked ones predicted", predicted),
-    )
+    columns = {"decoded tokens": original, "masked ones at their mean": visible, "masked ones predicted": predicted}
     figure = new_figure(9.0, 9.2)
     panels = figure.subplots(3, 3)
     centre = nearest_voxel((0, 0, 0), original.shape[0])
     for axis, row in enumerate(panels):
-        for panel, (name, volume) in zip(row, columns, strict=True):
+        for panel, (name, volume) in zip(row, columns.items(), strict=True):
             image = show_slice(panel, volume, axis, centre[axis], **style)
             if axis == 0:
                 panel.set_title(name, fontsize=11)

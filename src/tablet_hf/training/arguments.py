@@ -1,11 +1,11 @@
 """`TrainingArguments` of transformers with the defaults of TABLeT and a few fields more, and the model sizes."""
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from tablet_hf.errors import InputError
 
@@ -30,10 +30,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": FOR_SMALL_STUDIES | dict(zip(SIZE_FIELDS, (64, 2, 2, 1, 256), strict=True)),
 }
 """Fields of `TabletConfig` for 129.5 million weights, 5 million, and a third of a million."""
-
-DECIDING = ("window_frames", "num_train_epochs", "max_steps", "per_device_train_batch_size", "warmup_steps")
-DECIDING += ("gradient_accumulation_steps", "learning_rate", "weight_decay", "seed", "logging_steps", "save_steps")
-DECIDING += ("mode", "lora_rank", "learning_rates", "patience", "metric_for_best_model")
 
 
 @dataclass
@@ -77,7 +73,7 @@ class TabletTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = False
     # Early stopping counts on where training was interrupted.
     restore_callback_states_from_checkpoint: bool = True
-    report_to: list[str] = field(default_factory=lambda: ["tensorboard"] if _has_tensorboard() else [])
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"] * is_tensorboard_available())
 
     window_frames: int | None = 256
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -90,6 +86,9 @@ class TabletTrainingArguments(TrainingArguments):
         for name in ("num_train_epochs", "learning_rate", "per_device_train_batch_size"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be positive.")
+        rates = self.learning_rates
+        if rates is not None and (not rates or not min(rates) > 0 or len(set(rates)) < len(rates)):
+            raise InputError(f"learning_rates {rates}: they must be positive and different (command line: --sweep).")
         if not self.weight_decay >= 0 or not self.warmup_steps >= 0:
             raise InputError("weight_decay and warmup_steps must be at least 0.")
         if not 0 <= self.seed < 2**32:
@@ -116,17 +115,9 @@ class TabletTrainingArguments(TrainingArguments):
         if self.fsdp and (not on_gpu or process_state().num_processes == 1):
             raise InputError("fsdp needs several processes with a GPU each; start them with torchrun, or leave it out.")
 
-    def deciding(self) -> dict[str, Any]:
-        """Return the settings that decide what training gives, except for rounding."""
-        return {name: getattr(self, name) for name in DECIDING}
-
 
 def process_state() -> Any:
     """Return accelerate's `PartialState`, also before there are any `TrainingArguments`."""
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())
-
-
-def _has_tensorboard() -> bool:
-    return any(map(find_spec, ("tensorboard", "tensorboardX")))

@@ -13,18 +13,14 @@ from tablet_hf.hub.files import check_model_name
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.training.arguments import TabletTrainingArguments, process_state
 
-__all__ = [
-    "TRAINING_FILE",
-    "check_same_training",
-    "checksums",
-    "initial_model",
-    "last_checkpoint",
-    "save_model",
-    "training_subjects",
-    "write_result",
-]
+__all__ = ["check_same_training", "initial_model", "last_checkpoint", "save_model", "training_subjects"]
 
 TRAINING_FILE = "training.json"
+DECIDING = ("window_frames", "num_train_epochs", "max_steps", "per_device_train_batch_size", "warmup_steps")
+DECIDING += ("gradient_accumulation_steps", "learning_rate", "weight_decay", "seed", "logging_steps", "save_steps")
+DECIDING += ("mode", "lora_rank", "learning_rates", "patience", "metric_for_best_model")
+"""Settings that decide what training gives, except for rounding."""
+
 OF_TASK = ("problem_type", "num_labels", "id2label", "label2id", "target_mean", "target_std", "positive_weight")
 OF_TASK += ("class_weights", "negative_label", "target_name", "architectures", "model_type", "transformers_version")
 
@@ -67,7 +63,8 @@ def check_same_training(
     """
     folder = Path(folder)
     machine = {"processes": process_state().num_processes, "precision": arguments.precision}
-    description = json.loads(json.dumps({"settings": arguments.deciding(), **description, "carried_out": machine}))
+    settings = {name: getattr(arguments, name) for name in DECIDING}
+    description = json.loads(json.dumps({"settings": settings, **description, "carried_out": machine}))
     path = folder / TRAINING_FILE
     with process_state().main_process_first():
         if not path.is_file():
@@ -91,12 +88,7 @@ def check_same_training(
 
 
 def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:
-    """Return checksums of the tokens of some runs, and of their labels, for `check_same_training`.
-
-    Args:
-        runs: runs of a store, in any order.
-        label: name of a phenotype; None for tokens alone.
-    """
+    """Return checksums of the tokens of some runs, and of their labels, for `check_same_training`."""
     runs = sorted(runs, key=lambda run: run.key)
     facts = {"tokens": [(run.key, run.sha256) for run in runs]}
     if label is not None:
@@ -105,11 +97,7 @@ def checksums(runs: Iterable[Any], label: str | None = None) -> dict[str, str]:
 
 
 def training_subjects(model: str | Path) -> set[str]:
-    """Return the subjects a model was trained on or chosen by; empty where its folder does not record them.
-
-    Args:
-        model: folder written by `pretrain` or `finetune_fold`, any other folder, or a Hub id.
-    """
+    """Return the subjects a model was trained on or chosen by; empty for a Hub id or a folder without the record."""
     try:
         split = json.loads((Path(model).resolve().parent / TRAINING_FILE).read_text(encoding="utf-8"))["split"]
         return {*split["train"], *split["validation"]}

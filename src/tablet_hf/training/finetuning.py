@@ -28,16 +28,8 @@ from tablet_hf.evaluation.metrics import classification_metrics, regression_metr
 from tablet_hf.evaluation.predictions import Predictions
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForSequenceClassification
+from tablet_hf.training import checkpoints
 from tablet_hf.training.arguments import TabletTrainingArguments
-from tablet_hf.training.checkpoints import (
-    TRAINING_FILE,
-    check_same_training,
-    checksums,
-    initial_model,
-    last_checkpoint,
-    save_model,
-    write_result,
-)
 from tablet_hf.training.inference import predict_subjects, subject_metrics
 from tablet_hf.training.trainer import make_trainer
 
@@ -99,8 +91,7 @@ def finetune_fold(
         arguments: how to train; `output_dir` is not used.
         init: folder or Hub id of the starting weights; None starts from scratch.
         model: fields of `TabletConfig`, over those of `init`.
-        kind: see `find_task`.
-        positive: see `find_task`.
+        kind, positive: see `find_task`.
         callbacks: further callbacks of `Trainer`.
 
     Raises:
@@ -117,7 +108,7 @@ def finetune_fold(
     all_runs = [run for part in PARTS for run in runs[part]]
     task = find_task(store, label, runs["train"], kind, positive, all_runs)
     work = _Fold(store, runs, task, out, arguments, init, model or {}, callbacks)
-    if not (out / TRAINING_FILE).is_file():
+    if not (out / checkpoints.TRAINING_FILE).is_file():
         work.network()  # weights that cannot be loaded must not leave a folder that refuses the next try
     description = {
         "split": {part: split.subjects(part) for part in PARTS},
@@ -126,8 +117,8 @@ def finetune_fold(
         "init": None if init is None else str(init),
         "model": dict(model or {}),
     }
-    description |= checksums([store.runs[run] for run in all_runs], label)
-    check_same_training(out, description, arguments, RESULT_FILE)
+    description |= checkpoints.checksums([store.runs[run] for run in all_runs], label)
+    checkpoints.check_same_training(out, description, arguments, RESULT_FILE)
     if (finished := read_fold(out)) is not None:
         return finished
     trainings = () if init is None else TrainingData.of_model(init)
@@ -206,7 +197,8 @@ class _Fold:
         from transformers import set_seed
 
         set_seed(self.arguments.seed)
-        return initial_model(TabletForSequenceClassification, self.init, self.fields, self.store.preprocessing)
+        preprocessing = self.store.preprocessing
+        return checkpoints.initial_model(TabletForSequenceClassification, self.init, self.fields, preprocessing)
 
     def attempts(self) -> dict[float | None, _Attempt]:
         """Train with each learning rate, or fit a head, whose learning rate is None."""
@@ -219,7 +211,7 @@ class _Fold:
         from transformers import EarlyStoppingCallback
 
         folder = self.out / "work" / f"lr-{learning_rate:g}"
-        patience, checkpoint = self.arguments.patience, last_checkpoint(folder)
+        patience, checkpoint = self.arguments.patience, checkpoints.last_checkpoint(folder)
         network = self.network()
         arguments = replace(
             self.arguments,
@@ -277,10 +269,10 @@ class _Fold:
         parts = [[self.store.runs[run] for run in windows.runs] for windows in (self.training, self.validation)]
         this = TrainingData.of_runs(self.task.label, *parts, self.store.settings["is_restricted"], self.init)
         trainer = make_trainer(model, self.without_training)
-        save_model(trainer, result.folder, self.store.preprocessing, [*trainings, this])
+        checkpoints.save_model(trainer, result.folder, self.store.preprocessing, [*trainings, this])
         if trainer.is_world_process_zero():
             facts = asdict(replace(result, folder=MODEL_FOLDER, predictions=None))
-            write_result(self.out / RESULT_FILE, facts | {"predictions": result.predictions.to_json()})
+            checkpoints.write_result(self.out / RESULT_FILE, facts | {"predictions": result.predictions.to_json()})
 
 
 class _PooledStates(torch.nn.Module):

@@ -23,15 +23,8 @@ from tablet_hf.datasets.windows import EvaluationWindows, TrainingWindows
 from tablet_hf.errors import InputError
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.modeling_tablet import TabletForMaskedTokenModeling, draw_token_mask, standardize_over_frames
+from tablet_hf.training import checkpoints
 from tablet_hf.training.arguments import TabletTrainingArguments
-from tablet_hf.training.checkpoints import (
-    check_same_training,
-    checksums,
-    initial_model,
-    last_checkpoint,
-    save_model,
-    write_result,
-)
 from tablet_hf.training.trainer import make_trainer
 
 __all__ = ["MaskedWindows", "PretrainingResult", "mean_predictor_loss", "pretrain", "read_result"]
@@ -126,14 +119,15 @@ def pretrain(
     preprocessing = store.settings["preprocessing"]
     set_seed(arguments.seed)  # new weights are the same again when training resumes
     fields = {"num_frames": arguments.window_frames} | dict(model or {})
-    network = initial_model(TabletForMaskedTokenModeling, init, fields, preprocessing)
+    network = checkpoints.initial_model(TabletForMaskedTokenModeling, init, fields, preprocessing)
     training = _windows(store, split, "train", arguments)
     runs = store.all_runs if is_streamed else store.runs
     subjects = {"train": sorted(set(subject_ids(runs))), "validation": []}
     if split is not None:
         subjects = {part: split.subjects(part) for part in subjects}
     config = {name: value for name, value in network.config.to_dict().items() if name != "transformers_version"}
-    check_same_training(out, config | {"split": subjects} | checksums(runs), arguments, RESULT_FILE)
+    description = config | {"split": subjects} | checkpoints.checksums(runs)
+    checkpoints.check_same_training(out, description, arguments, RESULT_FILE)
     if (finished := read_result(out)) is not None:
         return finished
     trainings = () if init is None else TrainingData.of_model(init)
@@ -141,7 +135,7 @@ def pretrain(
     if subjects["validation"]:
         windows = _windows(store, split, "validation", arguments)
         validation = MaskedWindows(windows, network.config, arguments.seed, MAX_WINDOWS)
-    checkpoint = last_checkpoint(out / CHECKPOINTS)
+    checkpoint = checkpoints.last_checkpoint(out / CHECKPOINTS)
     arguments = replace(
         arguments,
         output_dir=str(out / CHECKPOINTS),
@@ -165,9 +159,9 @@ def pretrain(
     used = store.runs.values() if is_streamed else runs
     by_part = [[run for run in used if names[run.key] in subjects[part]] for part in ("train", "validation")]
     this = TrainingData.of_runs(TASK, *by_part, store.settings["is_restricted"], init)
-    save_model(trainer, result.folder, preprocessing, [*trainings, this])
+    checkpoints.save_model(trainer, result.folder, preprocessing, [*trainings, this])
     if trainer.is_world_process_zero():
-        write_result(out / RESULT_FILE, asdict(replace(result, folder=MODEL_FOLDER)))
+        checkpoints.write_result(out / RESULT_FILE, asdict(replace(result, folder=MODEL_FOLDER)))
     return result
 
 
@@ -188,8 +182,7 @@ def mean_predictor_loss(windows: MaskedWindows, config: Any) -> float:
     A model that is not below it has learned the anatomy and nothing more.
     """
     total, count = 0.0, 0
-    for index in range(len(windows)):
-        item = windows[index]
+    for item in windows:
         tokens, masked = item["input_values"].float(), item["bool_masked_pos"]
         target, mean, _ = (part[0] for part in standardize_over_frames(tokens[None], None, masked[None]))
         predicted = torch.zeros_like(tokens)

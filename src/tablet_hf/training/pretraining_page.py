@@ -1,10 +1,8 @@
 """The page of a pre-training: the loss, and held-out frames with their masked tokens predicted."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from tablet_hf.datasets.splits import Split, runs_in
@@ -24,24 +22,23 @@ __all__ = ["MaskedFrame", "predict_masked_frame", "write_pretraining_page"]
 NUM_PICTURES = 2
 
 
-@dataclass(frozen=True)
-class MaskedFrame:
+class MaskedFrame(NamedTuple):
     """The tokens of one frame, each `(cells, features)` float32.
 
     Attributes:
+        mean: mean of each cell over its visible tokens in the window.
         original: the tokens.
         visible: the tokens, masked ones replaced by `mean`.
         predicted: the tokens, masked ones as predicted.
-        mean: mean of each cell over its visible tokens in the window.
         masked: `(cells,)` bool.
         explained: fraction of the variance of the masked tokens about `mean`, over the whole window, that the
             prediction explains: 0 for predicting the mean, 1 for a perfect prediction.
     """
 
+    mean: torch.Tensor
     original: torch.Tensor
     visible: torch.Tensor
     predicted: torch.Tensor
-    mean: torch.Tensor
     masked: torch.Tensor
     explained: float
 
@@ -54,12 +51,11 @@ def predict_masked_frame(model: Any, item: dict[str, Any]) -> MaskedFrame:
         model: a `TabletForMaskedTokenModeling`.
         item: an item of `MaskedWindows`.
     """
-    device = next(model.parameters()).device
     tokens, masked = item["input_values"].float(), item["bool_masked_pos"]
     output = model.eval()(
-        tokens[None].to(device),
+        tokens[None].to(model.device),
         repetition_time=float(item["repetition_time"]),
-        bool_masked_pos=masked[None].to(device),
+        bool_masked_pos=masked[None].to(model.device),
         return_loss=False,
     )
     standardised, mean, std = (part[0] for part in standardize_over_frames(tokens[None], None, masked[None]))
@@ -74,7 +70,7 @@ def predict_masked_frame(model: Any, item: dict[str, Any]) -> MaskedFrame:
     middle = len(tokens) // 2
     frame, is_masked = tokens[middle], masked[middle].unsqueeze(-1)
     visible, predicted = (torch.where(is_masked, values, frame) for values in (mean, predicted[middle]))
-    return MaskedFrame(frame, visible, predicted, mean, masked[middle], float(1 - error / variance.clamp_min(1e-30)))
+    return MaskedFrame(mean, frame, visible, predicted, masked[middle], float(1 - error / variance.clamp_min(1e-30)))
 
 
 def write_pretraining_page(
@@ -98,15 +94,14 @@ def write_pretraining_page(
         (_, first), (_, last) = result.validation_loss[0], result.validation_loss[-1]
         rows += [["validation subjects, before", f"{first:.4g}"], ["validation subjects, after", f"{last:.4g}"]]
         rows.append(["validation subjects, predicting each cell's mean", f"{result.mean_predictor_loss:.4g}"])
-    loss = Section(
-        "Loss",
-        ["Mean squared error of masked tokens. The masks of validation subjects are the same every time."],
-        Table(["", "masked loss"], rows),
-        [Picture(save_figure(curve, pictures / "loss.png"), "Loss by step, on a logarithmic axis.")],
-    )
+    sentence = "Mean squared error of masked tokens. The masks of validation subjects are the same every time."
+    picture = Picture(save_figure(curve, pictures / "loss.png"), "Loss by step, on a logarithmic axis.")
     command = f"tablet-hf finetune --dataset STORE --label COLUMN --init {result.folder} --out my-model"
-    next_step = Section("Next step", [], command=command)
-    sections = [loss, _masked_section(result, store, split, arguments, pictures), next_step]
+    sections = [
+        Section("Loss", [sentence], Table(["", "masked loss"], rows), [picture]),
+        _masked_section(result, store, split, arguments, pictures),
+        Section("Next step", [], command=command),
+    ]
     return write_page(out / "index.html", "TABLeT, pre-trained", sections)
 
 
@@ -120,8 +115,7 @@ def _masked_section(
         return Section(heading, ["The dataset was streamed; frames are drawn of datasets on disk only."])
     model = TabletForMaskedTokenModeling.from_pretrained(result.folder)
     windows = EvaluationWindows(store, arguments.window_frames, runs_in(split, store.runs, "validation"))
-    items = MaskedWindows(windows, model.config, arguments.seed, NUM_PICTURES)
-    items = [items[index] for index in range(len(items))]
+    items = list(MaskedWindows(windows, model.config, arguments.seed, NUM_PICTURES))
     frames = [predict_masked_frame(model, item) for item in items]
     paragraphs = [
         "Fraction of the variance over time of the masked tokens that is explained in these windows: "
@@ -141,10 +135,9 @@ def _masked_section(
 
 
 def _decoded_figure(frame: MaskedFrame, extractor: TabletFeatureExtractor, title: str) -> Any:
-    tokens = torch.stack([frame.mean, frame.original, frame.visible, frame.predicted])
-    mean, *volumes = extractor.decode(tokens).numpy()
+    mean, *volumes = extractor.decode(torch.stack(frame[:4])).numpy()
     is_change = extractor.signal == "percent_change"
     scale = 100 * PERCENT_CHANGE_WINDOW if is_change else 50.0  # intensities of [0, 1] are in [-1, 1]
-    changes = [np.asarray(volume - mean) * scale for volume in volumes]
+    changes = [(volume - mean) * scale for volume in volumes]
     unit = "% change about the window's mean" if is_change else "% of the run's maximum, about the window's mean"
     return masked_tokens_figure(*changes, title=title, unit=unit)

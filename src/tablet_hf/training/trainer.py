@@ -52,13 +52,7 @@ def make_trainer(
 ) -> Trainer:
     """Make a plain `Trainer` over windows, with the callbacks and the collator that these need.
 
-    Args:
-        model: a model of `modeling_tablet`, or peft's wrapping of it.
-        arguments: `TabletTrainingArguments`; with `disable_tqdm` nothing is printed.
-        training: windows to train on.
-        validation: windows to evaluate on.
-        compute_metrics: see `Trainer`.
-        callbacks: further callbacks.
+    With `disable_tqdm` among the arguments nothing is printed.
     """
     trainer = Trainer(
         model,
