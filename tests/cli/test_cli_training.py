@@ -4,31 +4,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-from preprocessing import PREPROCESSING
 from typer.testing import CliRunner
 
 from tablet_hf.cli.__main__ import app
-from tablet_hf.datasets import TokenStoreWriter
-from tablet_hf.sources import ScanRecord
 
 QUICK = ["--window", "4", "--epochs", "1", "--batch-size", "8", "--device", "cpu"]
 SHORT = [*QUICK, "--size", "tiny"]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    generator = torch.Generator().manual_seed(0)
-    writer = TokenStoreWriter(tmp_path_factory.mktemp("cli") / "store", PREPROCESSING)
-    for number in range(20):
-        phenotypes = {"sex": "FM"[number % 2], "age": 20.5 + number}
-        record = ScanRecord(f"{number:02}", Path("x"), phenotypes=phenotypes)
-        scan = {"name": f"{number}", "bytes": 1, "modified_ns": 1}
-        writer.write(record, torch.randn(6, 27, 96, generator=generator), 2.0, scan)
-    return writer.finish().folder
+def store(planted_store):
+    return planted_store.folder
 
 
 def run(*words):
@@ -51,21 +39,21 @@ def first_column(ended):
 @pytest.fixture(scope="module")
 def tuned(store, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    return out, run("finetune", "--dataset", store, "--label", "sex", "--folds", 2, "--out", out, *SHORT)
+    return out, run("finetune", "--dataset", store, "--label", "group", "--folds", 2, "--out", out, *SHORT)
 
 
 def test_finetuning_prints_all_methods_and_how_far_the_model_is_ahead(tuned):
     out, ended = tuned
     assert first_column(ended)[2:] == ["TABLeT", "majority class", "mean token"]
     title, header, tablet, majority, _ = ended.stdout.splitlines()
-    assert "sex, 20 subjects" in title
+    assert "group, 40 subjects" in title
     results = json.loads((out / "results.json").read_text())
     assert header.endswith(f"TABLeT ahead in {results['main_metric']}")
     compared = next(one for one in results["comparisons"] if one["second"] == "majority class")
     value = compared["metrics"][results["main_metric"]]["value"]
     assert f"{value:+.3g}" in majority
     assert f"{value:+.3g} (" not in tablet
-    assert "classification of sex: F, M" in ended.stderr
+    assert "classification of group: a, b" in ended.stderr
     assert "functional connectivity" in ended.stderr
     assert {path.name for path in out.iterdir()} >= {"fold-1", "fold-2", "index.html", "predictions.csv", "splits.csv"}
 
@@ -79,7 +67,7 @@ def test_a_model_is_evaluated(tuned, store, tmp_path, part):
     ended = run("evaluate", out / "fold-2" / "model", *words)
     assert first_column(ended)[2:] == ["TABLeT", "majority class", "mean token"]
     assert json.loads((tmp_path / "results.json").read_text())["about"]["part"] == part
-    assert ("10 of 10 test subjects" in ended.stderr) == (part == "test")
+    assert ("20 of 20 test subjects" in ended.stderr) == (part == "test")
     assert not (tmp_path / "work").exists()
 
 
@@ -92,10 +80,11 @@ def test_pretraining_then_a_linear_probe(tuned, store, tmp_path):
     assert ended.stdout.splitlines()[1] == str(tmp_path / "pretrained" / "model")
     config = json.loads((tmp_path / "pretrained" / "model" / "config.json").read_text())
     assert (config["mask_strategy"], config["pooling_type"], config["hidden_size"]) == ("tube", "mean", 64)
-    probe = ["--mode", "head", "--init", tmp_path / "pretrained" / "model", "--fold", "fold-1"]
-    ended = run("finetune", *splits, "--label", "age", "--out", tmp_path / "probe", *QUICK, *probe)
+    probe = ["--mode", "head", "--init", tmp_path / "pretrained" / "model", "--fold", "fold-2"]
+    ended = run("finetune", *splits, "--label", "strength", "--out", tmp_path / "probe", *QUICK, *probe)
     assert first_column(ended)[2:] == ["TABLeT", "training mean", "mean token"]
-    assert "regression of age" in ended.stderr
+    assert "regression of strength" in ended.stderr
+    assert ended.stderr.count("{fold}") == 1  # fold-2 tests subjects of the pre-training in fold-1: one warning
 
 
 @pytest.mark.parametrize(
@@ -121,7 +110,7 @@ def test_pretraining_then_a_linear_probe(tuned, store, tmp_path):
     ],
 )
 def test_what_finetune_refuses(store, tmp_path, words, word):
-    words = words if "--label" in words else [*words, "--label", "sex"]
+    words = words if "--label" in words else [*words, "--label", "group"]
     assert word in refused("finetune", "--dataset", store, "--out", tmp_path / "out", *QUICK, *words)
     assert not (tmp_path / "out" / "splits.csv").exists()
 
@@ -137,7 +126,7 @@ def test_a_fold_or_a_part_needs_splits(tuned, store, tmp_path):
 
 
 def test_options_become_training_arguments(store, tmp_path):
-    words = "--label sex --folds 2 --fold fold-1 --size tiny --device cpu --window 0 --epochs 1 --batch-size 5"
+    words = "--label group --folds 2 --fold fold-1 --size tiny --device cpu --window 0 --epochs 1 --batch-size 5"
     words += " --learning-rate 3e-4 --warmup 0.1 --precision fp32 --gradient-checkpointing --seed 7"
     words += " --training gradient_accumulation_steps=2 --training weight_decay=0.2"
     words = ["--dataset", store, "--out", tmp_path, *words.split()]

@@ -86,8 +86,8 @@ class TabletTrainingArguments(TrainingArguments):
         for name in ("num_train_epochs", "learning_rate", "per_device_train_batch_size"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be positive.")
-        rates = self.learning_rates
-        if rates is not None and (not rates or not min(rates) > 0 or len(set(rates)) < len(rates)):
+        rates = self.learning_rates or ()
+        if not all(rate > 0 for rate in rates) or len(set(rates)) < len(rates):
             raise InputError(f"learning_rates {rates}: they must be positive and different (command line: --sweep).")
         if not self.weight_decay >= 0 or not self.warmup_steps >= 0:
             raise InputError("weight_decay and warmup_steps must be at least 0.")

@@ -112,7 +112,7 @@ def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], tra
         trainer: trainer of the model; its main process writes.
         folder: replaced as a whole.
         preprocessing: see `TabletFeatureExtractor.to_dict`.
-        trainings: this training after those of the weights it started from; empty for an untrained model.
+        trainings: this training after those of the weights it started from.
     """
     scratch = Path(trainer.args.output_dir) / "finished"
     trainer.save_model(str(scratch))
@@ -123,8 +123,7 @@ def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], tra
                     shutil.copy2(path, unfinished / path.name)
             record = json.dumps(dict(preprocessing), indent=2)
             (unfinished / "preprocessor_config.json").write_text(record + "\n", encoding="utf-8")
-            if trainings:
-                TrainingData.write(unfinished, trainings)
+            TrainingData.write(unfinished, trainings)
         shutil.rmtree(scratch)
 
 

@@ -1,7 +1,7 @@
 """Fine-tuning on a token dataset with `Trainer`: whole models, linear heads or adapters, with a learning-rate sweep.
 
     store = TokenDataset.load("STORE")
-    splits = folds(subject_ids(store.runs), [run.phenotypes["sex"] for run in store.runs])
+    splits = folds(**split_columns(store, "sex"))
     arguments = TabletTrainingArguments(num_train_epochs=20)
     tuned = [finetune_fold(store, split, "sex", f"my-model/{split.name}", arguments) for split in splits]
 
