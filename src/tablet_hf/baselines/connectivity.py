@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from tablet_hf.brain import zero_where_not_finite
 from tablet_hf.errors import InputError
 from tablet_hf.grid import grid_affine, way_to_grid
 
@@ -153,7 +152,9 @@ def region_means(frames: Iterable[np.ndarray], labels: np.ndarray, num_regions: 
     inside = labels > 0
     numbers = labels[inside]
     counts = np.bincount(numbers, minlength=num_regions + 1)[1:]
-    sums = [np.bincount(numbers, zero_where_not_finite(frame[inside])[0], num_regions + 1)[1:] for frame in frames]
+    sums = [
+        np.bincount(numbers, np.nan_to_num(frame[inside], posinf=0, neginf=0), num_regions + 1)[1:] for frame in frames
+    ]
     with np.errstate(invalid="ignore"):
         return (np.array(sums).reshape(-1, num_regions) / counts).astype(np.float32)
 
