@@ -79,12 +79,6 @@ def test_numbers_are_no_classes():
         TabletCollator("classification")
 
 
-def test_the_run_is_kept_only_if_asked():
-    items = [item(2, run_index=7), item(2, run_index=3)]
-    assert "run_index" not in TabletCollator()(items)
-    assert TabletCollator(keep_run_index=True)(items)["run_index"].tolist() == [7, 3]
-
-
 @pytest.mark.parametrize(
     ("problem_type", "num_labels", "labels"),
     [

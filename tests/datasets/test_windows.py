@@ -1,6 +1,5 @@
 """Windows: their frames and labels, and that training draws new ones in each epoch wherever it runs."""
 
-import pickle
 import warnings
 from types import SimpleNamespace
 
@@ -83,16 +82,6 @@ def test_a_training_window_is_contiguous_and_of_its_run():
             assert item["input_values"].dtype == torch.float16
             assert item["repetition_time"] == 2.0
             assert "labels" not in item
-
-
-def test_all_windows_of_a_run_are_drawn_equally_often():
-    windows = TrainingWindows(Store([14]), 10)
-    drawn = np.zeros(5)
-    for epoch in range(500):
-        windows.set_epoch(epoch)
-        drawn[frames_of(windows[0])[0]] += 1
-    assert drawn.min() > 70
-    assert drawn.sum() == 500
 
 
 @pytest.mark.parametrize("num_frames", [30, 40, None])
@@ -351,11 +340,3 @@ class TestStore:
             assert found.keys() == batch.keys()
             for name, value in batch.items():
                 torch.testing.assert_close(found[name], value, rtol=0, atol=0)
-
-    def test_a_random_window_is_the_same_in_a_batch_and_in_another_process(self, store):
-        windows = TrainingWindows(store, 4, [store.runs[0].key, 1], seed=3)
-        windows.set_epoch(5)
-        sent = pickle.loads(pickle.dumps(windows))
-        for item, index in zip(windows.__getitems__([1, 0]), (1, 0), strict=True):
-            for other in (windows, sent):
-                torch.testing.assert_close(item["input_values"], other[index]["input_values"], rtol=0, atol=0)

@@ -84,19 +84,16 @@ def read_splits(path: str | Path, runs: Sequence[Any] | None = None) -> list[Spl
     table = _read_table(path)
     names = None if runs is None else set(subject_ids(runs))
     table.index = [_subject_of_store(subject, names, path) for subject in table.index]
-    words = table.map(str.lower)
-    is_unknown = ~words.isin(list(PART_OF_WORD))
-    if is_unknown.any(axis=None):
-        cell = table.to_numpy()[is_unknown.to_numpy()][0]
-        raise InputError(f"{path}: {cell!r} is no part of a split; write train, validation, test or nothing.")
-    parts = words.map(PART_OF_WORD.get)
+    parts = table.map(lambda word: PART_OF_WORD.get(word.lower()))
+    if len(unknown := table.to_numpy()[parts.isna().to_numpy()]):
+        raise InputError(f"{path}: {unknown[0]!r} is no part of a split; write train, validation, test or nothing.")
     parts = parts[~parts.reset_index().duplicated().to_numpy()]
     if twice := parts.index[parts.index.duplicated()].tolist():
         raise InputError(f"{path}: the subject {twice[0]!r} is in several rows that differ; keep one.")
     if missing := sorted((names or set()) - set(parts.index)):
         raise InputError(
-            f"{path}: {len(missing)} subjects of the store are missing, the first is {missing[0]!r}; draw the split "
-            "again, or add rows, with empty cells for subjects in no part."
+            f"{path}: {len(missing)} subjects of the store are missing, such as {missing[0]!r}; add rows, with empty "
+            "cells for subjects in no part."
         )
     record, families, splits = _read_record(path), None if runs is None else families_of(runs), []
     for name, column in parts.sort_index().items():

@@ -184,14 +184,14 @@ class EvaluationWindows(_Windows):
         runs = self.store.runs
         return [(run, *window) for run in self.runs for window in cut_windows(runs[run].num_frames, self.num_frames)]
 
-    @property
+    @cached_property
     def run_indices(self) -> list[int]:
         return [run for run, _, _ in self.windows]
 
-    @property
+    @cached_property
     def subjects(self) -> list[str]:
-        subjects = subject_ids(self.store.runs)
-        return [subjects[run] for run in self.run_indices]
+        names = subject_ids(self.store.runs)
+        return [names[run] for run in self.run_indices]
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -104,7 +104,7 @@ class Evaluation:
     """The evaluation of one method's predictions.
 
     Attributes:
-        num_subjects, num_entries: an entry is a subject in a fold.
+        num_entries: an entry is a subject in a fold.
         main_metric: the metric of the p value and of comparisons.
         metrics: of all entries, see `tablet_hf.evaluation.metrics`.
         chance: what the best constant guess reaches on these subjects.
