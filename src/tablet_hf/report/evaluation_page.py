@@ -109,7 +109,7 @@ def write_results(
     sections = [
         _overview(evaluations, comparisons, warnings, are_held_out, pictures),
         *_comparison_section(comparisons),
-        *(_regression_sections if first.classes is None else _classification_sections)(evaluations, pictures),
+        *_label_sections(evaluations, pictures),
         *_site_section(evaluations, pictures),
         *_fold_section(evaluations),
         _method_section(first, about),
@@ -212,14 +212,10 @@ def _comparison_section(comparisons: Sequence[Comparison]) -> list[Section]:
     if not comparisons:
         return []
     names, main = list(comparisons[0].metrics), comparisons[0].main_metric
-    rows = [
-        [
-            f"{each.first} − {each.second}",
-            *(_interval(each.metrics[name], name, "+") for name in names),
-            _p(each.p_value, ""),
-        ]
-        for each in comparisons
-    ]
+    rows = []
+    for each in comparisons:
+        cells = [_interval(each.metrics[name], name, "+") for name in names]
+        rows.append([f"{each.first} − {each.second}", *cells, _p(each.p_value, "")])
     text = (
         "Paired bootstrap: each draw of subjects is used for both methods. The p value is two-sided and not corrected "
         "for the number of comparisons."
@@ -228,12 +224,13 @@ def _comparison_section(comparisons: Sequence[Comparison]) -> list[Section]:
     return [Section("Comparison", [text], Table(header, rows))]
 
 
-def _regression_sections(evaluations: Sequence[Evaluation], pictures: Mapping[str, Picture]) -> list[Section]:
-    text = "Slope and intercept of the true on the predicted value: 1 and 0 for calibrated predictions."
-    return [Section("True and predicted values", [text], _calibration_table(evaluations), [pictures["scatter"]])]
-
-
-def _classification_sections(evaluations: Sequence[Evaluation], pictures: Mapping[str, Picture]) -> list[Section]:
+def _label_sections(evaluations: Sequence[Evaluation], pictures: Mapping[str, Picture]) -> list[Section]:
+    names = list(evaluations[0].calibration)
+    rows = [[each.method, *(_interval(each.calibration[name], name) for name in names)] for each in evaluations]
+    table = Table(["method", *(METRIC_NAMES[name] for name in names)], rows)
+    if evaluations[0].classes is None:
+        text = "Slope and intercept of the true on the predicted value: 1 and 0 for calibrated predictions."
+        return [Section("True and predicted values", [text], table, [pictures["scatter"]])]
     text = (
         "Entries are sorted by predicted probability into bins of equal size. The expected calibration error is the "
         "mean distance of the bins from the diagonal; with few subjects it is never 0."
@@ -241,14 +238,8 @@ def _classification_sections(evaluations: Sequence[Evaluation], pictures: Mappin
     return [
         Section("Confusion matrix", pictures=[pictures["confusion"]]),
         Section("Receiver operating characteristic", pictures=[pictures["roc"]]),
-        Section("Calibration", [text], _calibration_table(evaluations), [pictures["calibration"]]),
+        Section("Calibration", [text], table, [pictures["calibration"]]),
     ]
-
-
-def _calibration_table(evaluations: Sequence[Evaluation]) -> Table:
-    names = list(evaluations[0].calibration)
-    rows = [[each.method, *(_interval(each.calibration[name], name) for name in names)] for each in evaluations]
-    return Table(["method", *(METRIC_NAMES[name] for name in names)], rows)
 
 
 def _site_section(evaluations: Sequence[Evaluation], pictures: Mapping[str, Picture]) -> list[Section]:

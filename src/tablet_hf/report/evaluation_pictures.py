@@ -1,10 +1,4 @@
-"""Figures of an evaluation: metrics by method, confusion, ROC and calibration curves, scatter plot, sites.
-
-    figure = methods_figure([evaluate_predictions(predictions) for predictions in methods])
-    save_figure(figure, Path("methods.png"))
-
-Intervals are 95%. Methods differ by marker and line as well as by colour.
-"""
+"""Figures of an evaluation, with 95% intervals. Methods differ by marker and line as well as by colour."""
 
 import math
 from collections.abc import Sequence
@@ -139,7 +133,7 @@ def calibration_figure(evaluations: Sequence[Evaluation]) -> "Figure":
         reach = [[part.observed - part.low for part in bins], [part.high - part.observed for part in bins]]
         panel.errorbar(x, y, np.abs(reach), elinewidth=1.5, **_style(number))
         panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-        of_what = f"{short_text(classes[1], 18)}" if len(classes) == 2 else "predicted class"
+        of_what = short_text(classes[1], 18) if len(classes) == 2 else "predicted class"
         title = f"{short_text(each.method)}\ncalibration error {each.calibration['ece'].value:.2f}"
         label_panel(panel, f"predicted probability of {of_what}", f"share of {of_what}", title)
     return figure
@@ -186,9 +180,8 @@ def sites_figure(evaluations: Sequence[Evaluation]) -> "Figure":
     panel.set_yticks(range(len(rows)), [title for title, _ in rows])
     panel.set_ylim(len(rows) - 0.5, -0.5)
     label_panel(panel, f"{METRIC_NAMES[name]}, 95% interval (dotted: best constant guess)")
-    handles = [
-        Line2D([], [], **_style(number), label=short_text(each.method)) for number, each in enumerate(evaluations)
-    ]
+    names = [short_text(each.method) for each in evaluations]
+    handles = [Line2D([], [], **_style(number), label=name) for number, name in enumerate(names)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
     return figure
 
@@ -200,7 +193,7 @@ def short_text(name: Any, longest: int = LONGEST_NAME) -> str:
 
 
 def _panels(count: int, width: float, height: float, **settings: Any) -> tuple["Figure", list["Axes"]]:
-    """A figure of `count` panels, each of this size in inches, in rows of two or three."""
+    """Return a figure of `count` panels, each of this size in inches, in rows of two or three."""
     columns = 2 if count == 4 else min(count, 3)
     rows = math.ceil(count / columns)
     figure = new_figure(max(5.0, columns * width), rows * height)
@@ -211,7 +204,7 @@ def _panels(count: int, width: float, height: float, **settings: Any) -> tuple["
 
 
 def _draw_estimate(panel: "Axes", estimate: Estimate, y: float, number: int) -> None:
-    """A value with its interval; nothing where it is not defined."""
+    """Draw a value with its interval; nothing where it is not defined."""
     panel.plot([estimate.low, estimate.high], [y, y], color=_style(number)["color"], linewidth=2)
     panel.plot(estimate.value, y, color=_style(number)["color"], marker=_style(number)["marker"], markersize=8)
 

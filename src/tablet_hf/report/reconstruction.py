@@ -1,4 +1,4 @@
-"""Tokens of a run go in; its volumes come out on the scan's own grid, and how much of the scan is left in them."""
+"""Decode the tokens of a run into volumes on the scan's own grid, and compare them with the scan."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +21,7 @@ def write_reconstruction(
     path: str | Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RunningFidelity:
-    """Decode tokens into a NIfTI file, in the scan's unit and on its grid, and compare them with the scan.
-
-    Frames are decoded, compared and written a block at a time: memory does not grow with their number, but for the
-    tokens.
+    """Decode tokens into a NIfTI file, in the scan's unit and on its grid, a block of frames at a time.
 
     Args:
         tokenized: tokens of some or all frames of `run`, made by `extractor` or read by `load_tokens`.

@@ -29,7 +29,8 @@ FILE_NAMES = {
 SUBJECT_COLUMNS = ("ScanDir ID", "ScanDirID", "Participant", "Subject", "ID")
 
 SITES = ("Peking", "Brown", "KKI", "NeuroIMAGE", "NYU", "OHSU", "Pittsburgh", "WashU")
-"""Sites of the codes 1 to 8 in the phenotypic key. 2 is Bradley Hospital / Brown University."""
+SITE_CODES = dict(zip("12345678", SITES, strict=True))
+"""Codes of the phenotypic key. 2 is Bradley Hospital / Brown University."""
 
 SEX = {"0": "F", "1": "M", "f": "F", "m": "M"}
 """The phenotypic key's codes of Gender, and the letters of other tables."""
@@ -75,8 +76,9 @@ def find(
         else:
             diagnosis = record.phenotypes.get("DX")
             adhd = int(diagnosis > 0) if isinstance(diagnosis, int | float) else None
-            added = {"adhd": adhd} if tables.columns else {}
-            passed.append(replace(record, site=_site(record.site), phenotypes=added | record.phenotypes))
+            phenotypes = {"adhd": adhd} | record.phenotypes if tables.columns else {}
+            site = SITE_CODES.get(record.site) or _known_site(record.site or "") or record.site
+            passed.append(replace(record, site=site, phenotypes=phenotypes))
     return make_cohort(passed, [*problems, *tables.problems])
 
 
@@ -109,12 +111,6 @@ def _find_runs(root: Path) -> tuple[list[ScanRecord], str]:
 def _known_site(text: str) -> str | None:
     """Return the site that a name begins with: Peking_1 to Peking_3 are one site."""
     return next((site for site in SITES if text.casefold().startswith(site.casefold())), None)
-
-
-def _site(text: str | None) -> str | None:
-    if text in map(str, range(1, 9)):
-        return SITES[int(text) - 1]
-    return text and (_known_site(text) or text)
 
 
 def _failed_quality(record: ScanRecord, pipeline: str) -> str | None:

@@ -67,10 +67,9 @@ def find(
     above = root.absolute().parents[:2]
     folders = [root, *above, *(folder / name for folder in above for name in ("rawdata", "sourcedata/raw"))]
     participants = [folder / "participants.tsv" for folder in folders if (folder / "participants.tsv").is_file()]
-    paths = phenotypes or participants[:1]
-    if not paths:
+    tables = PhenotypeTables(phenotypes or participants[:1], SUBJECT_COLUMNS, bids_label, SESSION_COLUMNS)
+    if not tables.columns:
         warnings.warn(f"{root}: no participants.tsv was found, so scans have no phenotypes; name one.", stacklevel=2)
-    tables = PhenotypeTables(paths, SUBJECT_COLUMNS, bids_label, SESSION_COLUMNS)
     subjects = {record.subject for record in records}
     for subject in sorted(tables.subjects - subjects):
         problems.append(Problem(f"subject {subject}", "it is in the phenotype tables, but no run of it was found."))
@@ -86,10 +85,7 @@ def find(
 
 
 def _find_runs(
-    root: Path,
-    tasks: Sequence[str] | None,
-    sessions: Sequence[str] | None,
-    space: str | None,
+    root: Path, tasks: Sequence[str] | None, sessions: Sequence[str] | None, space: str | None
 ) -> tuple[list[ScanRecord], list[Problem]]:
     """Find runs without reading any table."""
     if space and is_native_space(space.partition(":")[0]):
@@ -147,11 +143,7 @@ def _space(version: ScanRecord) -> str:
 def _rank(version: ScanRecord) -> tuple[int, int, str]:
     """Smaller is preferred."""
     space, resolution = _space(version).split(":res-")
-    ranks = (
-        order.index(item) if item in order else len(order)
-        for item, order in ((resolution, RESOLUTIONS), (space, SPACES))
-    )
-    return (*ranks, _space(version))
+    return (*RESOLUTIONS, resolution).index(resolution), (*SPACES, space).index(space), _space(version)
 
 
 def _study_name(folder: Path) -> str | None:

@@ -4,7 +4,6 @@ Tasks are movieDM ("Despicable Me"), movieTP ("The Present"), rest and peer; ses
 `ses-HBNsiteRU` (Alexander et al. 2017, Scientific Data 4:170181).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +33,7 @@ def find(
     cohort = bids.find(root, phenotypes=phenotypes, tasks=tasks, sessions=sessions, space=space, dataset="HBN")
     records = []
     for record in cohort.records:
-        scanner = re.fullmatch("HBNsite(.+)", record.session or "")
-        phenotypes_with_movie = {**record.phenotypes, "movie": MOVIES.get(record.task)}
-        site = record.site or (scanner and scanner[1])
-        records.append(replace(record, site=site, phenotypes=phenotypes_with_movie))
+        _, _, scanner = (record.session or "").partition("HBNsite")
+        with_movie = {**record.phenotypes, "movie": MOVIES.get(record.task)}
+        records.append(replace(record, site=record.site or scanner or None, phenotypes=with_movie))
     return replace(cohort, records=tuple(records), is_restricted=bool(phenotypes))
