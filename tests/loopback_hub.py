@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -143,6 +144,10 @@ class Repository:
         return name
 
 
+class _Answered(Exception):
+    """Nothing more is to be done for a request."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: LoopbackHub
     protocol_version = "HTTP/1.1"
@@ -179,8 +184,10 @@ class _Handler(BaseHTTPRequestHandler):
                 # A branch with a slash is quoted, and so stays one part of the path.
                 if wanted == verb and (match := re.fullmatch(pattern, urlsplit(self.path).path)):
                     route(self, *(part and unquote(part) for part in match.groups()))
-                    return
-            self._missing("EntryNotFound")
+                    raise _Answered
+            self._refuse(404, "EntryNotFound")
+        except _Answered:
+            pass
         except ConnectionError:
             self.close_connection = True
 
@@ -216,134 +223,106 @@ class _Handler(BaseHTTPRequestHandler):
     def _user(self) -> str | None:
         return self.hub.users.get(self._token)
 
-    def _repository(self, kind: str, name: str, for_content: bool = False) -> Repository | None:
-        """The repository, or None once the request was refused."""
+    def _repository(self, kind: str, name: str, for_content: bool = False) -> Repository:
         if self._token is not None and self._token not in self.hub.users:
-            self._refuse(401, "Invalid credentials in Authorization header", None)
-            return None
+            self._refuse(401)
         repository = self.hub.find(kind, name)
-        owner = name.split("/")[0]
-        if repository is None or (repository.is_private and self._user() != owner):
-            self._refuse(404 if self._token else 401, "Repository not found", "RepoNotFound")
-            return None
-        if repository.gated and for_content and self._user() != owner:
-            self._refuse(403 if self._token else 401, f"Access to {name} is restricted", "GatedRepo")
-            return None
+        is_owner = self._user() == name.split("/")[0]
+        if repository is None or (repository.is_private and not is_owner):
+            self._refuse(404 if self._token else 401, "RepoNotFound")
+        if repository.gated and for_content and not is_owner:
+            self._refuse(403 if self._token else 401, "GatedRepo")
         return repository
 
-    def _may_write(self, owner: str) -> bool:
+    def _check_may_write(self, owner: str) -> None:
         if self._user() is None:
-            self._refuse(401, "Invalid username or password.", None)
-        elif self._token in self.hub.readers:
-            self._refuse(403, "you must use a write token to upload to a repository.", None)
-        elif self._user() != owner:
-            self._refuse(403, f"You don't have the rights to create or change a repository under {owner}", None)
-        else:
-            return True
-        return False
+            self._refuse(401)
+        if self._token in self.hub.readers or self._user() != owner:
+            self._refuse(403)
 
-    def _writable(self, kind: str, name: str) -> Repository | None:
+    def _writable(self, kind: str, name: str) -> Repository:
         repository = self._repository(kind, name)
-        if repository is None or not self._may_write(name.split("/")[0]):
-            return None
+        self._check_may_write(name.split("/")[0])
         return self.hub.repositories.setdefault((kind, name), repository)
 
-    def _files(self, repository: Repository | None, revision: str | None) -> dict[str, bytes] | None:
-        """What a repository holds, or None once the request was refused."""
-        commit = repository and repository.resolve(revision or "main")
-        if repository is not None and commit is None:
-            self._missing("RevisionNotFound")
-        return repository.commits[commit].files if commit else None
+    def _commit(self, repository: Repository, revision: str) -> str:
+        return repository.resolve(revision) or self._refuse(404, "RevisionNotFound")
+
+    def _files(self, repository: Repository, revision: str) -> dict[str, bytes]:
+        return repository.commits[self._commit(repository, revision)].files
 
     # --- reading
 
     def whoami(self) -> None:
         if self._user() is None:
-            self._refuse(401, "Invalid credentials in Authorization header", None)
-            return
-        role = "read" if self._token in self.hub.readers else "write"
-        token = {"displayName": "tests", "role": role}
+            self._refuse(401)
+        token = {"displayName": "tests", "role": "read" if self._token in self.hub.readers else "write"}
         orgs = [{"type": "org", "name": name} for name in self.hub.organisations.get(self._user(), ())]
         self._json({"type": "user", "name": self._user(), "orgs": orgs, "auth": {"accessToken": token}})
 
-    def info(self, kind: str, name: str, revision: str | None = None) -> None:
+    def info(self, kind: str, name: str, revision: str = "main") -> None:
         repository = self._repository(kind, name)
-        if (files := self._files(repository, revision)) is not None:
-            facts = {"id": name, "sha": repository.resolve(revision or "main"), "tags": []}
-            facts |= {"private": repository.is_private, "gated": repository.gated}
-            self._json(facts | {"siblings": [{"rfilename": file} for file in sorted(files)]})
+        facts = {"id": name, "sha": self._commit(repository, revision), "tags": []}
+        facts |= {"private": repository.is_private, "gated": repository.gated}
+        self._json(facts | {"siblings": [{"rfilename": file} for file in sorted(self._files(repository, revision))]})
 
     def refs(self, kind: str, name: str) -> None:
-        if (repository := self._repository(kind, name)) is not None:
-            found = {
-                what: [{"name": ref, "ref": f"refs/{folder}/{ref}", "targetCommit": at} for ref, at in names.items()]
-                for what, folder, names in (
-                    ("branches", "heads", repository.branches),
-                    ("tags", "tags", repository.tags),
-                )
-            }
-            self._json(found | {"converts": []})
+        repository, found = self._repository(kind, name), {"converts": []}
+        for folder, what, names in (("heads", "branches", repository.branches), ("tags", "tags", repository.tags)):
+            found[what] = [
+                {"name": ref, "ref": f"refs/{folder}/{ref}", "targetCommit": at} for ref, at in names.items()
+            ]
+        self._json(found)
 
     def tree(self, kind: str, name: str, revision: str, below: str | None = None) -> None:
-        if (files := self._files(self._repository(kind, name), revision)) is None:
-            return
         is_deep = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
         inside = f"{below}/" if below else ""
-        entries = [entry for entry in _entries(files) if entry["path"].startswith(inside)]
+        entries = _entries(self._files(self._repository(kind, name), revision))
+        entries = [entry for entry in entries if entry["path"].startswith(inside)]
         if inside and not entries:
-            self._missing("EntryNotFound")
-            return
+            self._refuse(404, "EntryNotFound")
         self._json([entry for entry in entries if is_deep or "/" not in entry["path"].removeprefix(inside)])
 
     def paths_info(self, kind: str, name: str, revision: str) -> None:
-        if (files := self._files(self._repository(kind, name), revision)) is not None:
-            body = self.body.decode()
-            wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
-            self._json([entry for entry in _entries(files) if entry["path"] in wanted])
+        files, body = self._files(self._repository(kind, name), revision), self.body.decode()
+        wanted = json.loads(body)["paths"] if body.startswith("{") else parse_qs(body)["paths"]
+        self._json([entry for entry in _entries(files) if entry["path"] in wanted])
 
     def file(self, is_dataset: str | None, name: str, revision: str, file: str) -> None:
         repository = self._repository("datasets" if is_dataset else "models", name, for_content=True)
-        if (files := self._files(repository, revision)) is None:
-            return
-        commit = repository.resolve(revision)
-        content, status, headers = files.get(file), 200, {}
+        headers = {"X-Repo-Commit": self._commit(repository, revision), "Accept-Ranges": "bytes"}
+        content, status = self._files(repository, revision).get(file), 200
         if content is None:
-            self._missing("EntryNotFound", {"X-Repo-Commit": commit})
-            return
-        etag = hashlib.sha1(content).hexdigest()
+            self._refuse(404, "EntryNotFound", headers)
+        headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(match[1]), int(match[2] or len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{min(last, len(content) - 1)}/{len(content)}"
             content, status = content[first : last + 1], 206
-        headers |= {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-        self._send(status, content, "application/octet-stream", headers)
+        self._send(status, content, headers)
 
     # --- writing
 
     def create(self) -> None:
         asked = json.loads(self.body)
         owner = asked.get("organization") or self._user()
-        if not self._may_write(owner):
-            return
+        self._check_may_write(owner)
         kind, name = f"{asked.get('type') or 'model'}s", f"{owner}/{asked['name']}"
         repository = Repository(name, asked.get("private", False) or asked.get("visibility") == "private")
         repository.add("main", "initial commit", {".gitattributes": b""})
-        self.hub.repositories[kind, name] = repository
+        self.hub.repositories.setdefault((kind, name), repository)
         self._json({"url": f"{self.hub.endpoint}/{'datasets/' * (kind == 'datasets')}{name}", "name": name})
 
     def settings(self, kind: str, name: str) -> None:
-        if (repository := self._writable(kind, name)) is not None:
-            repository.gated = json.loads(self.body)["gated"]
-            self._json({})
+        self._writable(kind, name).gated = json.loads(self.body)["gated"]
+        self._json({})
 
     def validate_yaml(self) -> None:
         fields = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1])
         self._json({"errors": [] if fields else [{"message": "no metadata"}], "warnings": []})
 
     def preupload(self, kind: str, name: str, revision: str) -> None:
-        if (files := self._files(self._writable(kind, name), revision)) is None:
-            return
-        answers = []
+        files, answers = self._files(self._writable(kind, name), revision), []
         for file in json.loads(self.body)["files"]:
             is_large = file["path"].endswith(LFS_ENDINGS) or file["size"] > 10 * 2**20
             oid = None
@@ -355,8 +334,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"files": answers})
 
     def large_files(self, is_dataset: str | None, name: str) -> None:
-        if self._writable("datasets" if is_dataset else "models", name) is None:
-            return
+        self._writable("datasets" if is_dataset else "models", name)
         answers = []
         for wanted in json.loads(self.body)["objects"]:
             answer = {"oid": wanted["oid"], "size": wanted["size"]}
@@ -367,17 +345,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def put_large_file(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
-            self._refuse(400, "content and checksum differ", None)
-            return
+            self._refuse(400)
         self.hub.large_files[oid] = self.body
         self.hub.uploads.append(oid)
         self._send(200, b"")
 
     def commit(self, kind: str, name: str, branch: str) -> None:
         repository = self._writable(kind, name)
-        if (before := self._files(repository, branch)) is None:
-            return
-        files, title = dict(before), ""
+        files, title = dict(self._files(repository, branch)), ""
         for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
             match line["key"]:
@@ -394,32 +369,32 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"success": True, "commitOid": made, "commitUrl": url, "hookOutput": ""})
 
     def branch(self, kind: str, name: str, branch: str) -> None:
-        if (repository := self._writable(kind, name)) is not None:
-            repository.branches.setdefault(branch, repository.branches["main"])
-            self._json({})
+        repository = self._writable(kind, name)
+        repository.branches.setdefault(branch, repository.branches["main"])
+        self._json({})
 
     def tag(self, kind: str, name: str, revision: str) -> None:
-        if (repository := self._writable(kind, name)) is not None:
-            repository.tags[json.loads(self.body)["tag"]] = repository.resolve(revision)
-            self._json({})
+        repository = self._writable(kind, name)
+        repository.tags[json.loads(self.body)["tag"]] = repository.resolve(revision)
+        self._json({})
 
     # --- answers
 
     def _json(self, value) -> None:
         self._send(200, json.dumps(value).encode())
 
-    def _missing(self, code: str, headers: dict | None = None) -> None:
-        self._send(404, b"{}", headers={"X-Error-Code": code, **(headers or {})})
+    def _refuse(self, status: int, code: str | None = None, headers: dict[str, str] | None = None) -> NoReturn:
+        headers = (headers or {}) | ({"X-Error-Code": code} if code else {})
+        self._send(status, json.dumps({"error": code}).encode(), headers)
+        raise _Answered
 
-    def _refuse(self, status: int, message: str, code: str | None) -> None:
-        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        self._send(status, json.dumps({"error": message}).encode(), headers=headers)
-
-    def _send(
-        self, status: int, content: bytes, kind: str = "application/json", headers: dict[str, str] | None = None
-    ) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
