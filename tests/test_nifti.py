@@ -124,11 +124,3 @@ class TestFile:
     def test_names_and_folders(self, tmp_path, name):
         with pytest.raises(InputError, match=name):
             write_nifti([], 0, small_run(), tmp_path / name)
-
-    def test_a_folder_that_is_not_writable(self, tmp_path, monkeypatch):
-        def forbidden(source, destination):
-            raise PermissionError(13, "Permission denied", str(source))
-
-        monkeypatch.setattr("os.replace", forbidden)
-        with pytest.raises(InputError, match=r"a\.nii.*not writable"):
-            written(small_run(), tmp_path / "a.nii")

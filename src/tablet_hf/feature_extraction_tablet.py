@@ -4,7 +4,6 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -119,14 +118,14 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         for name, value, choices in (("signal", signal, SIGNALS), ("scaling", scaling, SCALINGS)):
             if value not in choices:
                 raise ValueError(f"{name} must be {' or '.join(choices)}, not {value!r} (command line: --{name}).")
-        if not isinstance(volume_size, Integral) or isinstance(volume_size, bool) or volume_size < 1:
+        if not isinstance(volume_size, int) or volume_size < 1:
             raise ValueError(f"volume_size must be a positive integer, not {volume_size!r}.")
         self.autoencoder = str(autoencoder)  # a Path cannot be serialised
         self.autoencoder_revision = autoencoder_revision
         self.autoencoder_subfolder = autoencoder_subfolder
         self.signal = signal
         self.scaling = scaling
-        self.volume_size = int(volume_size)  # a numpy integer cannot be serialised
+        self.volume_size = volume_size
         self.token_size = token_size
         self.grid_size = grid_size
         self._slice_autoencoder = None
@@ -255,23 +254,30 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         Raises:
             `InputError`: a scan cannot be used.
         """
-        if return_tensors not in ("pt", "np"):
-            raise ValueError(f'return_tensors must be "pt" or "np", not {return_tensors!r}.')
         runs = [scans] if _is_one_scan(scans) else list(scans)
         if not runs:
             raise ValueError("No scans were given.")
-        masks = _one_each(masks, len(runs), "masks")
-        seconds = _one_each(repetition_time, len(runs), "repetition_time")
-        means = _one_each(add_mean, len(runs), "add_mean")
         window = {"num_frames": num_frames, "start": start, "stride": stride, "allow_short": padding}
         tokenized = [
-            self.tokenize(scan, mask, **window, repetition_time=time, add_mean=mean, check_space=check_space)
-            for scan, mask, time, mean in zip(runs, masks, seconds, means, strict=True)
+            self.tokenize(scan, mask, **window, repetition_time=seconds, add_mean=mean, check_space=check_space)
+            for scan, mask, seconds, mean in zip(
+                runs,
+                _one_each(masks, len(runs), "masks"),
+                _one_each(repetition_time, len(runs), "repetition_time"),
+                _one_each(add_mean, len(runs), "add_mean"),
+                strict=True,
+            )
         ]
-        features = _padded_batch(tokenized, num_frames if padding else None)
-        if return_tensors == "np":
-            return TokenizedScans({name: value.numpy() for name, value in features.items()})
-        return features
+        lengths = [len(run.tokens) for run in tokenized]
+        longest = num_frames if padding and num_frames else max(lengths)
+        features = {
+            "input_values": tokenized[0].tokens.new_zeros(len(runs), longest, *tokenized[0].tokens.shape[1:]),
+            "attention_mask": (torch.arange(longest) < torch.tensor(lengths)[:, None]).long(),
+            "repetition_time": torch.tensor([run.repetition_time for run in tokenized], dtype=torch.float32),
+        }
+        for values, run in zip(features["input_values"], tokenized, strict=True):
+            values[: len(run.tokens)] = run.tokens
+        return TokenizedScans(features, tensor_type=return_tensors)
 
     def tokenize(
         self,
@@ -295,8 +301,9 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
             on_progress: called with the number of frames done and in all.
             dtype: of the tokens; by default that of the extractor. In float16 a long run needs half the memory.
         """
-        is_open = isinstance(scan, BoldRun)
-        run = scan if is_open else open_run(scan, mask, repetition_time, self.volume_size, add_mean, check_space)
+        run = scan
+        if not isinstance(run, BoldRun):
+            run = open_run(scan, mask, repetition_time, self.volume_size, add_mean, check_space)
         frames = _window(run, num_frames, start, stride, allow_short)
         encoder = self.slice_autoencoder
         tokens, done = torch.empty(len(frames), self.grid_size**3, self.token_size, dtype=dtype or encoder.dtype), 0
@@ -336,12 +343,8 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         is_occupied = (slices != background).flatten(1).any(1)
         latents = self.empty_latents(background).repeat(len(slices), 1, 1, 1)
         if is_occupied.any():
-            latents[is_occupied] = self.encode_slices(slices[is_occupied])
+            latents[is_occupied] = encoder.in_batches(encoder.encode, slices[is_occupied])
         return latents_to_tokens(latents.unflatten(0, (len(volumes), 3, self.volume_size)))
-
-    def encode_slices(self, slices: Tensor) -> Tensor:
-        """Encode grey slices (N, V, V) in [-1, 1] to (N, C, g, g) on the device, in batches that fit into memory."""
-        return self.slice_autoencoder.in_batches(self.slice_autoencoder.encode, slices)
 
     def decode_slices(self, latents: Tensor) -> Tensor:
         """Decode latents (N, C, g, g) to slices (N, V, V) on the device, in batches that fit into memory."""
@@ -372,7 +375,7 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         Raises:
             ValueError: tokens of another geometry, or no mean for a percent change.
         """
-        encoder = self.slice_autoencoder
+        self.slice_autoencoder  # noqa: B018  (loaded, since it sets the geometry)
         tokens = torch.as_tensor(tokens)
         if tuple(tokens.shape[-2:]) != (self.grid_size**3, self.token_size):
             raise ValueError(
@@ -385,18 +388,17 @@ class TabletFeatureExtractor(FeatureExtractionMixin):
         if not tokens.numel():  # some autoencoders cannot attend to a batch of nothing
             return torch.empty(*tokens.shape[:-2], *(self.volume_size,) * 3)
         frames = tokens.reshape(-1, *tokens.shape[-2:])
-        volumes = torch.cat([self._decode_frames(block, encoder) for block in frames.split(FRAMES_PER_BLOCK)])
+        volumes = torch.cat([self._decode_frames(block) for block in frames.split(FRAMES_PER_BLOCK)])
         if is_change:
-            mean = unscale_intensity(self._decode_frames(mean_tokens, encoder).numpy()[0], intensity_scale)
+            mean = unscale_intensity(self._decode_frames(mean_tokens).numpy()[0], intensity_scale)
             volumes = torch.from_numpy(undo_percent_change(volumes.numpy(), mean))
         elif intensity_scale is not None:
             volumes = torch.from_numpy(unscale_intensity(volumes.numpy(), intensity_scale))
         return volumes.reshape(*tokens.shape[:-2], *volumes.shape[1:])
 
-    def _decode_frames(self, tokens: Tensor, encoder: SliceAutoencoder) -> Tensor:
-        latents = tokens_to_latents(tokens.to(encoder.device), self.volume_size)
-        slices = self.decode_slices(latents.flatten(0, 2))
-        slices = slices.unflatten(0, (len(tokens), 3, self.volume_size))
+    def _decode_frames(self, tokens: Tensor) -> Tensor:
+        latents = tokens_to_latents(tokens.to(self.device), self.volume_size)
+        slices = self.decode_slices(latents.flatten(0, 2)).unflatten(0, (len(tokens), 3, self.volume_size))
         return slices_to_volumes(slices.float()).mean(1).clamp(-1, 1).cpu()
 
     # --- loading and saving
@@ -463,22 +465,6 @@ def _window(run: BoldRun, num_frames: int | None, start: int, stride: int, allow
     return frames
 
 
-def _padded_batch(runs: list[TokenizedRun], num_frames: int | None) -> TokenizedScans:
-    """Stack runs, padded with zeros to `num_frames`, or to the longest of them."""
-    lengths = [len(run.tokens) for run in runs]
-    longest = num_frames or max(lengths)
-    input_values = runs[0].tokens.new_zeros(len(runs), longest, *runs[0].tokens.shape[1:])
-    for values, run in zip(input_values, runs, strict=True):
-        values[: len(run.tokens)] = run.tokens
-    return TokenizedScans(
-        {
-            "input_values": input_values,
-            "attention_mask": (torch.arange(longest) < torch.tensor(lengths)[:, None]).long(),
-            "repetition_time": torch.tensor([run.repetition_time for run in runs], dtype=torch.float32),
-        }
-    )
-
-
 def _is_one_scan(scans: Any) -> bool:
     is_pair = isinstance(scans, tuple) and len(scans) == 2 and np.shape(scans[1]) == (4, 4)
     return is_pair or not isinstance(scans, list | tuple)
@@ -487,13 +473,11 @@ def _is_one_scan(scans: Any) -> bool:
 def _one_each(values: Any, count: int, name: str) -> list:
     """A list with one value per scan, of a list or of a single value."""
     if name == "repetition_time":  # one number is for all scans; arrays and tensors are lists
-        values = [None if value is None else float(value) for value in values] if np.ndim(values) else [values] * count
-    if not isinstance(values, list):
-        if values is not None and count > 1:
-            raise ValueError(f"{name}: give a list with one for each of the {count} scans.")
+        values = values if isinstance(values, list) else np.broadcast_to(values, count).tolist()
+    elif not isinstance(values, list) and (values is None or count == 1):
         values = [values] * count
-    if len(values) != count:
-        raise ValueError(f"{name}: {len(values)} were given for {count} scans.")
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"{name}: give a list with one for each of the {count} scans.")
     return values
 
 

@@ -1,8 +1,7 @@
 """The model's grid: a cube of 2 mm voxels on the lattice of FSL's MNI152 template, and how frames get there and back.
 
 A scan with 2 mm voxels on the lattice, in any order and direction of axes, is moved by whole voxels
-(`Placement`: exact, and exactly undone); every other scan is interpolated (`Resampling`). Arrays and affines only:
-nothing here reads a file.
+(`Placement`: exact, and exactly undone); every other scan is interpolated (`Resampling`).
 """
 
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ FSL_ORIGIN_MM = (90.0, -126.0, -72.0)
 MAX_LATTICE_SHIFT = 0.25
 """In voxels and along each axis: the largest offset from the lattice at which a scan is still moved whole.
 
-TemplateFlow's MNI152NLin2009cAsym_res-02, and so what fMRIPrep writes for it, starts at (-96.5, -132.5, -78.5) mm: a
-quarter of a voxel next to the FSL lattice. Half a millimetre is well under the error of any registration, while
-interpolating by it would smooth every frame and cost a quarter of a second for each.
+TemplateFlow's MNI152NLin2009cAsym_res-02, as fMRIPrep writes it, is a quarter of a voxel off the FSL lattice: well
+under the error of any registration, while interpolating would smooth every frame.
 """
 
 MAX_LATTICE_STRETCH = 0.01
@@ -35,14 +33,8 @@ def grid_affine(volume_size: int = 96) -> np.ndarray:
 
     The cube is centred on the FSL grid of 91 x 109 x 91; where the difference is odd, one voxel more is added (or
     taken away) in front than behind. For 96 its first voxel has the FSL index (-3, 7, -3).
-
-    Raises:
-        ValueError: `volume_size` is not a positive whole number.
     """
-    if int(volume_size) != volume_size or volume_size < 1:
-        raise ValueError(f"volume_size must be a positive integer, not {volume_size!r}")
-    size = int(volume_size)
-    first = [(n - size + 1) // 2 if n > size else -((size - n + 1) // 2) for n in FSL_SHAPE]
+    first = [(n - volume_size + 1) // 2 if n > volume_size else -((volume_size - n + 1) // 2) for n in FSL_SHAPE]
     affine = np.diag([-VOXEL_SIZE_MM, VOXEL_SIZE_MM, VOXEL_SIZE_MM, 1.0])
     affine[:3, 3] = FSL_ORIGIN_MM + affine[:3, :3] @ first
     return affine
@@ -51,13 +43,12 @@ def grid_affine(volume_size: int = 96) -> np.ndarray:
 def way_to_grid(shape: tuple[int, int, int], affine: np.ndarray, volume_size: int = 96) -> "Placement | Resampling":
     """Find how frames of `shape` with `affine` (voxels to mm) get onto the grid: moved whole where possible."""
     to_grid = np.linalg.inv(grid_affine(volume_size)) @ affine
-    turn = np.rint(to_grid[:3, :3])
-    reach = max(shape)
+    nearest = np.rint(to_grid)
+    turn, first = nearest[:3, :3], nearest[:3, 3]
+    off = np.abs(to_grid - nearest)[:3]
     is_turned_only = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
-    if not is_turned_only or np.abs(to_grid[:3, :3] - turn).sum(axis=1).max() * reach > MAX_LATTICE_STRETCH:
-        return Resampling(shape, affine, volume_size)
-    first = np.rint(to_grid[:3, 3])
-    if np.abs(to_grid[:3, 3] - first).max() > MAX_LATTICE_SHIFT + MAX_LATTICE_STRETCH:
+    is_on_lattice = off[:, 3].max() <= MAX_LATTICE_SHIFT + MAX_LATTICE_STRETCH
+    if not (is_turned_only and is_on_lattice and off[:, :3].sum(axis=1).max() * max(shape) <= MAX_LATTICE_STRETCH):
         return Resampling(shape, affine, volume_size)
     axes = tuple(int(axis) for axis in np.abs(turn).argmax(axis=1))
     is_flipped = tuple(bool(turn[row, axis] < 0) for row, axis in enumerate(axes))
@@ -125,9 +116,10 @@ class Resampling:
     affine: np.ndarray
     volume_size: int
 
-    def to_grid(self, frame: np.ndarray) -> np.ndarray:
+    def to_grid(self, frame: np.ndarray, interpolation: str = "continuous") -> np.ndarray:
         """Resample `(X, Y, Z)` float32 to `(V, V, V)` float32; 0 outside the scan."""
-        return _resampled(frame, self.affine, grid_affine(self.volume_size), (self.volume_size,) * 3)
+        cube = (self.volume_size,) * 3
+        return _resampled(frame, self.affine, grid_affine(self.volume_size), cube, interpolation)
 
     def to_scan(self, cube: np.ndarray) -> np.ndarray:
         """Resample `(V, V, V)` float32 to the scan's grid `(X, Y, Z)` float32; 0 outside the cube."""
@@ -135,9 +127,7 @@ class Resampling:
 
     def mask_to_grid(self, mask: np.ndarray) -> np.ndarray:
         """Resample a bool mask `(X, Y, Z)` to `(V, V, V)` by its nearest voxels."""
-        cube = (self.volume_size,) * 3
-        nearest = _resampled(mask.astype(np.uint8), self.affine, grid_affine(self.volume_size), cube, "nearest")
-        return nearest.astype(bool)
+        return self.to_grid(mask.astype(np.uint8), "nearest").astype(bool)
 
 
 def _resampled(

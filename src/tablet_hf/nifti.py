@@ -47,8 +47,7 @@ def write_nifti(
         repetition_time: seconds for the header; by default that of the run.
 
     Raises:
-        InputError: the name has another ending, the folder is missing or not writable, or the repetition time is not
-            positive.
+        InputError: the name has another ending, the folder is missing, or the repetition time is not positive.
         ValueError: the blocks do not have `num_frames` volumes, or have another shape.
     """
     from nibabel.openers import ImageOpener
@@ -58,21 +57,16 @@ def write_nifti(
     header = _header(num_frames, run, run.repetition_time if repetition_time is None else float(repetition_time))
     way = way_to_grid(run.source_shape, run.source_affine, run.volume_size)
     cube, num_written = (run.volume_size,) * 3, 0
-    try:
-        with atomic_write(path) as unfinished, ImageOpener(unfinished, "wb") as stream:
-            header.write_to(stream)
-            for volumes in blocks:
-                for volume in volumes:
-                    if volume.shape != cube:
-                        raise ValueError(f"volumes must have shape {cube}, not {volume.shape}")
-                    stream.write(way.to_scan(np.asarray(volume, dtype=np.float32)).tobytes("F"))
-                num_written += len(volumes)
-            if num_written != num_frames:
-                raise ValueError(f"{num_frames} volumes were announced for {path}, but {num_written} came")
-    except PermissionError as error:
-        if error.filename != str(path):
-            raise
-        raise InputError(f"{path}: the folder {path.parent} is not writable; choose another.") from error
+    with atomic_write(path) as unfinished, ImageOpener(unfinished, "wb") as stream:
+        header.write_to(stream)
+        for volumes in blocks:
+            if volumes.shape[1:] != cube:
+                raise ValueError(f"volumes must have shape {cube}, not {volumes.shape[1:]}")
+            for volume in volumes:
+                stream.write(way.to_scan(np.asarray(volume, dtype=np.float32)).tobytes("F"))
+            num_written += len(volumes)
+        if num_written != num_frames:
+            raise ValueError(f"{num_frames} volumes were announced for {path}, but {num_written} came")
     return path
 
 

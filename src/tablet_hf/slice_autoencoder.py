@@ -177,11 +177,7 @@ def load_autoencoder(
     elif folder is None and name and Path(name).is_dir():
         folder = Path(name)
     location = str(folder or name)
-    options = {
-        "subfolder": subfolder,
-        "revision": None if folder else revision,
-        "local_files_only": folder is not None,
-    }
+    options = {"subfolder": subfolder, "revision": None if folder else revision, "local_files_only": bool(folder)}
     hint = f"give {DEFAULT_AUTOENCODER}, or the folder or Hub id of a diffusers autoencoder"
     try:
         kind = str(diffusers.AutoModel.load_config(location, **options).get("_class_name"))

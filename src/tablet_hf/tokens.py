@@ -20,14 +20,14 @@ def volumes_to_slices(volumes: Tensor) -> Tensor:
 
     Slice s of axis 0 is volume[s, :, :], of axis 1 volume[:, s, :], of axis 2 volume[:, :, s].
     """
-    _check_cube(volumes, "volumes (..., V, V, V)")
+    _check_shape(volumes, volumes.ndim >= 3 and len(set(volumes.shape[-3:])) == 1, "volumes (..., V, V, V)")
     return torch.stack([volumes, volumes.transpose(-3, -2), volumes.movedim(-1, -3)], dim=-4)
 
 
 def slices_to_volumes(slices: Tensor) -> Tensor:
     """Put slices (..., 3, V, V, V) back together: (..., 3, V, V, V) over (axis, x, y, z), a volume from each axis."""
-    _check_cube(slices, "slices (..., 3, V, V, V)")
-    _check_axes(slices, -4, "slices (..., 3, V, V, V)")
+    is_right = slices.ndim >= 4 and slices.shape[-4] == 3 and len(set(slices.shape[-3:])) == 1
+    _check_shape(slices, is_right, "slices (..., 3, V, V, V)")
     sagittal, coronal, axial = slices.unbind(-4)
     return torch.stack([sagittal, coronal.transpose(-3, -2), axial.movedim(-3, -1)], dim=-4)
 
@@ -45,12 +45,10 @@ def latents_to_tokens(latents: Tensor) -> Tensor:
     Raises:
         ValueError: another shape.
     """
-    expected = "latents (..., 3, V, C, g, g) with g a divisor of V"
-    if latents.ndim < 5 or latents.shape[-1] != latents.shape[-2] or latents.shape[-4] % latents.shape[-1]:
-        raise ValueError(f"Expected {expected}, got {tuple(latents.shape)}.")
-    _check_axes(latents, -5, expected)
-    grid = latents.shape[-1]
-    split = latents.unflatten(-4, (grid, latents.shape[-4] // grid)).unbind(-6)
+    axes, size, _, rows, grid = latents.shape[-5:] if latents.ndim >= 5 else (0,) * 5
+    is_right = axes == 3 and rows == grid and size % grid == 0
+    _check_shape(latents, is_right, "latents (..., 3, V, C, g, g) with g a divisor of V")
+    split = latents.unflatten(-4, (grid, size // grid)).unbind(-6)
     cells = [torch.einsum(f"...{layout}->...ijksc", part) for part, layout in zip(split, _LAYOUTS, strict=True)]
     return torch.stack(cells, dim=-3).flatten(-3).flatten(-4, -2)
 
@@ -70,11 +68,8 @@ def tokens_to_latents(tokens: Tensor, volume_size: int) -> Tensor:
     """
     cells, size = tokens.shape[-2:] if tokens.ndim >= 2 else (0, 0)
     grid = round(cells ** (1 / 3))
-    if grid < 1 or grid**3 != cells or volume_size % grid or size % (3 * (volume_size // grid)):
-        raise ValueError(
-            f"Expected tokens (..., g^3, 3 * {volume_size} / g * C) with g a divisor of {volume_size}, "
-            f"got {tuple(tokens.shape)}."
-        )
+    is_right = grid >= 1 and grid**3 == cells and volume_size % grid == 0 and size % (3 * (volume_size // grid)) == 0
+    _check_shape(tokens, is_right, f"tokens (..., g^3, 3 * V / g * C) with g a divisor of V = {volume_size}")
     slices_in_cell = volume_size // grid
     split = tokens.unflatten(-1, (3, slices_in_cell, -1)).unflatten(-4, (grid, grid, grid)).unbind(-3)
     axes = [torch.einsum(f"...ijksc->...{layout}", part) for part, layout in zip(split, _LAYOUTS, strict=True)]
@@ -96,11 +91,6 @@ def cut_windows(num_frames: int, window: int | None) -> list[tuple[int, int]]:
     return [(start, window) for start in range(0, num_frames - window + 1, window)]
 
 
-def _check_cube(tensor: Tensor, expected: str) -> None:
-    if tensor.ndim < 3 or len(set(tensor.shape[-3:])) != 1:
-        raise ValueError(f"Expected {expected}, got {tuple(tensor.shape)}.")
-
-
-def _check_axes(tensor: Tensor, dim: int, expected: str) -> None:
-    if tensor.ndim < -dim or tensor.shape[dim] != 3:
+def _check_shape(tensor: Tensor, is_right: bool, expected: str) -> None:
+    if not is_right:
         raise ValueError(f"Expected {expected}, got {tuple(tensor.shape)}.")
