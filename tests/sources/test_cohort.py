@@ -1,19 +1,11 @@
 """From what was found to what can be used: nothing is dropped without a problem, and keys are unique."""
 
-from tablet_hf.sources import Problem, ScanRecord
+from tablet_hf.sources import ScanRecord
 from tablet_hf.sources.cohort import find_files, make_cohort
 
 
 def subjects(cohort):
     return [record.subject for record in cohort.records]
-
-
-def test_records_are_sorted_by_key(plant):
-    root = plant("a.nii", "b.nii", "c.nii")
-    records = [ScanRecord(subject, root / f"{name}.nii") for subject, name in (("2", "a"), ("10", "b"), ("1", "c"))]
-    cohort = make_cohort(records, [Problem("x", "y.")], is_restricted=True)
-    assert subjects(cohort) == ["1", "10", "2"]
-    assert (cohort.problems, cohort.is_restricted) == ((Problem("x", "y."),), True)
 
 
 def test_scans_with_one_key_are_all_left_out(plant, reasons):

@@ -74,14 +74,6 @@ def test_a_german_spreadsheet(plant, write):
     assert not cohort.problems
 
 
-def test_a_row_twice_and_two_scans_with_one_key(plant, write, reasons):
-    plant("a.nii", "b.nii", "c.nii")
-    table = write("t.csv", "path,subject,Gender", "a.nii,1,female", "a.nii,1,female", "b.nii,2,female", "c.nii,2,male")
-    cohort = find_scans("table", table)
-    assert [record.phenotypes for record in cohort.records] == [{"sex": "F", "Gender": "female"}]
-    assert len(reasons(cohort, "key sub-2")) == 2
-
-
 def test_one_table_of_several_datasets(plant, write):
     plant("a.nii", "b.nii", "c.nii")
     table = write("t.csv", "path,subject,dataset", "a.nii,01,A", "b.nii,01,B", "c.nii,01,")

@@ -15,7 +15,6 @@ from tablet_hf.sources.tables import (
     PhenotypeTables,
     add_sex_and_age,
     bids_label,
-    find_column,
     number_label,
     read_table,
     typed_cells,
@@ -108,11 +107,6 @@ class TestReading:
         expected = [[cell.encode("utf-8", "replace").decode().strip() for cell in row] for row in cells]
         found = [list(row.values()) for row in rows(read_table(path))]
         assert [row for row in found if any(row)] == [row for row in expected if any(row)]
-
-    def test_columns_are_found_whatever_their_case(self):
-        assert find_column(("x", "Family_ID"), ("family", "family_id")) == "Family_ID"
-        assert find_column(("ID", "Subject"), ("subject", "id")) == "Subject"
-        assert find_column(("x",), ("subject",)) is None
 
 
 class TestTypedCells:

@@ -78,10 +78,6 @@ class TestScans:
         with pytest.raises(InputError, match=re.escape(repr(pattern))):
             find_scans("ukb", plant(warped("1000012")), pattern=pattern)
 
-    def test_instances_are_selected(self, plant):
-        root = plant(warped("1000012"), warped("1000012", 3))
-        assert [record.session for record in find_scans("ukb", root, sessions=["3"]).records] == ["3"]
-
     @pytest.mark.parametrize("lines", [("1000012", "1000099"), ("eid", '"1000012"'), ("1000012,", "")])
     def test_withdrawn_subjects_are_left_out(self, plant, write, reasons, lines):
         root = plant(warped("1000012"), warped("1000012", 3), warped("1000023"))
@@ -124,14 +120,6 @@ class TestPhenotypes:
             cohort = find_scans("ukb", root, phenotypes=[table])
         assert [record.phenotypes["age"] for record in cohort.records] == [63, None]
         assert not cohort.problems  # the other subjects of the study need not have a scan here
-
-    def test_several_exports_are_joined(self, plant, write):
-        tables = [
-            export(write, ("eid", "31-0.0"), [("1000012", "1")], "a.csv"),
-            export(write, ("f.eid", "f.21003.2.0"), [("1000012", "70")], "b.csv"),
-        ]
-        (record,) = find_scans("ukb", plant(warped("1000012")), phenotypes=tables).records
-        assert (record.phenotypes["sex"], record.phenotypes["age"]) == ("M", 70)
 
     def test_an_export_may_have_tens_of_thousands_of_columns(self, plant, write):
         # These headings are longer than the largest field of Python's csv module.
