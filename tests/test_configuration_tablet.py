@@ -70,7 +70,10 @@ REGRESSION = {"problem_type": "regression", "num_labels": 1}
         (REGRESSION | {"target_mean": [float("nan")], "target_std": [1.0]}, "target_mean"),
         ({"problem_type": "single_label_classification", "positive_weight": 2.0}, "positive_weight"),
         ({"problem_type": "multi_label_classification", "num_labels": 1, "positive_weight": -1.0}, "positive_weight"),
-        ({"problem_type": "single_label_classification", "class_weights": [1.0]}, "class_weights"),
+        *(
+            ({"problem_type": "single_label_classification", "class_weights": weights}, "class_weights")
+            for weights in ([1.0], [1.0, 0.0], [1.0, float("nan")])
+        ),
     ],
 )
 def test_settings_that_contradict_are_refused_at_once(settings, name):

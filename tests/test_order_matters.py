@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from tablet_hf.errors import InputError
-
 LOCATION = Path(__file__).parents[1] / "benchmarks" / "order_matters.py"
 
 
@@ -127,19 +125,3 @@ def test_held_out_subjects_are_not_trained_on_and_every_subject_is_held_out_once
         for person in set(held_out.people):
             assert len(set(held_out.labels[held_out.people == person])) == 1
     assert sorted(asked) == list(range(10))
-
-
-@pytest.mark.parametrize(
-    ("arrays", "sentence"),
-    [
-        ({"a": np.zeros((70, 4))}, "courses.npz"),
-        ({str(n): np.zeros((70, 4 + n)) for n in range(9)}, "courses.npz"),
-        ({str(n): np.zeros((20, 4)) for n in range(9)}, "20 frames"),
-    ],
-)
-def test_time_series_that_cannot_be_used_are_refused_by_name(benchmark, tmp_path, arrays, sentence):
-    path = tmp_path / "courses.npz"
-    np.savez(path, **arrays)
-    with pytest.raises(InputError, match=sentence) as caught:
-        benchmark.read_courses(path)
-    assert str(path) in str(caught.value)

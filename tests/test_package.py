@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 import tablet_hf
-import tablet_hf.datasets
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("diffusers", "datasets", "evaluate", "nibabel", "nilearn", "sklearn", "pandas", "matplotlib", "typer")
@@ -26,8 +25,9 @@ def loaded_of(names, code):
     return f"import sys; {code}; print(*[name for name in {names} if name in sys.modules])"
 
 
-def test_help_waits_for_neither_torch_nor_transformers():
-    code = "sys.argv = ['/usr/bin/tablet-hf', '--help']; import tablet_hf.cli.__main__"
+@pytest.mark.parametrize(("argv", "orig_argv"), [(["/usr/bin/tablet-hf"], []), (["-m"], ["-m", "tablet_hf"])])
+def test_help_waits_for_neither_torch_nor_transformers(argv, orig_argv):
+    code = f"sys.argv, sys.orig_argv = {argv}, {orig_argv}; import tablet_hf.cli.__main__"
     assert run_python(loaded_of((*HEAVY[:-1], "torch", "transformers", "scipy", "numpy"), code)) == ""
 
 
@@ -35,33 +35,15 @@ def test_no_promised_name_loads_heavy_libraries():
     assert run_python(loaded_of(HEAVY, "from tablet_hf import *; from tablet_hf.datasets import *")) == ""
 
 
-def test_promised_names():
-    assert {
-        "TabletConfig",
-        "TabletFeatureExtractor",
-        "TabletModel",
-        "TabletForMaskedTokenModeling",
-        "TabletForSequenceClassification",
-    } <= set(tablet_hf.__all__)
-    assert set(tablet_hf.__all__) <= set(dir(tablet_hf))
-    for name in tablet_hf.__all__:
-        assert getattr(tablet_hf, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'TabletForCausalLM'"):
-        _ = tablet_hf.TabletForCausalLM
-
-
-def test_promised_names_of_datasets():
-    assert set(tablet_hf.datasets.__all__) <= set(dir(tablet_hf.datasets))
-    for name in tablet_hf.datasets.__all__:
-        assert getattr(tablet_hf.datasets, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'load_dataset'"):
-        _ = tablet_hf.datasets.load_dataset
-
-
 @pytest.mark.parametrize("package", ["tablet_hf", "tablet_hf.datasets"])
-def test_a_type_checker_sees_what_is_exported(package):
-    """What stands under `TYPE_CHECKING` and what is imported on demand are the same names from the same modules."""
+def test_promised_names(package):
+    """They can be imported, and a type checker sees the same names from the same modules."""
     module = importlib.import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'TabletForCausalLM'"):
+        _ = module.TabletForCausalLM
     tree = ast.parse(Path(module.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {name.name: node.module for node in block.body for name in node.names}

@@ -29,9 +29,9 @@ _MODULE_OF = {
 }
 __getattr__, __dir__ = imported_on_demand(__name__, _MODULE_OF)
 
-# Registering imports torch and transformers. `tablet-hf --help` should not wait 5 s for that, and no command uses the
-# Auto classes, so the command line alone leaves it out.
-if Path(sys.argv[0]).stem != "tablet-hf":
+# Registering imports torch and transformers, 5 s that `--help` should not wait for; no command uses the Auto classes.
+_IS_MODULE_RUN = sys.argv[:1] == ["-m"] and __name__ in sys.orig_argv  # python -m tablet_hf
+if Path(*sys.argv[:1]).stem != "tablet-hf" and not _IS_MODULE_RUN:
     from .auto_classes import register_auto_classes
 
     register_auto_classes()

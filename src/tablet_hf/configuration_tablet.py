@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -11,7 +11,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .errors import InputError
 
-# Fields of the configuration of the code released with arXiv 2604.03619, and what they are called here.
+# By their names in configurations of the code released with arXiv 2604.03619.
 RELEASED_FIELDS = {
     "input_feature_size": "token_size",
     "num_classes": "num_labels",
@@ -29,8 +29,7 @@ RELEASED_FIELDS = {
 }
 RELEASED_NORMS = {"ln": "layer_norm", "rms": "rms_norm"}
 
-# The tokens that the released weights were trained on.
-RELEASED_TOKEN_SIZE, RELEASED_GRID_SIZE = 3072, 3
+# How the tokens of 3072 numbers in 27 cells were made, on which the released weights were trained.
 RELEASED_TOKENS = {
     "autoencoder": "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",
     "signal": "intensity",
@@ -42,9 +41,8 @@ RELEASED_TOKENS = {
 @strict
 class TabletConfig(PreTrainedConfig):
     r"""
-    Configuration of a TABLeT model: the geometry of its tokens, the network, its training objectives, and the tokens it
-    was trained on. The defaults are the published network (129.5 million parameters, arXiv 2604.03619) with positions
-    in seconds and cells in place of none.
+    Configuration of a TABLeT model. The defaults are the published network (129.5 million parameters, arXiv
+    2604.03619) with positions in seconds and cells in place of none.
 
     An fMRI run enters the model as `(batch, frames, num_cells, token_size)`: each frame is a cube of
     `grid_size ** 3` cells, each cell one token of `token_size` numbers made by the encoder of a 2D autoencoder.
@@ -53,8 +51,7 @@ class TabletConfig(PreTrainedConfig):
         token_size (`int`, defaults to 3072):
             Numbers in one token: 3 axes x 32 slices x 32 latent channels for DC-AE f32c32.
         grid_size (`int`, defaults to 3):
-            Cells along one edge of a frame. Where `volume_size` is given, a cell has `volume_size / grid_size` slices
-            on each axis, and `token_size` must be a multiple of three times as many.
+            Cells along one edge of a frame.
         hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size:
             As everywhere in the library. Groups of query heads share a key and a value head.
         mlp_type (`"vanilla"` or `"swiglu"`, defaults to `"vanilla"`):
@@ -65,22 +62,19 @@ class TabletConfig(PreTrainedConfig):
             Activation of the vanilla MLP.
         norm_type (`"layer_norm"` or `"rms_norm"`, defaults to `"layer_norm"`):
             Kind of every norm, with `layer_norm_eps` or `rms_norm_eps`.
-        qk_norm (`bool`, defaults to `False`):
-            Whether queries and keys are normalised within each head before they are rotated.
-        qk_norm_type (`"layer_norm"` or `"rms_norm"`, *optional*):
-            Kind of the norm of queries and keys, where it differs from `norm_type`.
+        qk_norm (`bool`, defaults to `False`), qk_norm_type (*optional*):
+            Whether queries and keys are normalised within each head before they are rotated, and the kind of that norm
+            where it differs from `norm_type`.
         use_feature_norm, use_input_norm, use_output_norm (`bool`):
             A norm over the numbers of a token before the projection, over the sequence with its CLS state before the
             first layer, and after the last layer.
         standardize_tokens (`bool`, defaults to `False`):
-            Whether a window is standardised over time first: from the tokens of each cell their mean over the frames is
-            subtracted, which removes the anatomy (98% of the variance of tokens of the signal `"intensity"`), and the
-            rest is divided by its standard deviation over the window. Use it with `use_feature_norm=False`, since that
-            norm gives all tokens the same size, however much they vary.
+            Whether the mean over the frames of a window is subtracted from the tokens of each cell, which removes the
+            anatomy (98% of the variance of tokens of the signal `"intensity"`), and the rest divided by its standard
+            deviation over the window. Use it with `use_feature_norm=False`, a norm that gives all tokens the same size.
         pooling_type (`"cls"`, `"mean"` or `"variability"`, defaults to `"cls"`):
             What a head reads: the CLS state, as in the paper; the mean of all token states; or, for every cell, the
-            standard deviation of its states over the frames of the window. Of 140 semi-real subjects 69 to 96% were
-            recognised in their other half by variability, 2 to 6% by the others (docs/semireal.md).
+            standard deviation of its states over the frames of the window (compared in docs/semireal.md).
         feature_dropout_prob, hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0):
             Dropout on the numbers of a token, in the residual branches, and on attention weights.
         position_embedding_type (`"none"`, `"rope"` or `"spatiotemporal_rope"`, defaults to the last):
@@ -103,10 +97,8 @@ class TabletConfig(PreTrainedConfig):
         target_mean, target_std (`list[float]`, *optional*):
             Mean and standard deviation of each regression target over the training set, in the target's own unit, in
             which the head predicts.
-        positive_weight (`float`, *optional*):
-            Weight of the positive class in the loss of a one-logit classifier.
-        class_weights (`list[float]`, *optional*):
-            Weight of each class in the loss of a softmax classifier.
+        positive_weight (`float`), class_weights (`list[float]`, *optional*):
+            Weight of the positive class in the loss of a one-logit classifier, and of each class of a softmax.
         negative_label (`str`, *optional*):
             Name of the other class of a one-logit classifier, which `id2label` cannot hold.
         target_name (`str`, *optional*):
@@ -125,15 +117,7 @@ class TabletConfig(PreTrainedConfig):
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: a value has the wrong type, or values contradict each other.
-
-    Example:
-
-    ```python
-    >>> from tablet_hf import TabletConfig, TabletModel
-
-    >>> config = TabletConfig()
-    >>> model = TabletModel(config)
-    ```"""
+    """
 
     model_type = "tablet"
     # Tokens of another geometry do not fit the model; tokens of another provenance fit, but mean something else.
@@ -248,29 +232,13 @@ class TabletConfig(PreTrainedConfig):
                 f"`token_size` ({self.token_size}) a multiple of 3 * volume_size / grid_size, the slices of a cell."
             )
 
-    def validate_mask_ratio(self):
+    def validate_objectives(self):
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"`mask_ratio` must be between 0 and 1, got {self.mask_ratio}.")
-
-    def validate_problem_type(self):
         # The library declares these as the type of its field, but does not check it.
         names = ("regression", "single_label_classification", "multi_label_classification", None)
         if self.problem_type not in names:
             raise ValueError(f"`problem_type` must be one of {names}, got {self.problem_type!r}.")
-
-    def validate_targets(self):
-        mean, std = self.target_mean or [], self.target_std or []
-        if not mean and not std:
-            return
-        if self.problem_type != "regression" or not len(mean) == len(std) == self.num_labels:
-            raise ValueError(
-                '`target_mean` and `target_std` need `problem_type="regression"` and one number for each of '
-                f"{self.num_labels} labels, got {self.problem_type!r}, {mean} and {std}."
-            )
-        if not (all(map(math.isfinite, [*mean, *std])) and min(std) > 0):
-            raise ValueError(f"`target_mean` must be finite and `target_std` over 0, got {mean} and {std}.")
-
-    def validate_weights(self):
         is_one_logit = self.problem_type == "multi_label_classification" and self.num_labels == 1
         if self.positive_weight is not None and not (is_one_logit and self.positive_weight > 0):
             raise ValueError(
@@ -283,15 +251,14 @@ class TabletConfig(PreTrainedConfig):
             raise ValueError(
                 '`class_weights` must be over 0, one per label, with `problem_type="single_label_classification"`.'
             )
-
-    def token_differences(self, record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-        """Describe which of these fields differ between a record (see below) and this config."""
-        pairs = [(name, record.get(name), getattr(self, name)) for name in names]
-        return [
-            f"{name} {given!r} instead of {expected!r}"
-            for name, given, expected in pairs
-            if given is not None and expected is not None and given != expected
-        ]
+        mean, std = self.target_mean or [], self.target_std or []
+        if (mean or std) and (self.problem_type != "regression" or not len(mean) == len(std) == self.num_labels):
+            raise ValueError(
+                '`target_mean` and `target_std` need `problem_type="regression"` and one number for each of '
+                f"{self.num_labels} labels, got {self.problem_type!r}, {mean} and {std}."
+            )
+        if not all(map(math.isfinite, [*mean, *std])) or min(std, default=1) <= 0:
+            raise ValueError(f"`target_mean` must be finite and `target_std` over 0, got {mean} and {std}.")
 
     def check_tokens_compatible(self, tokens_from: Any, name: str = "Input") -> None:
         """
@@ -307,15 +274,20 @@ class TabletConfig(PreTrainedConfig):
             `InputError`: the geometry differs, so that the tokens do not fit into the model.
         """
         record = tokens_from if isinstance(tokens_from, Mapping) else tokens_from.to_dict()
-        if misfits := self.token_differences(record, self.token_geometry):
+        differences = {
+            key: f"{key} {record[key]!r} instead of {getattr(self, key)!r}"
+            for key in (*self.token_geometry, *self.token_provenance)
+            if None not in (record.get(key), getattr(self, key)) and record[key] != getattr(self, key)
+        }
+        if misfits := [differences[key] for key in self.token_geometry if key in differences]:
             raise InputError(
                 f"{name}: tokens do not fit the model ({', '.join(misfits)}); tokenize the scans with its autoencoder "
                 f"({self.autoencoder or 'not recorded'}), or use a model made for them."
             )
-        if differences := self.token_differences(record, self.token_provenance):
+        if differences:
             warnings.warn(
-                f"{name}: tokens are not made like those the model was trained on ({', '.join(differences)}); its "
-                "predictions mean little until it is fine-tuned on such tokens.",
+                f"{name}: tokens are not made like those the model was trained on ({', '.join(differences.values())}); "
+                "its predictions mean little until it is fine-tuned on such tokens.",
                 stacklevel=2,
             )
 
@@ -335,8 +307,8 @@ def translate_released_config(released: Mapping[str, Any], **settings) -> dict[s
         `ValueError`: the tokens are not of the released size, and `grid_size` is not given.
     """
     fields = {ours: released[theirs] for theirs, ours in RELEASED_FIELDS.items() if theirs in released}
-    if isinstance(fields.get("norm_type"), str):
-        fields["norm_type"] = RELEASED_NORMS.get(fields["norm_type"], fields["norm_type"])
+    if fields.get("norm_type") in list(RELEASED_NORMS):
+        fields["norm_type"] = RELEASED_NORMS[fields["norm_type"]]
     dropout = released.get("dropout", 0.0)
     fields |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     fields["feature_dropout_prob"] = dropout if released.get("feature_dropout") else 0.0
@@ -344,21 +316,21 @@ def translate_released_config(released: Mapping[str, Any], **settings) -> dict[s
     fields["position_embedding_type"] = "rope" if released.get("qk_norm") else "none"
     fields |= {name: value for name, value in settings.items() if name in TabletConfig.__dataclass_fields__}
 
-    if fields["token_size"] != RELEASED_TOKEN_SIZE:
-        if "grid_size" not in fields:
-            raise ValueError(
-                f"Tokens of {fields['token_size']} numbers are not those of the released weights; give `grid_size`, "
-                "the cells along one edge of a frame (command line: --grid-size)."
-            )
-    elif fields.setdefault("grid_size", RELEASED_GRID_SIZE) == RELEASED_GRID_SIZE:
-        assumed = {name: value for name, value in RELEASED_TOKENS.items() if name not in fields}
+    if fields["token_size"] == 3072:
+        fields.setdefault("grid_size", 3)
+    if "grid_size" not in fields:
+        raise ValueError(
+            f"Tokens of {fields['token_size']} numbers are not those of the released weights; give `grid_size`, "
+            "the cells along one edge of a frame (command line: --grid-size)."
+        )
+    assumed = {name: value for name, value in RELEASED_TOKENS.items() if name not in fields}
+    if assumed and (fields["token_size"], fields["grid_size"]) == (3072, 3):
         fields |= assumed
-        if assumed:
-            warnings.warn(
-                "Released checkpoints do not record how their tokens were made; assumed, as published: "
-                f"{', '.join(f'{name} {value}' for name, value in assumed.items())}.",
-                stacklevel=2,
-            )
+        warnings.warn(
+            "Released checkpoints do not record how their tokens were made; assumed, as published: "
+            f"{', '.join(f'{name} {value}' for name, value in assumed.items())}.",
+            stacklevel=2,
+        )
     return fields
 
 

@@ -1,8 +1,8 @@
 """
 Convert checkpoints of the code released with arXiv 2604.03619 to folders for `from_pretrained`.
 
-The released code saves a `PyTorchModelHubMixin` folder (`config.json` and `model.safetensors`), as on the Hub at
-`beotborry/TABLeT_pretrained`, which the model classes also load as it is, or a training checkpoint (`.pth`).
+The released code saves a folder (`config.json` and `model.safetensors`), which the model classes also load as it is, or
+a training checkpoint (`.pth`).
 """
 
 import json
@@ -38,7 +38,6 @@ RELEASED_REPO = "beotborry/TABLeT_pretrained"
 CONVERTED_FROM_FILE = "converted_from.json"
 
 # Weights of pre-training and of the head. A checkpoint may lack them, and those that do not fit are left out.
-PRETRAINING_NAMES = ("mask_token", "decoder.weight", "decoder.bias", "TR_embedding", "TR_embedding.weight")
 OPTIONAL_WEIGHTS = re.compile(r"(?:.*\.)?(?:mask_token|decoder\..*|TR_embedding.*|classifier\..*)")
 
 # Hidden size and key rows of the published network, and its number of heads, which no shape shows.
@@ -62,10 +61,10 @@ def convert_checkpoint(
     Args:
         source: released folder, training checkpoint (`.pth`, `.pt`), or model id on the Hub.
         destination: folder to write; it appears whole or not at all, and must not hold anything yet.
-        config: released configuration, as a mapping or a JSON file. A folder has its own; a `.pth` does not, and its
-            weights show all but `num_heads`, `hidden_act` and `dropout`.
-        head: model to write where the checkpoint holds weights for both. By default the masked head where a mask token
-            or a decoder fits, else the classifier, else the bare encoder.
+        config: released configuration, as a mapping or a JSON file, by default that of the folder. Weights alone show
+            all but `num_heads`, `hidden_act` and `dropout`.
+        head: model to write; by default the masked one where a mask token or a decoder fits, else the classifier, else
+            the bare encoder.
         revision: branch, tag or commit on the Hub.
         **settings: fields of [`TabletConfig`] to set on top, such as `problem_type="regression"`, which no checkpoint
             records. Tokens of other than 3,072 numbers need `grid_size`, the cells along one edge of a frame.
@@ -76,12 +75,11 @@ def convert_checkpoint(
     Raises:
         `InputError`: the source cannot be read, or is not such a checkpoint. Nothing is written then.
     """
+    if head not in (None, "masked", "classification"):
+        raise InputError(f"--head {head}: give masked or classification.")
     source, destination = os.fspath(source), Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(
-            f"{destination}: it already holds something; choose another folder, or publish it with tablet-hf push if "
-            "it is this checkpoint, converted."
-        )
+        raise InputError(f"{destination}: it already holds something; choose another folder, or tablet-hf push it.")
     weights, released = read_checkpoint(source, revision)
     if config is not None:
         released = dict(config) if isinstance(config, Mapping) else read_config(config)
@@ -99,7 +97,13 @@ def convert_checkpoint(
     except (StrictDataclassError, ValueError) as error:
         raise InputError(f"{source}: it cannot be converted; {str(error).strip().splitlines()[-1].strip()}") from error
     report_misfits(info, source, is_head_given="fc.weight" in weights)
-    write_model(model, destination, source)
+    with atomic_folder(destination) as unfinished:
+        model.save_pretrained(unfinished)
+        if model.config.autoencoder is not None:
+            # `save_pretrained` of the extractor would load the autoencoder to find the geometry, which is known here.
+            TabletFeatureExtractor.from_config(model.config).to_json_file(unfinished / FEATURE_EXTRACTOR_NAME)
+        name = Path(source).name if Path(source).exists() else source
+        (unfinished / CONVERTED_FROM_FILE).write_text(json.dumps({"source": name}) + "\n", encoding="utf-8")
     return model
 
 
@@ -162,32 +166,29 @@ def read_weights(path: Path) -> Weights:
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{path}: no weights could be read from it ({error}).") from error
-    for wrapper in ("model_state_dict", "state_dict"):
-        if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
-            outside = {name: stored[name] for name in PRETRAINING_NAMES if isinstance(stored.get(name), torch.Tensor)}
-            stored = {**outside, **stored[wrapper]}
-            break
-    if not isinstance(stored, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in stored.items()
-    ):
+    stored = stored if isinstance(stored, dict) else {"": stored}
+    # Next to the weights of the network, a checkpoint of pre-training holds those of its head.
+    outside = {name: stored[name] for name in stored if OPTIONAL_WEIGHTS.fullmatch(str(name))}
+    weights = stored.get("model_state_dict", stored.get("state_dict"))
+    weights = {**outside, **weights} if isinstance(weights, Mapping) else stored
+    if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in weights.items()):
         raise InputError(f"{path}: not a dict of weights, alone or as model_state_dict; save them with `torch.save`.")
-    return dict(stored)
+    return dict(weights)
 
 
 # --- inferring the network
 
 
 def choose_model_class(weights: Weights, head: str | None) -> type[TabletPreTrainedModel]:
-    if head not in (None, "masked", "classification"):
-        raise InputError(f"--head {head}: give masked or classification.")
-    if head is not None:
-        return TabletForMaskedTokenModeling if head == "masked" else TabletForSequenceClassification
-    projection = weights["feature_projection.weight"].shape  # (hidden size, token size)
-    decoder, mask_token = weights.get("decoder.weight"), weights.get("mask_token")
-    fits = decoder is not None and decoder.shape == projection[::-1]
-    if fits or (mask_token is not None and mask_token.numel() == projection[0]):
-        return TabletForMaskedTokenModeling
-    return TabletForSequenceClassification if "fc.weight" in weights else TabletModel
+    if head is None:
+        hidden_size, token_size = weights["feature_projection.weight"].shape
+        decoder, mask_token = weights.get("decoder.weight"), weights.get("mask_token")
+        fits = decoder is not None and decoder.shape == (token_size, hidden_size)
+        if fits or (mask_token is not None and mask_token.numel() == hidden_size):
+            head = "masked"
+        elif "fc.weight" not in weights:
+            return TabletModel
+    return TabletForMaskedTokenModeling if head == "masked" else TabletForSequenceClassification
 
 
 def build_config(weights: Weights, released: Mapping[str, Any], settings: Mapping[str, Any]) -> TabletConfig:
@@ -226,20 +227,6 @@ def build_config(weights: Weights, released: Mapping[str, Any], settings: Mappin
         network |= {"qk_norm": True, "qk_norm_type": "layer_norm" if has_bias else "rms_norm"}
         network["position_embedding_type"] = "none"
     return TabletConfig(**{**translate_released_config(released, **network | dict(settings)), **settings})
-
-
-# --- writing
-
-
-def write_model(model: TabletPreTrainedModel, destination: Path, source: str) -> None:
-    """Write a model's folder, with the extractor that its config records and the name of the source."""
-    with atomic_folder(destination) as unfinished:
-        model.save_pretrained(unfinished)
-        if model.config.autoencoder is not None:
-            # `save_pretrained` of the extractor would load the autoencoder to find the geometry, which is known here.
-            TabletFeatureExtractor.from_config(model.config).to_json_file(unfinished / FEATURE_EXTRACTOR_NAME)
-        name = Path(source).name if Path(source).exists() else source
-        (unfinished / CONVERTED_FROM_FILE).write_text(json.dumps({"source": name}) + "\n", encoding="utf-8")
 
 
 def converted_from(folder: Path) -> str | None:

@@ -82,8 +82,7 @@ def standardize_over_frames(
     """
     Subtract from the tokens of each cell their mean over the frames of the window, and divide by the standard deviation
     of the rest over the whole window, so that cells still differ in how much they vary. Padded frames and hidden tokens
-    do not count: a mean would reveal what is to be predicted. A cell hidden in all frames has its own mean subtracted,
-    without which its target would be anatomy.
+    do not count, or a mean would reveal what is to be predicted, but for a cell that is hidden in all frames.
 
     Returns:
         Standardised tokens, shaped as `input_values`; the means, `(batch_size, 1, num_cells, token_size)`; the standard
@@ -153,11 +152,10 @@ class TabletEmbeddings(nn.Module):
                 f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}, but it must have one entry for each "
                 f"token: {tuple(input_values.shape[:3])} (batch, frames, cells)."
             )
+        embed = self.embed_tokens
         if self.gradient_checkpointing and self.training:
             # Tokens need no gradient, and the reentrant kind gives weights none where no input needs one.
             embed = partial(checkpoint, self.embed_tokens, use_reentrant=False)
-        else:
-            embed = self.embed_tokens
         embeddings = embed(input_values, frame_mask, bool_masked_pos)
 
         if bool_masked_pos is not None:
@@ -168,10 +166,7 @@ class TabletEmbeddings(nn.Module):
         return self.input_norm(torch.cat((cls_states, embeddings), dim=1))
 
     def embed_tokens(
-        self,
-        input_values: torch.Tensor,
-        frame_mask: torch.Tensor | None,
-        bool_masked_pos: torch.Tensor | None = None,
+        self, input_values: torch.Tensor, frame_mask: torch.Tensor | None, bool_masked_pos: torch.Tensor | None
     ) -> torch.Tensor:
         """Hidden states of all tokens, `(batch_size, num_frames * num_cells, hidden_size)`."""
         if self.standardize_tokens:
@@ -409,12 +404,7 @@ class TabletLayer(GradientCheckpointingLayer):
 
 
 class TabletPreTrainedModel(PreTrainedModel):
-    """
-    Weight initialisation, loading and saving, and what the library may do with these models.
-
-    Of the attention implementations, eager, sdpa and flex_attention are tested against each other on a CPU;
-    flash_attention_2 is tested up to the arguments of its kernel, which needs a GPU.
-    """
+    """Weight initialisation, loading and saving, and what the library may do with these models."""
 
     config: TabletConfig
     config_class = TabletConfig

@@ -18,25 +18,14 @@ READING = ("mask", "repetition_time", "add_mean", "check_space")
 
 
 @dataclass(frozen=True)
-class Window:
-    """Frames that the model sees together, from `start` to before `stop`; earlier windows have those to `new_from`."""
-
-    start: int
-    stop: int
-    new_from: int
-
-
-@dataclass(frozen=True)
 class ScanEmbeddings:
     """Embeddings of one run; float32, on the CPU.
 
     Attributes:
         scan: name of the scan.
-        run: (pooled_size,), what a head reads, by `config.pooling_type`; the mean over windows, weighted by the number
-            of frames that each adds.
+        run: (pooled_size,), what a head reads, by `config.pooling_type`; the mean over windows by the frames they add.
         frames: (num_frames, hidden_size), the mean of each frame's token states.
-        tokens: (num_frames, num_cells, hidden_size), the token states, cells in the order of
-            `tablet_hf.tokens.latents_to_tokens`; None with `return_tokens=False`.
+        tokens: (num_frames, num_cells, hidden_size), cells as in `latents_to_tokens`; None with `return_tokens=False`.
         repetition_time: seconds between two frames.
         num_windows: windows that the run was cut into; a state has seen the frames of its own window.
     """
@@ -49,27 +38,26 @@ class ScanEmbeddings:
     num_windows: int
 
 
-def choose_windows(num_frames: int, window: int | None, covers_all_frames: bool) -> list[Window]:
-    """Windows that do not overlap; to cover all frames, a last one that reaches back, so that none is short."""
-    windows = [Window(start, start + frames, start) for start, frames in cut_windows(num_frames, window)]
-    done = windows[-1].stop
-    if covers_all_frames and done < num_frames:
-        windows.append(Window(num_frames - window, num_frames, done))
+def choose_windows(num_frames: int, window: int | None, covers_all_frames: bool) -> list[tuple[int, int]]:
+    """First frames and ends of windows without overlap; to cover all frames, a last one reaches back to be whole."""
+    windows = [(start, start + frames) for start, frames in cut_windows(num_frames, window)]
+    if covers_all_frames and windows[-1][1] < num_frames:
+        windows.append((num_frames - window, num_frames))
     return windows
 
 
-def gather_windows(blocks: Iterator[Tensor], windows: list[Window]) -> Iterator[Tensor]:
+def gather_windows(blocks: Iterator[Tensor], windows: list[tuple[int, int]]) -> Iterator[Tensor]:
     """Give the tokens (frames, cells, features) of each window, from consecutive blocks of a run's frames; frames that
     no later window needs are not kept."""
-    held, first, stop = [], 0, 0
-    for window, following in zip(windows, [*windows[1:], None], strict=True):
-        while stop < window.stop:
+    held, first, read = [], 0, 0
+    for (start, stop), following in zip(windows, [*windows[1:], None], strict=True):
+        while read < stop:
             held.append(next(blocks))
-            stop += len(held[-1])
+            read += len(held[-1])
         tokens = torch.cat(held)
-        yield tokens[window.start - first : window.stop - first]
+        yield tokens[start - first : stop - first]
         if following is not None:
-            held, first = [tokens[following.start - first :].clone()], following.start
+            held, first = [tokens[following[0] - first :].clone()], following[0]
 
 
 class ScanPipeline(ChunkPipeline):
@@ -78,8 +66,7 @@ class ScanPipeline(ChunkPipeline):
 
     A scan is a path to a 4D NIfTI, a nibabel image, or a pair (array, affine), as for [`TabletFeatureExtractor`]; a
     `BoldRun` or a `TokenizedRun`; or a mapping with the key `"scan"` and any of `mask`, `repetition_time`, `add_mean`
-    and `check_space` for this scan alone. A list of scans gives a list of results. `batch_size` windows, of one scan or
-    of several, go through the model at once.
+    and `check_space` for this scan alone. `batch_size` windows, of one scan or several, go through the model at once.
 
     Args:
         model, feature_extractor: as of any pipeline. Without an extractor, one as `model.config` records it.
@@ -87,8 +74,7 @@ class ScanPipeline(ChunkPipeline):
         mask, repetition_time, add_mean, check_space: how scans are read, see [`TabletFeatureExtractor`].
         on_progress (`Callable`, *optional*): called with the frames that are tokenized, and all frames of the scan.
 
-    All but the first line may be given to the pipeline or to a call. On a GPU slices are encoded and the model runs in
-    float16; an extractor that is on another kind of device is moved to the pipeline's.
+    All but the first line may be given to the pipeline or to a call. On a GPU all networks run in float16.
 
     Raises:
         `InputError`: a scan cannot be used, or its tokens do not fit the model.
@@ -130,43 +116,42 @@ class ScanPipeline(ChunkPipeline):
     ) -> Iterator[dict[str, Any]]:
         """Give the windows of one scan, as the model reads them, each once its frames are tokenized."""
         if isinstance(scan, dict):
-            scan, reading = unpack(scan, reading)
+            if "scan" not in scan or scan.keys() - {"scan", *READING}:
+                keys = ", ".join(map(repr, scan)) or "none"
+                raise InputError(
+                    f"A scan as a mapping has 'scan' and may have {', '.join(READING)}, but its keys are {keys}."
+                )
+            reading |= scan
+            scan = reading.pop("scan")
         if isinstance(getattr(scan, "tokens", None), Tensor):  # a `TokenizedRun`, of this package or of custom code
-            name, length = scan.name, len(scan.tokens)
-            seconds = check_repetition_time(scan.repetition_time, f"{name}: its repetition time")
-            self.check_shape(scan)
-            blocks = iter(scan.tokens.split(FRAMES_PER_BLOCK))
+            run, length = scan, len(scan.tokens)
+            check_repetition_time(run.repetition_time, f"{run.name}: its repetition time")
+            expected = (self.model.config.num_cells, self.model.config.token_size)
+            if not length or run.tokens.shape[1:] != expected:
+                raise InputError(
+                    f"{run.name}: its tokens have the shape {tuple(run.tokens.shape)}, but this model reads (frames, "
+                    f"{expected[0]}, {expected[1]}); tokenize the scan with the extractor saved with the model."
+                )
+            blocks = iter(run.tokens.split(FRAMES_PER_BLOCK))
         else:
             self.check_extractor()
             is_open = isinstance(scan, BoldRun)
             run = scan if is_open else open_run(scan, volume_size=self.feature_extractor.volume_size, **reading)
-            name, length, seconds = run.name, run.num_frames, run.repetition_time
-            blocks = self.feature_extractor.token_blocks(run)
-        if not length:
-            raise InputError(f"{name}: there are no frames in it; tokenize the scan again.")
+            length, blocks = run.num_frames, self.feature_extractor.token_blocks(run)
         if on_progress is not None:
             blocks = report_progress(blocks, length, on_progress)
         window = num_frames or self.model.config.num_frames or self.default_num_frames
         windows = choose_windows(length, window, self.covers_all_frames)
-        for window, tokens in zip(windows, gather_windows(blocks, windows), strict=True):
+        for number, tokens in enumerate(gather_windows(blocks, windows), 1):
             yield {
                 "input_values": tokens[None],
                 "attention_mask": torch.ones(1, len(tokens), dtype=torch.long),
-                "repetition_time": torch.tensor([seconds], dtype=torch.float32),
-                "seconds": seconds,
-                "name": name,
-                "window": window,
-                "is_last": window is windows[-1],
+                "repetition_time": torch.tensor([run.repetition_time], dtype=torch.float32),
+                "seconds": run.repetition_time,
+                "name": run.name,
+                "window": windows[number - 1],
+                "is_last": number == len(windows),
             }
-
-    def check_shape(self, run: Any) -> None:
-        """Compare the shape of a run's tokens with those that the model was made for."""
-        found = tuple(run.tokens.shape[1:])
-        if found != (expected := (self.model.config.num_cells, self.model.config.token_size)):
-            raise InputError(
-                f"{run.name}: its tokens have the shape (frames, {', '.join(map(str, found))}), but this model reads "
-                f"(frames, {expected[0]}, {expected[1]}); tokenize the scan with the extractor saved with the model."
-            )
 
     def check_extractor(self) -> None:
         """Load the autoencoder, and compare its tokens with those that the model was made for."""
@@ -174,22 +159,9 @@ class ScanPipeline(ChunkPipeline):
         self.model.config.check_tokens_compatible(self.feature_extractor, self.feature_extractor.autoencoder)
 
     def run_model(self, inputs: dict[str, Any]) -> Any:
+        names = ("input_values", "attention_mask", "repetition_time")
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            return self.model(
-                inputs["input_values"],
-                attention_mask=inputs["attention_mask"],
-                repetition_time=inputs["repetition_time"],
-            )
-
-
-def unpack(scan: dict[str, Any], reading: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The scan of a mapping, and how to read it: as all scans, except for what the mapping holds."""
-    if "scan" not in scan or scan.keys() - {"scan", *READING}:
-        raise InputError(
-            f"A mapping in place of a scan has the key 'scan' and may have {', '.join(READING)}, but its keys are "
-            f"{', '.join(map(repr, scan)) or 'none'}."
-        )
-    return scan["scan"], reading | {name: scan[name] for name in READING if name in scan}
+            return self.model(**{name: inputs[name] for name in names})
 
 
 def report_progress(blocks: Iterator[Tensor], total: int, on_progress: Callable[[int, int], None]) -> Iterator[Tensor]:
@@ -224,9 +196,8 @@ class FmriClassificationPipeline(ScanPipeline):
     Returns for each scan a list of `{"label": ..., "score": ...}`. Of a classifier the most probable class is first,
     and the score is its probability; a classifier of one logit returns the other class too, as `config.negative_label`
     or `"not ..."`. Of a regression the score is the value in its own unit, one for each target in their order. The
-    logits of all windows are averaged; frames that do not fill a window are left out, as in the evaluation of
-    arXiv:2604.03619, but a run that is shorter than a window is used whole: of 28 frames and windows of 16 the first 16
-    decide. [`FmriFeatureExtractionPipeline`] sees all 28.
+    logits of all windows are averaged. Frames that do not fill a window are left out, as in the evaluation of
+    arXiv:2604.03619 (of 28 frames and windows of 16 the first 16 decide); a run shorter than a window is used whole.
     """
 
     covers_all_frames = False
@@ -241,8 +212,6 @@ class FmriClassificationPipeline(ScanPipeline):
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got top_k={top_k}.")
         return preprocess, forward, postprocess | ({} if top_k is None else {"top_k": top_k})
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -282,9 +251,8 @@ class FmriFeatureExtractionPipeline(ScanPipeline):
         return_tokens (`bool`, defaults to `True`): whether to keep the token states, 97 kB per frame in the published
             network.
 
-    Returns for each scan a `ScanEmbeddings`. Every frame is there: frames that do not fill a window are seen in a last
-    window that reaches back into the one before, whereas a prediction leaves them out. Windows have 256 frames, as in
-    arXiv:2604.03619, where neither the call nor the model's config gives another number.
+    Returns for each scan a `ScanEmbeddings` of all frames: those that do not fill a window are seen in a last one that
+    reaches back into the one before. Windows have 256 frames where neither the call nor the model's config says.
     """
 
     covers_all_frames, default_num_frames = True, 256
@@ -304,26 +272,22 @@ class FmriFeatureExtractionPipeline(ScanPipeline):
         }
 
     def postprocess(self, windows: list[dict[str, Any]]) -> ScanEmbeddings:
-        def join(name: str) -> Tensor:
-            parts = []
-            for states in windows:
-                window = states["window"]
-                # A batch may have padded it after its last frame.
-                parts.append(states[name][0, window.new_from - window.start : window.stop - window.start])
-            return torch.cat(parts)
+        added, done = [], 0  # the frames of each window that no earlier one has; a batch may have padded it behind them
+        for window in windows:
+            start, stop = window["window"]
+            added.append(slice(done - start, stop - start))
+            done = stop
 
-        weights = torch.tensor([float(states["window"].stop - states["window"].new_from) for states in windows])
-        pooled = torch.cat([states["pooled"] for states in windows])
+        def join(name: str) -> Tensor:
+            return torch.cat([window[name][0, frames] for window, frames in zip(windows, added, strict=True)])
+
+        weights = torch.tensor([frames.stop - frames.start for frames in added], dtype=torch.float32)
+        pooled = torch.cat([window["pooled"] for window in windows])
         run = (pooled * (weights / weights.sum())[:, None]).sum(0)
-        check_finite(run, windows[0]["name"])
-        return ScanEmbeddings(
-            scan=windows[0]["name"],
-            run=run,
-            frames=join("frames"),
-            tokens=None if windows[0]["tokens"] is None else join("tokens"),
-            repetition_time=windows[0]["seconds"],
-            num_windows=len(windows),
-        )
+        first = windows[0]
+        check_finite(run, first["name"])
+        tokens = None if first["tokens"] is None else join("tokens")
+        return ScanEmbeddings(first["name"], run, join("frames"), tokens, first["seconds"], len(windows))
 
 
 __all__ = ["FmriClassificationPipeline", "FmriFeatureExtractionPipeline", "ScanEmbeddings"]

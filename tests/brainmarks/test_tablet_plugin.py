@@ -7,7 +7,6 @@ itself is skipped then.
 
 import importlib
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -104,7 +103,7 @@ def test_a_sample_gets_its_intensities_back(plugin, brain, dtype, tolerance):
     sample |= {name: sample[name].to(dtype) for name in ("bold", "mean", "std")}
     before = {name: torch.as_tensor(value).clone() for name, value in sample.items()}
 
-    given = plugin.TabletTransform()(sample)
+    given = plugin.restore_intensities(sample)
     assert given.keys() == {"bold", "tr", "target"}
     assert (given["tr"], given["target"]) == (0.8, 1)
     assert given["bold"].dtype == torch.float32
@@ -114,10 +113,10 @@ def test_a_sample_gets_its_intensities_back(plugin, brain, dtype, tolerance):
 
 def test_a_demeaned_sample_is_warned_of_and_loses_what_is_negative(plugin, brain, recwarn):
     sample = make_sample(make_intensities(brain, 6))
-    plugin.TabletTransform()(sample)
+    plugin.restore_intensities(sample)
     assert not recwarn
     with pytest.warns(UserWarning, match="demeaned"):
-        given = plugin.TabletTransform()(sample | {"mean": torch.zeros_like(sample["mean"])})
+        given = plugin.restore_intensities(sample | {"mean": torch.zeros_like(sample["mean"])})
     torch.testing.assert_close(given["bold"], (sample["bold"] * sample["std"]).clamp(min=0))
 
 
@@ -126,7 +125,7 @@ def test_tokens_of_a_sample_are_those_of_its_scan(plugin, brain, signal):
     intensities = make_intensities(brain, 5)
     extractor = make_extractor(signal=signal)
     wrapper = plugin.TabletWrapper(make_model(), extractor, brain)
-    sample = plugin.TabletTransform()(make_sample(intensities, seconds=0.72))
+    sample = plugin.restore_intensities(make_sample(intensities, seconds=0.72))
     of_sample = extractor.tokenize(wrapper.open_sample(sample["bold"], sample["tr"]))
 
     scan = as_scan(intensities, brain)
@@ -149,7 +148,7 @@ def test_a_sample_of_another_space_is_refused(plugin, brain):
 @pytest.mark.parametrize("pooling_type", ["cls", "variability"])
 def test_embeddings_are_those_of_the_pipeline(plugin, brain, pooling_type):
     model, extractor = make_model(pooling_type=pooling_type, num_frames=3), make_extractor()
-    transform, wrapper = plugin.TabletTransform(), plugin.TabletWrapper(model, extractor, brain)
+    transform, wrapper = plugin.restore_intensities, plugin.TabletWrapper(model, extractor, brain)
     runs, seconds = [make_intensities(brain, 4, seed) for seed in (1, 2)], [0.8, 2.5]
     batch = default_collate([transform(make_sample(*run)) for run in zip(runs, seconds, strict=True)])
     with torch.inference_mode():
@@ -173,18 +172,6 @@ def test_windows_are_those_the_model_was_trained_on_unless_given(plugin, brain):
         assert wrapper.embed(sample, 0.8).num_windows == windows
     with pytest.raises(ValueError, match="num_frames=0"):
         plugin.TabletWrapper(make_model(), make_extractor(), brain, num_frames=0)
-
-
-def test_the_suite_finds_the_model_frozen_and_no_weights_of_the_autoencoder(plugin, brain):
-    model = make_model()
-    wrapper = plugin.TabletWrapper(model, make_extractor(), brain)
-    assert {id(weights) for weights in wrapper.parameters()} == {id(weights) for weights in model.parameters()}
-    assert not any(weights.requires_grad for weights in wrapper.parameters())
-
-
-def test_tokens_that_do_not_fit_the_model_are_refused(plugin, brain):
-    with pytest.raises(InputError, match=r"tiny: .*token_size"):
-        plugin.TabletWrapper(make_model(token_size=TOKEN_SIZE + 3), make_extractor(), brain)
 
 
 # --- checkpoints
@@ -212,12 +199,8 @@ def test_the_checkpoint_is_an_option_or_a_variable(plugin, checkpoints, monkeypa
     assert of_variable.model.config.num_frames == len("encoder")
     assert of_option.model.name_or_path == str(checkpoints / "classifier")
     assert not of_option.model.training
+    assert not any(weights.requires_grad for weights in of_option.parameters())
     assert of_option.__space__ == "mni"
-
-
-def test_no_init_file_hides_the_suite():
-    folder = Path(__file__).parents[2] / "src" / "brainmarks"
-    assert [str(path.relative_to(folder)) for path in folder.rglob("*.py")] == ["models/tablet.py"]
 
 
 # --- with the suite itself
@@ -241,7 +224,7 @@ def test_what_the_suite_reads_is_the_scan(plugin, suite, suite_brain, make_scan,
     path = make_scan(tmp_path / "bold.nii.gz", frames=3)
     sample = make_sample(suite.READER_DICT["mni"]()(str(path)).astype(np.float32))
     extractor = make_extractor()
-    given = plugin.TabletTransform()(sample)
+    given = plugin.restore_intensities(sample)
     wrapper = plugin.TabletWrapper(make_model(), extractor, suite_brain)
     tokens = extractor.tokenize(wrapper.open_sample(given["bold"], 2.0)).tokens
     mask = suite_brain[::-1]

@@ -148,27 +148,22 @@ def test_every_variant_gives_the_same_numbers(variant, tmp_path, recwarn):
 
 
 @pytest.mark.parametrize(
-    ("prefix", "nested"), [("", "model_state_dict"), ("module.", "state_dict"), ("_orig_mod.module.", None)]
+    ("prefix", "nested", "variant"),
+    [
+        ("", "model_state_dict", "as published"),
+        ("module.", "state_dict", "swiglu without biases"),
+        ("_orig_mod.module.", None, "qk norm, rms among layer norms"),
+    ],
 )
-def test_a_training_checkpoint_gives_the_same_numbers(prefix, nested, tmp_path):
-    weights = released_weights(RELEASED)
+def test_weights_alone_tell_all_but_the_heads(prefix, nested, variant, tmp_path):
+    changes, kinds_of_weights = VARIANTS[variant]
+    weights = released_weights(RELEASED | changes, **kinds_of_weights)
     stored = {prefix + name: tensor for name, tensor in weights.items()}
     torch.save({"epoch": 3, nested: stored} if nested else stored, tmp_path / "last.pth")
-    convert(tmp_path / "last.pth", tmp_path / "converted", config={"num_heads": 6})
-
-    assert_same_network(tmp_path / "converted", weights, RELEASED)
-
-
-@pytest.mark.parametrize("variant", ["swiglu without biases", "qk norm, rms among layer norms"])
-def test_weights_alone_tell_all_but_the_heads(variant, tmp_path):
-    changes, kinds_of_weights = VARIANTS[variant]
-    config = RELEASED | changes
-    weights = released_weights(config, **kinds_of_weights)
-    torch.save(weights, tmp_path / "last.pth")
     (tmp_path / "heads.json").write_text('{"num_heads": 6}')
     convert(tmp_path / "last.pth", tmp_path / "converted", config=tmp_path / "heads.json")
 
-    assert_same_network(tmp_path / "converted", weights, config)
+    assert_same_network(tmp_path / "converted", weights, RELEASED | changes)
 
 
 def test_heads_follow_from_their_norms_or_are_asked_for(tmp_path):
@@ -198,6 +193,9 @@ def test_pretraining_weights_that_fit_are_used(outside, tmp_path):
     model = TabletForMaskedTokenModeling.from_pretrained(tmp_path / "converted")
     torch.testing.assert_close(model.tablet.embeddings.mask_token.flatten(), extra["mask_token"])
     torch.testing.assert_close(model.decoder.weight, extra["decoder.weight"])
+    with pytest.warns(UserWarning, match=r"left out: decoder\.bias"):
+        convert(tmp_path / "pretrained.pth", tmp_path / "classifier", config=RELEASED, head="classification")
+    assert_same_network(tmp_path / "classifier", weights, RELEASED)
 
 
 def test_pretraining_weights_of_another_shape_are_reported(tmp_path):
@@ -211,19 +209,9 @@ def test_pretraining_weights_of_another_shape_are_reported(tmp_path):
     torch.testing.assert_close(saved.tablet.embeddings.mask_token, weights["mask_token"])
 
 
-@pytest.mark.filterwarnings("ignore:.*left out")
-def test_the_classifier_of_a_checkpoint_with_both_is_kept_when_asked_for(tmp_path):
-    weights = released_weights(RELEASED)
-    torch.save(weights | pretraining_weights(), tmp_path / "both.pth")
-    convert(tmp_path / "both.pth", tmp_path / "out", config=RELEASED, head="classification")
-
-    assert_same_network(tmp_path / "out", weights, RELEASED)
-
-
 def test_an_encoder_without_heads_is_a_bare_model(tmp_path):
     weights = {name: tensor for name, tensor in released_weights(RELEASED).items() if not name.startswith("fc.")}
     torch.save(weights, tmp_path / "encoder.pth")
-
     assert type(convert(tmp_path / "encoder.pth", tmp_path / "bare", config=RELEASED)) is TabletModel
     options = {"config": RELEASED, "head": "classification", "num_labels": 3}
     with pytest.warns(UserWarning, match="random now"):
@@ -250,29 +238,24 @@ def published_tokens_folder(tmp_path):
     return released_folder(tmp_path / "released", config, released_weights(config))
 
 
-def test_tokens_of_the_published_size_are_recorded_as_the_published_ones_with_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match="autoencoder mit-han-lab/dc-ae-f32c32-in-1.0-diffusers, signal intensity"):
-        written = convert_checkpoint(published_tokens_folder(tmp_path), tmp_path / "converted").config
-
-    assert (written.autoencoder, written.signal) == ("mit-han-lab/dc-ae-f32c32-in-1.0-diffusers", "intensity")
-    assert (written.scaling, written.volume_size) == ("max", 96)
-    extractor = TabletFeatureExtractor.from_pretrained(tmp_path / "converted")
-    assert extractor.autoencoder == written.autoencoder
-    assert (extractor.token_size, extractor.grid_size) == (3072, 3)
-    assert extractor.autoencoder_revision is None  # it was not loaded to record it
-
-
-def test_only_what_is_not_given_of_the_tokens_is_assumed(tmp_path, recwarn):
+def test_tokens_of_the_published_size_are_assumed_to_be_the_published_ones(tmp_path, recwarn):
     folder = published_tokens_folder(tmp_path)
+    assumed = convert_checkpoint(folder, tmp_path / "converted").config
+    assert "assumed" in str(recwarn.pop().message)
+    assert (assumed.autoencoder, assumed.signal) == ("mit-han-lab/dc-ae-f32c32-in-1.0-diffusers", "intensity")
+    assert (assumed.scaling, assumed.volume_size) == ("max", 96)
+    extractor = TabletFeatureExtractor.from_pretrained(tmp_path / "converted")
+    assert (extractor.autoencoder, extractor.autoencoder_revision) == (assumed.autoencoder, None)
+    assert (extractor.token_size, extractor.grid_size) == (3072, 3)
 
     some = convert_checkpoint(folder, tmp_path / "some", autoencoder="lab/other", signal="percent_change").config
     assert str(recwarn.pop().message).endswith("as published: scaling max, volume_size 96.")
     assert (some.autoencoder, some.signal, some.scaling) == ("lab/other", "percent_change", "max")
-    given = {"autoencoder": None, "signal": None, "scaling": None, "volume_size": None}
-    assert convert_checkpoint(folder, tmp_path / "all", **given).config.autoencoder is None
     other = convert_checkpoint(folder, tmp_path / "grid", grid_size=6).config
     assert (other.grid_size, other.autoencoder) == (6, None)
     assert not recwarn.list
+    with pytest.raises(ValueError, match="--grid-size"):
+        TabletConfig.from_pretrained(released_folder(tmp_path / "other", RELEASED, released_weights(RELEASED)))
 
 
 # --- refusals
@@ -301,7 +284,6 @@ def test_weights_of_another_network_are_refused_by_name(change, name, tmp_path):
     ("changes", "complaint"),
     [
         ({"norm_type": "rms"}, "norm_before.bias"),
-        ({"out_norm": True}, "output_norm.bias"),
         ({"num_layers": 3}, "layers.2"),
         ({"mlp_type": "swiglu"}, "down_proj"),
         ({"hidden_act": "tanhh"}, "tanhh"),
@@ -364,17 +346,17 @@ def test_folders_that_cannot_be_read_or_written_are_refused(tmp_path):
     folder = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
     (tmp_path / "converted").mkdir()
     convert(folder, tmp_path / "converted")
-
-    with pytest.raises(InputError, match=r"converted.*already"):
-        convert(folder, tmp_path / "converted")
-    with pytest.raises(InputError, match="nothing to convert"):
-        convert(tmp_path / "converted", tmp_path / "again")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="safetensors"):
-        convert(folder, tmp_path / "again")
-    with pytest.raises(InputError, match=r"absent\.pth"):
-        convert("weights/of/absent.pth", tmp_path / "again")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "released"]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text((folder / "config.json").read_text())
+    for source, destination, word in (
+        (folder, "converted", "converted.*already"),
+        (tmp_path / "converted", "again", "nothing to convert"),
+        (tmp_path / "empty", "again", "safetensors"),
+        ("weights/of/absent.pth", "again", r"absent\.pth"),
+    ):
+        with pytest.raises(InputError, match=word):
+            convert(source, tmp_path / destination)
+    assert not (tmp_path / "again").exists()
 
 
 # --- loading in one line
@@ -395,42 +377,6 @@ def test_a_released_folder_loads_as_it_is_and_is_saved_as_a_model_of_the_library
     encoder = TabletModel.from_pretrained(released, grid_size=3)
     for name, tensor in model.tablet.state_dict().items():
         assert torch.equal(encoder.state_dict()[name], tensor), name
-
-
-def test_a_released_encoder_is_pre_trained_further(tmp_path):
-    weights = released_weights(RELEASED) | pretraining_weights()
-    released = released_folder(tmp_path / "released", RELEASED, weights)
-    model, info = TabletForMaskedTokenModeling.from_pretrained(released, grid_size=3, output_loading_info=True)
-    assert info["missing_keys"] == set()
-    assert torch.equal(model.tablet.embeddings.mask_token, weights["mask_token"])
-    assert torch.equal(model.decoder.weight, weights["decoder.weight"])
-    assert torch.equal(model.tablet.layers[1].mlp.fc2.bias, weights["layers.1.ff.3.bias"])
-
-
-def test_settings_in_loading_override_the_released_ones(tmp_path):
-    released = released_folder(tmp_path / "released", RELEASED, released_weights(RELEASED))
-    model = TabletForSequenceClassification.from_pretrained(
-        released, grid_size=3, problem_type="regression", id2label={0: "age"}, dtype=torch.float16
-    )
-    config = model.config
-    assert (config.problem_type, config.id2label, model.dtype) == ("regression", {0: "age"}, torch.float16)
-    model, info = TabletForSequenceClassification.from_pretrained(
-        released, grid_size=3, num_labels=3, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    assert model.classifier.out_features == 3
-    assert {name for name, *_ in info["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
-
-
-def test_a_released_configuration_says_what_is_assumed(tmp_path):
-    released = published_tokens_folder(tmp_path)
-    with pytest.warns(UserWarning, match="assumed"):
-        config = TabletConfig.from_pretrained(released)
-    assert (config.autoencoder, config.position_embedding_type) == (
-        "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",
-        "none",
-    )
-    with pytest.raises(ValueError, match="--grid-size"):
-        TabletConfig.from_pretrained(released_folder(tmp_path / "other", RELEASED, released_weights(RELEASED)))
 
 
 def test_one_line_loads_released_weights_from_a_hub_and_without_it_a_second_time(hub, tmp_path, monkeypatch):

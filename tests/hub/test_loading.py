@@ -13,10 +13,13 @@ from tablet_hf.hub.loading import load_extractor, load_model
 from tablet_hf.slice_autoencoder import SHIPPED_WEIGHTS, load_autoencoder
 from tablet_hf.sources import ScanRecord
 
+RECORD = {"autoencoder": "lab/vae", "autoencoder_subfolder": "vae", "signal": "intensity", "scaling": "max"}
+SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+SIZES |= {"intermediate_size": 8}
+
 
 def test_pickled_weights_are_not_read_unless_they_are_asked_for(tmp_path):
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    model = TabletForSequenceClassification(TabletConfig(**sizes, intermediate_size=8, num_labels=2))
+    model = TabletForSequenceClassification(TabletConfig(**SIZES, num_labels=2))
     model.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
@@ -34,9 +37,8 @@ def hub(tmp_path_factory):
     (folder / "models" / "lab").mkdir(parents=True)
     shutil.copytree(SHIPPED_WEIGHTS / "natural-f32c32", folder / "models" / "lab" / "autoencoder")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     heads = {"num_labels": 2, "problem_type": "single_label_classification"}
-    model = TabletForSequenceClassification(TabletConfig(**sizes, intermediate_size=8, **heads))
+    model = TabletForSequenceClassification(TabletConfig(**SIZES, **heads))
     model.save_pretrained(folder / "models" / "lab" / "model")
     TabletFeatureExtractor(autoencoder="lab/autoencoder").save_pretrained(folder / "models" / "lab" / "model")
     record = {"autoencoder": "lab/autoencoder", "signal": "intensity", "scaling": "max", "volume_size": 96}
@@ -81,10 +83,6 @@ def test_a_revision_that_is_not_there(here):
         TokenDataset.load("lab/tokens", revision="v9")
 
 
-RECORD = {"autoencoder": "lab/vae", "autoencoder_subfolder": "vae", "signal": "intensity", "scaling": "max"}
-SIZES = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-
-
 def test_a_config_alone_records_which_extractor_its_model_needs(tmp_path):
     TabletForSequenceClassification(TabletConfig(**SIZES, **RECORD)).save_pretrained(tmp_path)
     extractor = load_extractor(tmp_path, load_model(tmp_path))
@@ -105,19 +103,19 @@ def damage(folder, what):
     if what == "config.json":
         (folder / what).write_text('{"model_type": "tablet", "num_attention_heads": 5}')
     elif what == "classifier":
-        TabletModel(TabletConfig(**SIZES, intermediate_size=8)).save_pretrained(folder)
-    elif what == "mlp":
+        TabletModel(TabletConfig(**SIZES)).save_pretrained(folder)
+    elif what in ("mlp", "layers"):
         config = TabletConfig.from_pretrained(folder)
-        config.intermediate_size = 16
+        setattr(config, *(("intermediate_size", 16) if what == "mlp" else ("num_hidden_layers", 1)))
         config.save_pretrained(folder)
     else:
         weights = folder / "model.safetensors"
         weights.unlink() if what == "model.safetensors" else weights.write_bytes(weights.read_bytes()[:900])
 
 
-@pytest.mark.parametrize("what", ["config.json", "classifier", "mlp", "model.safetensors", "safetensors"])
+@pytest.mark.parametrize("what", ["config.json", "classifier", "mlp", "layers", "model.safetensors", "safetensors"])
 def test_a_model_that_is_not_whole_is_refused(what, tmp_path):
-    TabletForSequenceClassification(TabletConfig(**SIZES, intermediate_size=8)).save_pretrained(tmp_path)
+    TabletForSequenceClassification(TabletConfig(**SIZES | {"num_hidden_layers": 2})).save_pretrained(tmp_path)
     damage(tmp_path, what)
     with pytest.raises(InputError, match=what.split(".")[0]) as caught:
         load_model(tmp_path)

@@ -7,13 +7,13 @@ The suite finds this file by itself: `brainmarks` and `brainmarks.models` are na
 installed package may add modules. An `__init__.py` here would hide the suite.
 
 A sample of the suite's space "mni" is a run or a clip on the FSL grid of 2 mm, with x as in templates (RAS): `bold`
-(frames, voxels of the brain), each voxel standardised over time, with the `mean` and `std` (1, voxels) that were taken
-out, and the repetition time `tr` in seconds. The plugin restores intensities and gives them to the pipeline
-`fmri-feature-extraction`. What cannot be restored is listed in docs/brainmarks.md.
+(frames, voxels of the brain), each voxel standardised over time by its `mean` and `std` (1, voxels), and the repetition
+time `tr` in seconds. The plugin restores intensities as far as docs/brainmarks.md says.
 """
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,34 +30,23 @@ from tablet_hf.hub.loading import load_extractor, load_model
 from tablet_hf.pipeline_tablet import FmriFeatureExtractionPipeline, ScanEmbeddings
 from tablet_hf.volumes import BoldRun, open_run
 
-CHECKPOINT_VARIABLE = "TABLET_CHECKPOINT"
-
 SPACE = "mni"
 # The first voxel of the suite's space "mni" is left, posterior, inferior; its grid has the shape of MNI152_T1_2mm.
 SPACE_AFFINE = np.array([[2.0, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
 
 
-class TabletTransform:
-    """Restore the intensities of a sample."""
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """
-        Args:
-            sample: with `bold` (frames, voxels), `mean` and `std` (1, voxels) of any floating dtype, and `tr`.
-
-        Returns:
-            The sample with `bold` (frames, voxels) float32, intensities of at least 0, without `mean` and `std`.
-        """
-        # In float32: thousands of units times a few standard deviations overflow float16.
-        intensities = sample["bold"].float() * sample["std"].float() + sample["mean"].float()
-        if (intensities < 0).float().mean() > MAX_NEGATIVE_SHARE:
-            warnings.warn(
-                f"In some samples over {MAX_NEGATIVE_SHARE:.0%} of the restored intensities are negative, so the data "
-                "were demeaned before the samples were made; results of TABLeT on them mean little.",
-                stacklevel=2,
-            )
-        others = {name: value for name, value in sample.items() if name not in ("mean", "std")}
-        return others | {"bold": intensities.clamp_(min=0)}
+def restore_intensities(sample: dict[str, Any]) -> dict[str, Any]:
+    """Replace the standardised `bold` of a sample by float32 intensities of at least 0; its `mean` and `std` go."""
+    # In float32: thousands of units times a few standard deviations overflow float16.
+    intensities = sample["bold"].float() * sample["std"].float() + sample["mean"].float()
+    if (intensities < 0).float().mean() > MAX_NEGATIVE_SHARE:
+        warnings.warn(
+            f"In some samples over {MAX_NEGATIVE_SHARE:.0%} of the restored intensities are negative, so the data "
+            "were demeaned before the samples were made; results of TABLeT on them mean little.",
+            stacklevel=2,
+        )
+    others = {name: value for name, value in sample.items() if name not in ("mean", "std")}
+    return others | {"bold": intensities.clamp_(min=0)}
 
 
 class SampleFrames:
@@ -109,7 +98,7 @@ class TabletWrapper(nn.Module):
     def forward(self, batch: dict[str, Any]) -> Embeddings:
         """
         Args:
-            batch: with `bold` (samples, frames, voxels), intensities as of `TabletTransform`, and `tr` (samples,).
+            batch: with `bold` (samples, frames, voxels), intensities as of `restore_intensities`, and `tr` (samples,).
 
         Returns:
             float32 on the model's device: `cls_embeds` (samples, 1, pooled_size) and `patch_embeds` (samples,
@@ -164,16 +153,15 @@ def brain_of_space() -> np.ndarray:
 
 
 @register_model
-def tablet(ckpt_path: str | None = None, num_frames: int | None = None) -> tuple[TabletTransform, TabletWrapper]:
+def tablet(ckpt_path: str | None = None, num_frames: int | None = None) -> tuple[Callable, TabletWrapper]:
     """
     A TABLeT checkpoint with the feature extractor saved with it.
 
-    Args:
-        ckpt_path: folder or Hub id (`--overrides model_kwargs.ckpt_path=...`); by default the value of the environment
-            variable TABLET_CHECKPOINT, else the released checkpoint of arXiv:2604.03619.
-        num_frames: frames of a window (`--overrides model_kwargs.num_frames=...`); by default those the model was
-            trained on.
+    Args (of the suite: `--overrides model_kwargs.num_frames=...`):
+        ckpt_path: folder or Hub id; by default the value of the environment variable TABLET_CHECKPOINT, else the
+            released checkpoint of arXiv:2604.03619.
+        num_frames: frames of a window; by default those the model was trained on.
     """
-    checkpoint = ckpt_path or os.environ.get(CHECKPOINT_VARIABLE) or RELEASED_REPO
+    checkpoint = ckpt_path or os.environ.get("TABLET_CHECKPOINT") or RELEASED_REPO
     model = load_model(checkpoint, model_class=TabletModel)
-    return TabletTransform(), TabletWrapper(model, load_extractor(checkpoint, model), brain_of_space(), num_frames)
+    return restore_intensities, TabletWrapper(model, load_extractor(checkpoint, model), brain_of_space(), num_frames)

@@ -54,49 +54,58 @@ def predict(
         messages.print(f"Already in {printable(out)} and kept: {num_kept} (--overwrite predicts them again).")
     failures: dict[Path, str] = {}
     if todo:
+        from tablet_hf.datasets.token_files import SUFFIX
         from tablet_hf.hub.loading import load_extractor, load_model
         from tablet_hf.pipeline_tablet import FmriClassificationPipeline
 
         network = load_model(model)
         extractor = load_extractor(model, network)
         classify = FmriClassificationPipeline(network, feature_extractor=extractor, device=choose_device(device))
-        if not all(map(is_tokens, todo)):
+        if not all(scan.name.endswith(SUFFIX) for scan in todo):
             classify.check_extractor()  # once, not for each scan
         reading = {"mask": mask, "repetition_time": repetition_time, "add_mean": add_mean, "check_space": space_check}
-        if [rows.pop(str(scan)) for scan in todo if str(scan) in rows]:
-            write_table(out, rows)  # without the rows to predict again
+        if outdated := {str(scan): None for scan in todo if str(scan) in rows}:
+            update_table(out, model, outdated)
 
         def predict_one(scan: Path, on_progress: Callable) -> None:
-            row = row_of(classify, scan, num_frames, reading, on_progress)
-            rows[str(scan)] = {"scan": str(scan), "model": model, **row}
-            write_table(out, rows)
+            run = open_scan(scan, classify, reading)
+            row = {"scan": str(scan), "model": model, **row_of(classify, run, num_frames, on_progress)}
+            rows[str(scan)] = row
+            update_table(out, model, {str(scan): row})
 
         failures = for_each_scan(todo, predict_one)
-    show_rows(rows[str(scan)] for scan in scans if scan not in failures)
-    if out is not None and rows:
+    predicted = [rows[str(scan)] for scan in scans if scan not in failures]
+    show_rows(predicted)
+    if out is not None and predicted:
         messages.print(f"Written: {printable(out)}")
     report_failures(failures, len(scans))
 
 
-def row_of(
-    classify: Any, scan: Path, num_frames: int | None, reading: dict[str, Any], on_progress: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Prediction, scores, and the frames and windows that they come from."""
-    from tablet_hf.tokens import cut_windows
+def open_scan(path: Path, classify: Any, reading: dict[str, Any]) -> Any:
+    """Open a scan, or load a token file, to which no option of reading scans applies."""
+    from tablet_hf.datasets.token_files import SUFFIX, load_tokens
     from tablet_hf.volumes import open_run
 
+    if not path.name.endswith(SUFFIX):
+        return open_run(path, volume_size=classify.feature_extractor.volume_size, **reading)
+    if any(reading[name] is not None for name in ("mask", "repetition_time", "add_mean")):
+        raise InputError(f"{path}: no mask, mean or repetition time applies to tokens; give the scan itself.")
+    run, record = load_tokens(path)
+    classify.model.config.check_tokens_compatible(record, str(path))
+    return run
+
+
+def row_of(classify: Any, run: Any, num_frames: int | None, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Prediction, scores, and the frames and windows that they come from."""
+    from tablet_hf.tokens import cut_windows
+
     config = classify.model.config
-    if is_tokens(scan):
-        run = open_tokens(scan, config, **reading)
-        length = len(run.tokens)
-    else:
-        run = open_run(scan, volume_size=classify.feature_extractor.volume_size, **reading)
-        length = run.num_frames
     entries = classify(run, num_frames=num_frames, on_progress=on_progress)
     scores = {entry["label"]: entry["score"] for entry in entries}
     prediction = entries[0]["score" if config.problem_type == "regression" else "label"]
     if config.problem_type == "multi_label_classification" and config.num_labels > 1:
         prediction = " ".join(label for label, score in scores.items() if score >= 0.5) or "none"
+    length = len(run.tokens) if hasattr(run, "tokens") else run.num_frames
     windows = cut_windows(length, num_frames or config.num_frames)
     return {
         "prediction": prediction,
@@ -105,32 +114,6 @@ def row_of(
         "num_windows": len(windows),
         "repetition_time": run.repetition_time,
     }
-
-
-def is_tokens(scan: Path) -> bool:
-    from tablet_hf.datasets.token_files import SUFFIX
-
-    return scan.name.endswith(SUFFIX)
-
-
-def open_tokens(
-    path: Path, config: Any, mask: Path | None, repetition_time: float | None, add_mean: Path | None, check_space: bool
-) -> Any:
-    """The run in a token file; `repetition_time` is that of its scan, of which it may have every second frame."""
-    from tablet_hf.datasets.token_files import load_tokens
-    from tablet_hf.scans import check_repetition_time
-
-    if mask is not None or add_mean is not None:
-        raise InputError(f"{path}: it holds tokens, to which no mask or mean can be applied; give the scan itself.")
-    run, record = load_tokens(path)
-    config.check_tokens_compatible(record, str(path))
-    if repetition_time is not None:
-        stride = int(run.frames[1] - run.frames[0]) if len(run.frames) > 1 else 1
-        run.repetition_time = stride * check_repetition_time(repetition_time, f"{path}: repetition time")
-    return run
-
-
-# --- the table
 
 
 def read_table(path: Path | None, model: str) -> dict[str, dict[str, Any]]:
@@ -157,12 +140,15 @@ def read_table(path: Path | None, model: str) -> dict[str, dict[str, Any]]:
     return {row["scan"]: row for row in table.to_dict("records")}
 
 
-def write_table(path: Path | None, rows: dict[str, dict[str, Any]]) -> None:
+def update_table(path: Path | None, model: str, rows: dict[str, dict[str, Any] | None]) -> None:
+    """Write rows by scan, or remove those that are None; several commands may write one table at once."""
     import pandas as pd
+    from filelock import FileLock
 
     if path is None:
         return
-    columns = None if rows else ["scan", "model", "prediction"]
-    table = pd.DataFrame(list(rows.values()), columns=columns).rename(columns=protect_cell).map(protect_cell)
-    with atomic_write(path) as unfinished:
+    with FileLock(path.with_name(f".{path.name}.lock")), atomic_write(path) as unfinished:
+        merged = [row for row in (read_table(path, model) | rows).values() if row is not None]
+        columns = None if merged else ["scan", "model", "prediction"]
+        table = pd.DataFrame(merged, columns=columns).rename(columns=protect_cell).map(protect_cell)
         table.to_csv(unfinished, index=False)

@@ -21,8 +21,8 @@ __all__ = ["write_custom_code"]
 PACKAGE = Path(__file__).parents[1]
 CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 
-# By the file that names them, the classes of the Auto classes. The library itself enters only the saved class, but a
-# model with a head may be loaded without it, and the other way round.
+# By the file that names them. The library itself enters only the saved class, but a model with a head may be loaded
+# without it, and the other way round.
 AUTO_MAPS = {
     CONFIG: {
         "AutoConfig": "configuration_tablet.TabletConfig",
@@ -38,8 +38,8 @@ def write_custom_code(folder: str | Path) -> None:
     """Make a saved model's folder load without this package, and run on scans.
 
     Written are the Python files of its classes, their names in `config.json` and `preprocessor_config.json`, and the
-    extractor's autoencoder if it ships with this package (`autoencoders/NAME`, 14 MB). A model without an extractor,
-    whose configuration records how its tokens are made, gets one. A second call changes nothing.
+    extractor's autoencoder if it ships with this package (`autoencoders/NAME`, 14 MB). A model without an extractor
+    gets the one that its configuration records. A second call changes nothing.
 
     Raises:
         InputError: the folder does not hold a TABLeT model.
@@ -52,7 +52,12 @@ def write_custom_code(folder: str | Path) -> None:
         saved[EXTRACTOR] = TabletFeatureExtractor.from_config(TabletConfig.from_pretrained(folder)).to_dict()
     modules = {name.split(".")[0] for file in saved for name in AUTO_MAPS[file].values()}
     if EXTRACTOR in saved:
-        saved[CONFIG]["custom_pipelines"] = _pipelines_of(saved[CONFIG])
+        has_head = "TabletForSequenceClassification" in (saved[CONFIG].get("architectures") or [])
+        saved[CONFIG]["custom_pipelines"] = {
+            task: {"impl": f"pipeline_tablet.{pipeline.__name__}", "pt": [auto_class.__name__], "type": "multimodal"}
+            for task, (pipeline, auto_class) in PIPELINES.items()
+            if has_head or auto_class.__name__ == "AutoModel"
+        }
         modules.add("pipeline_tablet")
 
     for source in needed_files(modules):
@@ -82,16 +87,6 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not a readable JSON file of settings ({error}); save the model again.") from error
-
-
-def _pipelines_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The pipelines of a model, as `config.json` names them; without a head it has embeddings only."""
-    has_head = "TabletForSequenceClassification" in (config.get("architectures") or [])
-    return {
-        task: {"impl": f"pipeline_tablet.{pipeline.__name__}", "pt": [auto_class.__name__], "type": "multimodal"}
-        for task, (pipeline, auto_class) in PIPELINES.items()
-        if has_head or auto_class.__name__ == "AutoModel"
-    }
 
 
 def _copy(source: Path, target: Path) -> None:

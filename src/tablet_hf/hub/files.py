@@ -59,13 +59,9 @@ def weight_files(name: str) -> list[Path]:
         except InputError:
             raise absent from None
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [fetch(name, shard) for shard in shards]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-        files = []
-    if not files:
-        raise InputError(f"{index}: it does not name the files of the weights; save or fetch it again.")
-    return files
+        return [fetch(name, shard) for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise InputError(f"{index}: it does not name the files of the weights; save or fetch it again.") from error
 
 
 def count_parameters(weights: Path) -> int:

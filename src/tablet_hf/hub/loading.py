@@ -6,6 +6,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, FEATURE_EXTRACTOR_NAME
 
+from tablet_hf.convert_tablet_to_hf import OPTIONAL_WEIGHTS
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
 from tablet_hf.hub.files import fetch
@@ -17,10 +18,10 @@ def load_model(
     revision: str = "main",
     model_class: type[TabletPreTrainedModel] = TabletForSequenceClassification,
 ) -> TabletPreTrainedModel:
-    """Load a model from a folder or Hub id, and refuse one whose weights are not all there.
+    """Load a model from a folder or Hub id, and refuse one whose weights are not those of its config.json.
 
     Raises:
-        InputError: there is no such model, or its weights are missing, damaged or of another shape.
+        InputError: there is no such model, or its weights are damaged, missing, too many or of another shape.
     """
     if not (Path(name) / ADAPTER_CONFIG_NAME).is_file():  # an adapter names the folder of its model
         fetch(name, CONFIG_NAME, revision)
@@ -30,17 +31,17 @@ def load_model(
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise unusable(name, "no model could be loaded from there", error) from error
-    if mismatched := sorted(info["mismatched_keys"]):
-        key, found, expected = mismatched[0]
-        raise InputError(
-            f"{name}: its weights do not fit its config.json, first {key} with {tuple(found)} instead of "
-            f"{tuple(expected)}; use the config.json that was saved with these weights."
-        )
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(
-            f"{name}: it holds no trained weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}; "
-            f"give the folder of a trained {model_class.__name__}."
-        )
+    misfits = {
+        "of another shape": {key for key, *_ in info["mismatched_keys"]},
+        "missing": info["missing_keys"],
+        "not in its config.json": {key for key in info["unexpected_keys"] if not OPTIONAL_WEIGHTS.fullmatch(key)},
+    }
+    for what, keys in misfits.items():
+        if keys:
+            raise InputError(
+                f"{name}: weights are {what}, such as {min(keys)}; give the folder of a trained "
+                f"{model_class.__name__} with the config.json that was saved with it."
+            )
     return model
 
 
@@ -55,10 +56,8 @@ def load_extractor(
     try:
         settings, _ = TabletFeatureExtractor.get_feature_extractor_dict(str(name), revision=revision)
         if "autoencoder" not in settings:
-            raise InputError(f"{name}: its {FEATURE_EXTRACTOR_NAME} is not that of a TabletFeatureExtractor.")
+            raise ValueError("it is not that of a TabletFeatureExtractor")
         return TabletFeatureExtractor.from_pretrained(str(name), revision=revision)
-    except InputError:
-        raise
     except (OSError, ValueError, TypeError) as error:
         is_absent = isinstance(error, OSError) and not (Path(name) / FEATURE_EXTRACTOR_NAME).exists()
         if is_absent and model is not None and model.config.autoencoder is not None:

@@ -153,6 +153,7 @@ def initial_model(
     from safetensors import SafetensorError
 
     from tablet_hf.configuration_tablet import TabletConfig
+    from tablet_hf.convert_tablet_to_hf import OPTIONAL_WEIGHTS
 
     names = (*TabletConfig.token_geometry, *TabletConfig.token_provenance)
     tokens = {name: preprocessing[name] for name in names if preprocessing.get(name) is not None}
@@ -181,9 +182,9 @@ def initial_model(
         if reason := not_on_hub(error, str(init), "model"):
             raise reason from error
         raise InputError(f"{init}: training cannot start from it; {' '.join(str(error).split())}") from error
-    backbone = [key for key in info["missing_keys"] if key.startswith("tablet.") and "mask_token" not in key]
-    if backbone:
-        raise InputError(f"{init}: {min(backbone)} and other weights are missing; copy or download the model again.")
+    differing = sorted(info["missing_keys"] | info["unexpected_keys"])
+    if backbone := [key for key in differing if not OPTIONAL_WEIGHTS.fullmatch(key)]:
+        raise InputError(f"{init}: its weights are not those of the configuration, first {backbone[0]}; copy it again.")
     if mismatched := sorted(info["mismatched_keys"]):
         key, found, expected = mismatched[0]
         warnings.warn(
