@@ -51,9 +51,6 @@ REGRESSION = {"problem_type": "regression", "num_labels": 1}
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_key_value_heads": 0}, "num_key_value_heads"),
         ({"hidden_size": "896"}, "hidden_size"),
-        ({"volume_size": 96, "grid_size": 5}, "volume_size"),
-        ({"volume_size": 96, "token_size": 1059}, "token_size"),
-        ({"volume_size": 64}, "grid_size"),
         ({"mlp_type": "moe"}, "swiglu"),
         ({"norm_type": "batch_norm"}, "rms_norm"),
         ({"mask_ratio": 0.0}, "mask_ratio"),
@@ -79,13 +76,6 @@ REGRESSION = {"problem_type": "regression", "num_labels": 1}
 def test_settings_that_contradict_are_refused_at_once(settings, name):
     with pytest.raises(StrictDataclassError, match=name):
         TabletConfig(**settings)
-
-
-@pytest.mark.parametrize(("volume_size", "grid_size", "token_size"), [(96, 3, 3072), (96, 12, 96), (64, 2, 3072)])
-def test_the_geometry_of_every_autoencoder_is_accepted(volume_size, grid_size, token_size):
-    """f32c32 and f8c4 on the paper's cube, f32c32 on a smaller one."""
-    config = TabletConfig(volume_size=volume_size, grid_size=grid_size, token_size=token_size)
-    assert config.num_cells == grid_size**3
 
 
 def test_tokens_of_another_geometry_are_refused():

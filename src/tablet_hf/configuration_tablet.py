@@ -224,13 +224,6 @@ class TabletConfig(PreTrainedConfig):
                 f"`{self.position_embedding_type}` needs an even `hidden_size / num_attention_heads` of at least "
                 f"{smallest}, got {self.head_dim}."
             )
-        if self.volume_size is not None and (
-            self.volume_size % self.grid_size or self.token_size % (3 * self.volume_size // self.grid_size)
-        ):
-            raise ValueError(
-                f"`volume_size` ({self.volume_size}) must be a multiple of `grid_size` ({self.grid_size}), and "
-                f"`token_size` ({self.token_size}) a multiple of 3 * volume_size / grid_size, the slices of a cell."
-            )
 
     def validate_objectives(self):
         if not 0 < self.mask_ratio < 1:

@@ -117,10 +117,7 @@ class ScanPipeline(ChunkPipeline):
         """Give the windows of one scan, as the model reads them, each once its frames are tokenized."""
         if isinstance(scan, dict):
             if "scan" not in scan or scan.keys() - {"scan", *READING}:
-                keys = ", ".join(map(repr, scan)) or "none"
-                raise InputError(
-                    f"A scan as a mapping has 'scan' and may have {', '.join(READING)}, but its keys are {keys}."
-                )
+                raise InputError(f"A mapping has a 'scan' and any of {', '.join(READING)}, but its keys are {[*scan]}.")
             reading |= scan
             scan = reading.pop("scan")
         if isinstance(getattr(scan, "tokens", None), Tensor):  # a `TokenizedRun`, of this package or of custom code
@@ -135,8 +132,8 @@ class ScanPipeline(ChunkPipeline):
             blocks = iter(run.tokens.split(FRAMES_PER_BLOCK))
         else:
             self.check_extractor()
-            is_open = isinstance(scan, BoldRun)
-            run = scan if is_open else open_run(scan, volume_size=self.feature_extractor.volume_size, **reading)
+            size = self.feature_extractor.volume_size
+            run = scan if isinstance(scan, BoldRun) else open_run(scan, volume_size=size, **reading)
             length, blocks = run.num_frames, self.feature_extractor.token_blocks(run)
         if on_progress is not None:
             blocks = report_progress(blocks, length, on_progress)

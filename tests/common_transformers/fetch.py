@@ -3,7 +3,6 @@ The library's own common tests. They are in the source distribution of transform
 fetched at the installed version, once, into the repository's cache folder.
 """
 
-import fcntl
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import transformers
+from filelock import FileLock
 
 PACKAGE = "transformers_common_tests"
 COMMON_TESTS = ("test_modeling_common.py", "test_configuration_common.py", "test_feature_extraction_common.py")
@@ -48,15 +48,12 @@ def fetch_common_tests(cache: Path) -> Path:
     """
     Return a folder to put on the Python path, which holds the common tests as the package `transformers_common_tests`.
 
-    Safe to call from several processes at once.
-
     Raises:
         CommonTestsUnavailable: where they are neither in the cache nor to be had from the registry.
     """
     home = cache / f"transformers-{transformers.__version__}-common-tests"
     cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "common-tests.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(cache / "common-tests.lock"):
         if not home.exists():
             with tempfile.TemporaryDirectory(dir=cache) as scratch:
                 unpacked = Path(scratch) / "unpacked"

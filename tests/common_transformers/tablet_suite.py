@@ -14,8 +14,10 @@ from transformers.models.auto.modeling_auto import (
 from transformers.testing_utils import torch_device
 from transformers_common_tests import test_modeling_common
 from transformers_common_tests.test_configuration_common import ConfigTester
+from transformers_common_tests.test_feature_extraction_common import FeatureExtractionSavingTestMixin
 from transformers_common_tests.test_modeling_common import ModelTesterMixin
 
+from tablet_hf import TabletFeatureExtractor
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.modeling_tablet import (
     TabletEmbeddings,
@@ -120,3 +122,17 @@ class TabletModelTest(ModelTesterMixin, unittest.TestCase):
 
     def test_config(self):
         self.config_tester.run_common_tests()
+
+
+class TabletFeatureExtractionTest(FeatureExtractionSavingTestMixin, unittest.TestCase):
+    feature_extraction_class = TabletFeatureExtractor
+    feat_extract_dict = {  # noqa: RUF012  (the library's way)
+        "autoencoder": "somebody/some-autoencoder",
+        "autoencoder_revision": "0123456789abcdef",
+        "autoencoder_subfolder": "vae",
+        "signal": "percent_change",
+        "scaling": "percentile",
+        "volume_size": 64,
+        "token_size": 96,
+        "grid_size": 8,
+    }

@@ -15,14 +15,8 @@ import torch
 from loopback_hub import LoopbackHub
 from safetensors.torch import load_file, save_file
 
-from tablet_hf import (
-    InputError,
-    TabletConfig,
-    TabletFeatureExtractor,
-    TabletForMaskedTokenModeling,
-    TabletForSequenceClassification,
-    TabletModel,
-)
+import tablet_hf
+from tablet_hf import InputError, TabletConfig, TabletFeatureExtractor, TabletForSequenceClassification, TabletModel
 from tablet_hf.hub.custom_code import write_custom_code
 from tablet_hf.slice_autoencoder import find_bundled_autoencoder
 
@@ -35,7 +29,7 @@ def save_models(folder):
     """A classifier with its extractor and a masked model without one, each with its code: {name: model}."""
     torch.manual_seed(0)
     config = TabletConfig(**SIZES, **TASK, **TOKENS, intermediate_size=16, initializer_range=0.2)
-    models = {"head": TabletForSequenceClassification(config), "masked": TabletForMaskedTokenModeling(config)}
+    models = {"head": TabletForSequenceClassification(config), "masked": tablet_hf.TabletForMaskedTokenModeling(config)}
     for name, model in models.items():
         model.eval().save_pretrained(folder / name)
     TabletFeatureExtractor().save_pretrained(folder / "head")
@@ -181,9 +175,8 @@ def test_the_files_are_the_packages_own_and_a_second_time_changes_nothing(folder
     weights = (folder / "model.safetensors").read_bytes()
     write_custom_code(folder)
     written = contents(folder)
-    package = Path(sys.modules["tablet_hf"].__file__).parent
     for path in folder.glob("*.py"):
-        assert path.read_bytes() == (package / path.name).read_bytes()
+        assert path.read_bytes() == (Path(tablet_hf.__file__).parent / path.name).read_bytes()
     write_custom_code(folder)
     assert contents(folder) == written
     assert written[Path("model.safetensors")] == weights

@@ -50,11 +50,9 @@ def restore_intensities(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 class SampleFrames:
-    """The frames of a sample as the data of a nibabel image, of which one frame at a time is made.
+    """The intensities (frames, voxels) float32 of a sample as the data of a nibabel image, made frame by frame.
 
-    Args:
-        intensities: (frames, voxels) float32.
-        brain: (X, Y, Z) bool, which voxels these are; they are listed with x fastest and z slowest.
+    `brain` (X, Y, Z) bool says which voxels these are; they are listed with x fastest and z slowest.
     """
 
     ndim, dtype = 4, np.dtype(np.float32)
@@ -71,11 +69,9 @@ class SampleFrames:
 
 
 class TabletWrapper(nn.Module):
-    """Samples to embeddings. The model is frozen: the suite's probes train on its embeddings.
+    """Samples to embeddings, by a frozen encoder with its extractor.
 
     Args:
-        model: encoder.
-        extractor: the feature extractor that was saved with it.
         brain: (X, Y, Z) bool, the voxels of a sample on the suite's grid.
         num_frames: frames of a window (default: those the model was trained on, else 256).
 
@@ -101,8 +97,8 @@ class TabletWrapper(nn.Module):
             batch: with `bold` (samples, frames, voxels), intensities as of `restore_intensities`, and `tr` (samples,).
 
         Returns:
-            float32 on the model's device: `cls_embeds` (samples, 1, pooled_size) and `patch_embeds` (samples,
-            frames * cells, hidden_size), the `run` and the `tokens` of `ScanEmbeddings`. There are no registers.
+            float32 on the model's device: `cls_embeds` (samples, 1, pooled_size), the `run` of `ScanEmbeddings`; no
+            registers; and `patch_embeds` (samples, frames * cells, hidden_size), its `tokens`.
         """
         device = self.model.device
         samples = [self.embed(*sample) for sample in zip(batch["bold"], batch["tr"].tolist(), strict=True)]
@@ -112,10 +108,9 @@ class TabletWrapper(nn.Module):
 
     def embed(self, intensities: Tensor, repetition_time: float) -> ScanEmbeddings:
         """Embeddings of one sample (frames, voxels), wherever the suite has moved the model."""
-        self.pipeline.device = self.model.device
-        if self.pipeline.feature_extractor.device != self.model.device:
-            dtype = torch.float16 if self.model.device.type == "cuda" else torch.float32
-            self.pipeline.feature_extractor.to(self.model.device, dtype)
+        device = self.pipeline.device = self.model.device
+        if self.pipeline.feature_extractor.device != device:
+            self.pipeline.feature_extractor.to(device, torch.float16 if device.type == "cuda" else torch.float32)
         return self.pipeline(self.open_sample(intensities, repetition_time))
 
     def open_sample(self, intensities: Tensor, repetition_time: float) -> BoldRun:

@@ -1,7 +1,7 @@
-"""Custom code: a model's folder with the code that it needs, to load it with transformers but without this package.
+"""A model's folder with the code that it needs, to load it with transformers but without this package.
 
-`AutoModel.from_pretrained(..., trust_remote_code=True)` runs the package's own files, copied as they are: they import
-each other by `from .x import ...`, which means the same in the package and in a repository without folders.
+The code is the package's own files, copied as they are: they import each other by `from .x import ...`, which means the
+same in a repository without folders.
 """
 
 import json

@@ -37,10 +37,9 @@ def fetch(name: str | Path, filename: str, revision: str | None = None) -> Path:
     check_model_name(name)
     absent = f"{name}: there is no {filename} in it; give the folder or Hub id of a whole model or autoencoder."
     if Path(name).is_dir():
-        path = Path(name) / filename
-        if not path.is_file():
+        if not (Path(name) / filename).is_file():
             raise InputError(absent)
-        return path
+        return Path(name) / filename
     try:
         return Path(hf_hub_download(str(name), filename, revision=revision))
     except (OSError, ValueError) as error:
