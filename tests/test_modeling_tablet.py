@@ -177,7 +177,7 @@ def angles_by_hand(config: TabletConfig, position: int, repetition_time: float) 
     frame, cell = divmod(position - 1, config.num_cells)
     per_axis = max(1, half // 8)
     angles = [frame * repetition_time * w for w in angular_frequencies(half - 3 * per_axis, 6, 3600)]
-    for coordinate in np.unravel_index(cell, (config.grid_size,) * 3):
+    for coordinate in map(int, np.unravel_index(cell, (config.grid_size,) * 3)):
         angles += [coordinate * w for w in angular_frequencies(per_axis, 4, 4 * config.grid_size)]
     return angles
 
