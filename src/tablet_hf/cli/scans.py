@@ -37,9 +37,12 @@ from tablet_hf.cli.terminal import (
 from tablet_hf.errors import InputError
 from tablet_hf.files import file_identity
 
+SOURCE_OPTIONS = ("phenotypes", "tasks", "sessions", "space", "pattern", "withdrawn", "dataset", "keep_failed_quality")
+
 
 @report_errors
 def tokenize(
+    context: typer.Context,
     scans: Annotated[
         list[Path],
         typer.Argument(
@@ -74,17 +77,7 @@ def tokenize(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Tokenize scans: one float16 safetensors file per scan, or with --source a store of a whole dataset."""
-    source_options = {
-        "phenotypes": phenotypes,
-        "tasks": tasks,
-        "sessions": sessions,
-        "space": space,
-        "pattern": pattern,
-        "withdrawn": withdrawn,
-        "dataset": dataset,
-        "keep_failed_quality": keep_failed_quality,
-    }
-    source_options = {name: value for name, value in source_options.items() if value}
+    source_options = {name: context.params[name] for name in SOURCE_OPTIONS if context.params[name]}
     window = {"num_frames": num_frames, "start": start, "stride": stride}
     companions = {"mask": mask, "repetition_time": repetition_time, "add_mean": add_mean}
 

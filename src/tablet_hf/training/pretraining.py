@@ -9,7 +9,7 @@ An interrupted training resumes from its last checkpoint, with the same loss cur
 import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,14 +155,21 @@ def pretrain(
         [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry],
         None if validation is None else mean_predictor_loss(validation, network.config),
     )
-    names = dict(zip((run.key for run in runs), subject_ids(runs), strict=True))
     used = store.runs.values() if is_streamed else runs
-    by_part = [[run for run in used if names[run.key] in subjects[part]] for part in ("train", "validation")]
-    this = TrainingData.of_runs(TASK, *by_part, store.settings["is_restricted"], init)
+    this = _training_data(used, runs, subjects, store.settings["is_restricted"], init)
     checkpoints.save_model(trainer, result.folder, preprocessing, [*trainings, this])
     if trainer.is_world_process_zero():
         checkpoints.write_result(out / RESULT_FILE, asdict(replace(result, folder=MODEL_FOLDER)))
     return result
+
+
+def _training_data(
+    used: Iterable[Any], runs: Any, subjects: Mapping[str, Collection[str]], is_restricted: Any, init: Any
+) -> TrainingData:
+    """Describe the runs of the training and the validation part; names of subjects depend on all runs of the store."""
+    names = dict(zip((run.key for run in runs), subject_ids(runs), strict=True))
+    by_part = [[run for run in used if names[run.key] in subjects[part]] for part in ("train", "validation")]
+    return TrainingData.of_runs(TASK, *by_part, is_restricted, init)
 
 
 def read_result(out: str | Path) -> PretrainingResult | None:
