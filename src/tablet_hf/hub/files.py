@@ -58,7 +58,10 @@ def weight_files(name: str) -> list[Path]:
         except InputError:
             raise absent from None
     try:
-        return [fetch(name, shard) for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not shards:
+            raise KeyError("weight_map")
+        return [fetch(name, shard) for shard in shards]
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise InputError(f"{index}: it does not name the files of the weights; save or fetch it again.") from error
 
