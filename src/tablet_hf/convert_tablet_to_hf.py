@@ -24,7 +24,7 @@ from transformers.utils import CONFIG_NAME, FEATURE_EXTRACTOR_NAME, SAFE_WEIGHTS
 from .configuration_tablet import TabletConfig, translate_released_config
 from .errors import InputError, not_on_hub
 from .feature_extraction_tablet import TabletFeatureExtractor
-from .files import atomic_folder
+from .files import atomic_folder, write_json
 from .modeling_tablet import (
     TabletForMaskedTokenModeling,
     TabletForSequenceClassification,
@@ -103,7 +103,7 @@ def convert_checkpoint(
             # `save_pretrained` of the extractor would load the autoencoder to find the geometry, which is known here.
             TabletFeatureExtractor.from_config(model.config).to_json_file(unfinished / FEATURE_EXTRACTOR_NAME)
         name = Path(source).name if Path(source).exists() else source
-        (unfinished / CONVERTED_FROM_FILE).write_text(json.dumps({"source": name}) + "\n", encoding="utf-8")
+        write_json(unfinished / CONVERTED_FROM_FILE, {"source": name})
     return model
 
 

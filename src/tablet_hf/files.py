@@ -24,6 +24,7 @@ __all__ = [
     "saved_weights_checksum",
     "unprotect_cell",
     "weights_checksum",
+    "write_json",
 ]
 
 
@@ -124,6 +125,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: Any, **options: Any) -> None:
+    """Write JSON with `atomic_write`; options are those of `json.dumps`."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps(content, **options) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -120,13 +120,15 @@ class TestFolders:
         with pytest.raises(InputError, match=word):
             prepare(tmp_path, tmp_path / "to-upload", "lab/x")
 
-    @pytest.mark.parametrize("index", [None, "../secret.safetensors", "/etc/secret.safetensors"])
+    @pytest.mark.parametrize(
+        "index", [None, {"x": "../secret.safetensors"}, {"x": "/etc/secret.safetensors"}, {"x": 1}, {}, []]
+    )
     def test_weights_are_safetensors_of_the_folder(self, tmp_path, model_folder, index):
         shutil.copytree(model_folder, tmp_path / "model")
         if index is None:
             (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
         else:
-            content = json.dumps({"metadata": {}, "weight_map": {"x": index}})
+            content = json.dumps({"metadata": {}, "weight_map": index})
             (tmp_path / "model" / "model.safetensors.index.json").write_text(content)
         with pytest.raises(InputError, match="safetensors"):
             prepare(tmp_path / "model", tmp_path / "to-upload", "lab/x")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError
-from tablet_hf.hub.files import count_parameters, fetch, weight_files
+from tablet_hf.hub.files import count_parameters, fetch, read_json, weight_files
 from tablet_hf.hub.training_data import TrainingData
 
 MASK_SOURCES = {
@@ -39,11 +39,7 @@ def describe(name: str, **scan_options: Any) -> dict[str, Any]:
         raise InputError(f"{name}: it is a token dataset; use tablet-hf dataset describe.")
     if path.is_file() or name.endswith((".nii", ".nii.gz")):
         return describe_scan(path, **scan_options)
-    config_file = fetch(name, "config.json")
-    try:
-        config = dict(json.loads(config_file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{config_file}: it is not a JSON object ({error}); save or fetch it again.") from error
+    config = read_json(fetch(name, "config.json"))
     return describe_autoencoder(name) if "_class_name" in config else describe_model(name, config)
 
 

@@ -78,7 +78,7 @@ def export_parquet(
         shard_bytes: size of tokens at which a file is closed; a run is never divided.
         on_progress: called with runs done and runs in all.
         published: records to export in place of `store.runs`, in their order, with pseudonyms for example (see
-            `tablet_hf.hub.privacy.published_runs`); splits are left out then.
+            `tablet_hf.hub.privacy.published_runs`); splits and README.md are left out then.
 
     Raises:
         InputError: `out` holds something, or a run is damaged.
@@ -94,17 +94,23 @@ def export_parquet(
         runs = _write_shards(store, records, unfinished / DATA_FOLDER, shard_bytes, on_progress)
         write_settings(unfinished, settings | {"preprocessing": made})
         write_index(unfinished, runs)
-        if published is None and (store.folder / SPLITS_FOLDER).is_dir():
-            shutil.copytree(store.folder / SPLITS_FOLDER, unfinished / SPLITS_FOLDER)
-        text = README.format(
-            runs=len(runs),
-            subjects=len(set(subject_ids(runs))),
-            frames=sum(run.num_frames for run in runs),
-            autoencoder=" ".join(filter(None, (made.get("autoencoder"), made.get("autoencoder_revision")))),
-            restricted=RESTRICTED if settings["is_restricted"] else "",
-        )
-        (unfinished / "README.md").write_text(text, encoding="utf-8")
+        if published is None:
+            _describe(store, unfinished, runs, made)
     return out
+
+
+def _describe(store: TokenDataset, folder: Path, runs: Sequence[StoredRun], made: Mapping[str, Any]) -> None:
+    """Add the splits of the store and a README; a published export has its own."""
+    if (store.folder / SPLITS_FOLDER).is_dir():
+        shutil.copytree(store.folder / SPLITS_FOLDER, folder / SPLITS_FOLDER)
+    text = README.format(
+        runs=len(runs),
+        subjects=len(set(subject_ids(runs))),
+        frames=sum(run.num_frames for run in runs),
+        autoencoder=" ".join(filter(None, (made.get("autoencoder"), made.get("autoencoder_revision")))),
+        restricted=RESTRICTED if store.settings["is_restricted"] else "",
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def without_paths(preprocessing: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tablet_hf.datasets.splits import PARTS, Split, check, families_of, subject_ids, without_prefix
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_write, checksum, protect_cell, unprotect_cell
+from tablet_hf.files import atomic_write, checksum, protect_cell, unprotect_cell, write_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -61,8 +61,7 @@ def write_splits(splits: Sequence[Split], path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as unfinished:
         table.to_csv(unfinished, sep=DELIMITERS[path.suffix.lower()], index_label="subject", lineterminator="\n")
-    with atomic_write(_record_file(path)) as unfinished:
-        unfinished.write_text(json.dumps({"splits": record}, indent=2) + "\n", encoding="utf-8")
+    write_json(_record_file(path), {"splits": record}, indent=2)
 
 
 def read_splits(path: str | Path, runs: Sequence[Any] | None = None) -> list[Split]:

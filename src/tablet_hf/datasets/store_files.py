@@ -22,7 +22,7 @@ from typing import Any
 
 from tablet_hf.datasets.run_files import DTYPES, Geometry, open_tokens
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_write, file_checksum
+from tablet_hf.files import atomic_write, file_checksum, write_json
 from tablet_hf.sources.records import Problem, typed_columns, typed_rows
 
 FORMAT = "tablet_hf token dataset 1"
@@ -128,8 +128,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write store.json."""
-    with atomic_write(folder / STORE_FILE) as unfinished:
-        unfinished.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / STORE_FILE, settings, indent=2)
 
 
 def geometry_of(settings: Mapping[str, Any]) -> Geometry:
@@ -153,8 +152,7 @@ def sidecar_of(path: Path) -> Path:
 
 def write_sidecar(run: StoredRun, path: Path) -> None:
     """Write the record of a run, which makes the run complete."""
-    with atomic_write(path) as unfinished:
-        unfinished.write_text(json.dumps(asdict(run), indent=1) + "\n", encoding="utf-8")
+    write_json(path, asdict(run), indent=1)
 
 
 def read_sidecar(path: Path) -> StoredRun:

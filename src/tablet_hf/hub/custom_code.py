@@ -4,16 +4,15 @@ The code is the package's own files, copied as they are: they import each other 
 same in a repository without folders.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from tablet_hf.auto_classes import PIPELINES
 from tablet_hf.configuration_tablet import TabletConfig
 from tablet_hf.errors import InputError
 from tablet_hf.feature_extraction_tablet import TabletFeatureExtractor
-from tablet_hf.files import atomic_write
+from tablet_hf.files import atomic_write, write_json
+from tablet_hf.hub.files import read_json
 from tablet_hf.slice_autoencoder import BUNDLED_FILES, BUNDLED_FOLDER, SHIPPED_WEIGHTS, shipped_autoencoders
 
 __all__ = ["write_custom_code"]
@@ -45,7 +44,7 @@ def write_custom_code(folder: str | Path) -> None:
         InputError: the folder does not hold a TABLeT model.
     """
     folder = Path(folder)
-    saved = {name: _read(folder / name) for name in AUTO_MAPS if name == CONFIG or (folder / name).is_file()}
+    saved = {name: read_json(folder / name) for name in AUTO_MAPS if name == CONFIG or (folder / name).is_file()}
     if saved[CONFIG].get("model_type") != "tablet":
         raise InputError(f"{folder / CONFIG}: not the configuration of a TABLeT model, which alone has this code.")
     if EXTRACTOR not in saved and saved[CONFIG].get("autoencoder") is not None:
@@ -70,8 +69,7 @@ def write_custom_code(folder: str | Path) -> None:
             _copy(SHIPPED_WEIGHTS / autoencoder / name, bundled / name)
     for name, settings in saved.items():  # last, when the files that they name are there
         settings["auto_map"] = settings.get("auto_map", {}) | AUTO_MAPS[name]
-        with atomic_write(folder / name) as unfinished:
-            unfinished.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / name, settings, indent=2, sort_keys=True)
 
 
 def needed_files(modules: set[str]) -> list[Path]:
@@ -80,13 +78,6 @@ def needed_files(modules: set[str]) -> list[Path]:
 
     roots = [PACKAGE / f"{module}.py" for module in modules]
     return sorted({*roots, *(Path(file) for root in roots for file in get_relative_import_files(root))})
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not a readable JSON file of settings ({error}); save the model again.") from error
 
 
 def _copy(source: Path, target: Path) -> None:

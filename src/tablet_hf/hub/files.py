@@ -3,10 +3,11 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from tablet_hf.errors import InputError, not_on_hub
 
-__all__ = ["check_model_name", "count_parameters", "fetch", "weight_files"]
+__all__ = ["check_model_name", "count_parameters", "fetch", "read_json", "weight_files"]
 
 
 def check_model_name(name: str | Path) -> None:
@@ -48,22 +49,36 @@ def fetch(name: str | Path, filename: str, revision: str | None = None) -> Path:
         raise not_on_hub(error, str(name), "model", revision) or InputError(f"{name}: {error}") from error
 
 
-def weight_files(name: str) -> list[Path]:
-    """The safetensors files of a model: one, or those that its index names."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of settings.
+
+    Raises:
+        InputError: there is no such file, or it is not a JSON object.
+    """
     try:
-        return [fetch(name, "model.safetensors")]
-    except InputError as absent:
-        try:
-            index = fetch(name, "model.safetensors.index.json")
-        except InputError:
-            raise absent from None
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: it cannot be read as a JSON object ({error}); save or fetch it again.") from error
+
+
+def weight_files(name: str | Path, stem: str = "model") -> list[Path]:
+    """The safetensors files of a model or, by another stem, an autoencoder: those that its index names, or the one.
+
+    Raises:
+        InputError: neither is there, or the index names no files, or files elsewhere.
+    """
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if not shards:
-            raise KeyError("weight_map")
-        return [fetch(name, shard) for shard in shards]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise InputError(f"{index}: it does not name the files of the weights; save or fetch it again.") from error
+        index = fetch(name, f"{stem}.safetensors.index.json")
+    except InputError:
+        return [fetch(name, f"{stem}.safetensors")]
+    try:
+        shards = sorted(set(read_json(index)["weight_map"].values()))
+        is_valid = bool(shards) and all(Path(shard).name == shard for shard in shards)
+    except (KeyError, TypeError, AttributeError):
+        is_valid = False
+    if not is_valid:
+        raise InputError(f"{index}: it does not name weights in its own folder; save or fetch the model again.")
+    return [fetch(name, shard) for shard in shards]
 
 
 def count_parameters(weights: Path) -> int:

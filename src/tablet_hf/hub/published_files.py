@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from tablet_hf.datasets.export import PUBLISHED_PREPROCESSING, export_parquet, w
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import STORE_FILE, StoredRun
 from tablet_hf.errors import InputError
-from tablet_hf.files import saved_weights_checksum
+from tablet_hf.files import saved_weights_checksum, write_json
 from tablet_hf.hub.cards import CardFacts, read_evaluation, template_file
+from tablet_hf.hub.files import read_json, weight_files
 from tablet_hf.hub.privacy import holds_ages, publish_splits, published_classes, published_study
 from tablet_hf.hub.sharing import is_shipped
 from tablet_hf.hub.training_data import TrainingData
@@ -35,7 +36,7 @@ def kind_of(path: str | Path) -> str:
     if (folder / STORE_FILE).is_file():
         return "dataset"
     if (folder / CONFIG).is_file():
-        config = _read_json(folder / CONFIG)
+        config = read_json(folder / CONFIG)
         if "_class_name" in config:
             return "autoencoder"
         if config.get("model_type") == "tablet":
@@ -65,10 +66,10 @@ def write_model(
     from tablet_hf.hub.custom_code import write_custom_code
 
     config = _published_config(path)
-    _write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config, indent=2)
     if (path / EXTRACTOR).is_file():
-        made = without_paths(_read_json(path / EXTRACTOR))
-        _write_json(folder / EXTRACTOR, {name: made[name] for name in PUBLISHED_PREPROCESSING if name in made})
+        made = without_paths(read_json(path / EXTRACTOR))
+        write_json(folder / EXTRACTOR, {name: made[name] for name in PUBLISHED_PREPROCESSING if name in made}, indent=2)
     else:
         warnings.warn(f"{path}: no {EXTRACTOR}, so that others cannot tokenize scans for the model.", stacklevel=3)
     parameters = _copy_weights(path, folder, "model")
@@ -100,7 +101,7 @@ def _published_config(path: Path) -> dict[str, Any]:
 
     from tablet_hf.configuration_tablet import TabletConfig
 
-    settings = _read_json(path / CONFIG)
+    settings = read_json(path / CONFIG)
     try:
         TabletConfig.from_dict(dict(settings))
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -144,16 +145,12 @@ def _copy_weights(path: Path, folder: Path, stem: str) -> int:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    index, names, tensors = path / f"{stem}.safetensors.index.json", {f"{stem}.safetensors"}, {}
-    if index.is_file():
-        names = {str(name) for name in _read_json(index).get("weight_map", {}).values()}
-        if any(Path(name).name != name for name in names):
-            raise InputError(f"{index}: it names files outside of its folder; save the model again.")
-    for name in names:
+    tensors = {}
+    for file in weight_files(path, stem):
         try:
-            tensors |= load_file(path / name)
+            tensors |= load_file(file)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{path / name}: not a safetensors file; save the model with save_pretrained.") from error
+            raise InputError(f"{file}: not a safetensors file; save the model with save_pretrained.") from error
     save_torch_state_dict(tensors, folder, filename_pattern=f"{stem}{{suffix}}.safetensors")
     return sum(tensor.numel() for tensor in tensors.values())
 
@@ -170,13 +167,13 @@ def write_autoencoder(path: Path, folder: Path, facts: CardFacts) -> CardFacts:
 
     from tablet_hf.slice_autoencoder import weights_fingerprint
 
-    config = _read_json(path / CONFIG)
+    config = read_json(path / CONFIG)
     network = getattr(diffusers, str(config["_class_name"]), None)
     if not isinstance(network, type):
         raise InputError(f"{path / CONFIG}: diffusers has no class of this name; save the autoencoder again.")
     fields = {"_class_name", "_diffusers_version", *inspect.signature(network.__init__).parameters}
     config = {name: value for name, value in config.items() if name in fields}
-    _write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config, indent=2)
     parameters = _copy_weights(path, folder, "diffusion_pytorch_model")
     if is_shipped(path):
         if facts.sharing.license not in (None, "apache-2.0"):
@@ -195,7 +192,6 @@ def write_tokens(
 ) -> CardFacts:
     """Write the published runs of a store and their splits, and complete the facts of its card."""
     export_parquet(store, folder, on_progress=on_progress, published=runs)
-    (folder / CARD).unlink()
     publish_splits(store, runs, folder)
     frames, seconds = {run.num_frames for run in runs}, sorted({f"{run.repetition_time:.4g} s" for run in runs})
     years = " (in whole years, 90 for 90 and over)"
@@ -208,14 +204,3 @@ def write_tokens(
         "phenotypes": ", ".join(phenotypes) or "none",
     }
     return replace(facts, settings=without_paths(store.preprocessing), rows=rows)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: it cannot be read as JSON ({error}); save it again.") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -4,7 +4,6 @@ prepared = prepare("sex-model/fold-1/model", "to-upload", "lab/sex", evaluation=
 publish(prepared, "lab/sex")
 """
 
-import json
 import re
 import tempfile
 import warnings
@@ -19,7 +18,7 @@ from transformers import TrainerCallback
 from tablet_hf.datasets.store import TokenDataset
 from tablet_hf.datasets.store_files import RUNS_FOLDER
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_folder, atomic_write
+from tablet_hf.files import atomic_folder, write_json
 from tablet_hf.hub.cards import CardFacts, write_card
 from tablet_hf.hub.privacy import Pseudonyms, published_runs
 from tablet_hf.hub.published_files import (
@@ -303,8 +302,7 @@ class PublishCallback(TrainerCallback):
             self._complete(Path(args.output_dir))
 
     def _complete(self, folder: Path) -> None:
-        with atomic_write(folder / EXTRACTOR) as unfinished:
-            unfinished.write_text(json.dumps(self.source.settings["preprocessing"], indent=2) + "\n", encoding="utf-8")
+        write_json(folder / EXTRACTOR, self.source.settings["preprocessing"], indent=2)
         TrainingData.write(folder, self.stages)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError, counted
-from tablet_hf.files import atomic_write
+from tablet_hf.files import write_json
 from tablet_hf.hub.files import fetch
 
 __all__ = ["TRAINING_DATA_FILE", "TrainingData"]
@@ -123,6 +123,5 @@ class TrainingData:
     @staticmethod
     def write(folder: str | Path, stages: Sequence["TrainingData"]) -> None:
         """Write the record of trainings, the first one first, into the folder of a model."""
-        with atomic_write(Path(folder) / TRAINING_DATA_FILE) as unfinished:
-            record = {"stages": [asdict(stage) for stage in stages]}
-            unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record = {"stages": [asdict(stage) for stage in stages]}
+        write_json(Path(folder) / TRAINING_DATA_FILE, record, indent=1)

@@ -5,7 +5,6 @@
 All methods are evaluated on the same subjects: those that every one of them predicted.
 """
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from tablet_hf.evaluation.statistics import (
     evaluate_predictions,
     on_shared_subjects,
 )
-from tablet_hf.files import atomic_write
+from tablet_hf.files import write_json
 from tablet_hf.report.evaluation_pictures import (
     METRIC_NAMES,
     calibration_figure,
@@ -103,8 +102,7 @@ def write_results(
         raise InputError(f"{folder}: it is a file; choose a folder for the results.")
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / "predictions.csv", methods)
-    with atomic_write(folder / "results.json") as unfinished:
-        unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results, indent=2, allow_nan=False)
     pictures = _draw(folder / "pictures", shared, evaluations)
     sections = [
         _overview(evaluations, comparisons, warnings, are_held_out, pictures),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tablet_hf.errors import InputError
-from tablet_hf.files import atomic_folder
+from tablet_hf.files import atomic_folder, write_json
 
 __all__ = ["GROUPS", "NETWORKS", "CohortDesign", "is_cohort", "simulate_run", "write_cohort"]
 
@@ -172,7 +172,7 @@ def write_cohort(folder: Path, design: CohortDesign) -> None:
             _save_image(Path(f"{stem}preproc_bold.nii.gz"), run, anatomy.affine, REPETITION_TIME)
             _save_image(Path(f"{stem}brain_mask.nii.gz"), anatomy.brain.astype(np.uint8), anatomy.affine)
             sidecar = {"RepetitionTime": REPETITION_TIME, "TaskName": "rest", "SkullStripped": True}
-            _write_json(Path(f"{stem}preproc_bold.json"), sidecar)
+            write_json(Path(f"{stem}preproc_bold.json"), sidecar, indent=2)
 
         # Random numbers, filters and compression release the interpreter's lock.
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
@@ -181,9 +181,9 @@ def write_cohort(folder: Path, design: CohortDesign) -> None:
         (unfinished / "participants.tsv").write_text("".join(["participant_id\tgroup\n", *rows]))
         description = {"Name": "Simulated cohort of the TABLeT demo", "BIDSVersion": "1.10.0", "License": "CC0"}
         description |= {"DatasetType": "derivative", "GeneratedBy": [{"Name": "tablet-hf demo"}]}
-        _write_json(unfinished / "dataset_description.json", description)
+        write_json(unfinished / "dataset_description.json", description, indent=2)
         (unfinished / DESIGN_FILE).parent.mkdir()
-        _write_json(unfinished / DESIGN_FILE, asdict(design))
+        write_json(unfinished / DESIGN_FILE, asdict(design), indent=2)
 
 
 def is_cohort(folder: Path, design: CohortDesign) -> bool:
@@ -204,7 +204,3 @@ def _save_image(path: Path, data: np.ndarray, affine: np.ndarray, repetition_tim
     image.header.set_xyzt_units("mm", "sec")
     image.header.set_zooms((*image.header.get_zooms()[:3], repetition_time)[: data.ndim])
     image.to_filename(path)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

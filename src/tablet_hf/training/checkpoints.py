@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tablet_hf.errors import InputError, not_on_hub
-from tablet_hf.files import atomic_folder, atomic_write, checksum
+from tablet_hf.files import atomic_folder, checksum, write_json
 from tablet_hf.hub.files import check_model_name
 from tablet_hf.hub.training_data import TrainingData
 from tablet_hf.training.arguments import TabletTrainingArguments, process_state
@@ -69,8 +69,7 @@ def check_same_training(
     with process_state().main_process_first():
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as unfinished:
-                unfinished.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+            write_json(path, description, indent=1)
             return
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -121,17 +120,14 @@ def save_model(trainer: Any, folder: Path, preprocessing: Mapping[str, Any], tra
             for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json"):
                 for path in scratch.glob(pattern):
                     shutil.copy2(path, unfinished / path.name)
-            record = json.dumps(dict(preprocessing), indent=2)
-            (unfinished / "preprocessor_config.json").write_text(record + "\n", encoding="utf-8")
+            write_json(unfinished / "preprocessor_config.json", dict(preprocessing), indent=2)
             TrainingData.write(unfinished, trainings)
         shutil.rmtree(scratch)
 
 
 def write_result(path: Path, facts: Mapping[str, Any]) -> None:
     """Write the result of a finished training as JSON, and delete the checkpoints in its folder."""
-    with atomic_write(path) as unfinished:
-        text = json.dumps(facts, indent=1, default=lambda number: number.item())  # numpy's numbers
-        unfinished.write_text(text + "\n", encoding="utf-8")
+    write_json(path, facts, indent=1, default=lambda number: number.item())  # numpy's numbers
     for checkpoint in path.parent.rglob("checkpoint-[0-9]*"):
         shutil.rmtree(checkpoint)
 
