@@ -314,7 +314,7 @@ def _header_repetition_time(header: Any) -> float:
 # --- BIDS names
 
 
-def _bids_name(filename: str) -> tuple[list[str], str]:
+def bids_name(filename: str) -> tuple[list[str], str]:
     """Entities and suffix of a file name: `sub-1_task-rest_bold.nii.gz` -> (["sub-1", "task-rest"], "bold")."""
     *entities, suffix = filename.split(".", maxsplit=1)[0].split("_")
     return entities, suffix
@@ -332,9 +332,9 @@ def find_sidecars(path: Path | None) -> list[Path]:
     sidecars = [own] if os.path.isfile(own) else []
     if not path.name.startswith("sub-"):
         return sidecars
-    entities, suffix = _bids_name(path.name)
+    entities, suffix = bids_name(path.name)
     for folder in path.absolute().parents:
-        names = {other: _bids_name(other.name) for other in sorted(folder.glob(f"*{suffix}.json"))}
+        names = {other: bids_name(other.name) for other in sorted(folder.glob(f"*{suffix}.json"))}
         inherited = [
             other
             for other, (other_entities, other_suffix) in names.items()
@@ -350,7 +350,7 @@ def find_brain_mask_file(path: Path | None) -> Path | None:
     """The brain mask next to a BIDS BOLD scan: the same entities, `desc-brain`, suffix `mask`."""
     if path is None or not path.name.startswith("sub-"):
         return None
-    entities, suffix = _bids_name(path.name)
+    entities, suffix = bids_name(path.name)
     stem = "_".join(entity for entity in entities if not entity.startswith("desc-"))
     candidates = (path.parent / f"{stem}_desc-brain_mask{ending}" for ending in (".nii.gz", ".nii"))
     return next((mask for mask in candidates if suffix == "bold" and os.path.exists(mask)), None)
@@ -358,7 +358,7 @@ def find_brain_mask_file(path: Path | None) -> Path | None:
 
 def declared_space(path: Path | None) -> str | None:
     """The value of the BIDS entity `space-` in a file name, None where there is none."""
-    entities = _bids_name(path.name)[0] if path is not None else []
+    entities = bids_name(path.name)[0] if path is not None else []
     return next((entity.removeprefix("space-") for entity in entities if entity.startswith("space-")), None)
 
 

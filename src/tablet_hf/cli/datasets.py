@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from tablet_hf.cli.terminal import choose_device, messages, output, printable, report_errors, show_facts
+from tablet_hf.cli.terminal import choose_device, messages, output, printable, progress_bars, report_errors, show_facts
 from tablet_hf.errors import InputError, counted
 from tablet_hf.progress import Bars
 
@@ -302,12 +302,8 @@ def export(
     from tablet_hf.datasets.store import TokenDataset
 
     tokens = TokenDataset.load(store)
-    columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=messages) as bars:
-        task = bars.add_task("runs", total=len(tokens))
-        path = export_parquet(
-            tokens, out, shard_megabytes * 10**6, lambda done, total: bars.update(task, completed=done, total=total)
-        )
+    with progress_bars("runs") as start:
+        path = export_parquet(tokens, out, shard_megabytes * 10**6, start("export"))
     output.print(printable(path))
     messages.print("Subjects, families and sites are named as in the store; tablet-hf push pseudonymises them.")
     if tokens.settings["is_restricted"]:

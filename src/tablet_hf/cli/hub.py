@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from tablet_hf.cli.terminal import messages, output, progress_bars, report_errors
+from tablet_hf.cli.terminal import messages, output, printable, progress_bars, report_errors
 from tablet_hf.errors import InputError
 
 Folder = typer.Argument(help="Folder of a model, autoencoder, store or Parquet export.", show_default=False)
@@ -85,19 +84,19 @@ def _send(
                 source, out or Path(scratch) / "to-upload", repo, on_progress=start("preparing"), **options
             )
         for name, size in prepared.files.items():
-            output.print(f"{size:>14,}  {escape(name)}")
+            output.print(f"{size:>14,}  {printable(name)}")
         if prepared.left_behind:
-            messages.print(f"Not uploaded: {escape(', '.join(prepared.left_behind))}.")
+            messages.print(f"Not uploaded: {printable(', '.join(prepared.left_behind))}.")
         if prepared.kind == "dataset" and not options.get("keep_subjects"):
-            messages.print(f"Subjects have pseudonyms; their salt {escape(source.name)}.salt stays here.")
+            messages.print(f"Subjects have pseudonyms; their salt {printable(source.name)}.salt stays here.")
         if out is not None:
-            output.print(escape(str(out)))
+            output.print(printable(out))
             messages.print("Nothing was uploaded.")
             return
         published = publish(prepared, repo, token=token, **how)
     visibility = "private" if prepared.sharing.is_private else "public"
-    messages.print(f"Uploaded to {escape(repo)} ({visibility}), commit {published.oid[:12]}.")
-    output.print(escape(str(published.repo_url)))
+    messages.print(f"Uploaded to {printable(repo)} ({visibility}), commit {published.oid[:12]}.")
+    output.print(printable(published.repo_url))
 
 
 Source = typer.Argument(help="Folder or Hub id in the released layout, or a .pth file.", show_default=False)
@@ -142,6 +141,6 @@ def convert(
         model = convert_checkpoint(
             source, folder, config=config, head=head, revision=revision, problem_type=problem_type, **settings
         )
-        output.print(f"{type(model).__name__}, {model.num_parameters():,} parameters: {escape(str(out or push))}")
+        output.print(f"{type(model).__name__}, {model.num_parameters():,} parameters: {printable(out or push)}")
         if push is not None:
             _send(folder, push, {})

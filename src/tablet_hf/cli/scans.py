@@ -116,9 +116,10 @@ def tokenize_files(
     from tablet_hf.datasets.token_files import read_record, save_tokens, token_file_name
 
     paths = {scan: out / token_file_name(scan) for scan in scans}
-    for path in paths.values():
-        if len(named := [scan for scan in paths if paths[scan] == path]) > 1:
-            raise InputError(f"{named[0]} and {named[1]} would both become {path.name}; use an --out for each.")
+    scan_of: dict[Path, Path] = {}
+    for scan, path in paths.items():
+        if (other := scan_of.setdefault(path, scan)) != scan:
+            raise InputError(f"{other} and {scan} would both become {path.name}; use an --out for each.")
     extractor.slice_autoencoder  # noqa: B018  (a wrong name is reported before any scan is read)
     out.mkdir(parents=True, exist_ok=True)
 

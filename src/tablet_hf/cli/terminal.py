@@ -188,7 +188,7 @@ def show_rows(rows: Iterable[dict[str, Any]]) -> None:
     rows = list(rows)
     if not rows:
         return
-    columns = [name for name in rows[0] if name not in ("model", "request")]
+    columns = [name for name in rows[0] if name != "model"]
     cells = [[row.get(name, "") for name in columns] for row in rows]
     lines = [columns, *([f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from tablet_hf.cli.terminal import DeviceOption, choose_device, messages, output, report_errors
+from tablet_hf.cli.terminal import DeviceOption, choose_device, messages, output, printable, report_errors
 from tablet_hf.errors import InputError
 from tablet_hf.progress import Bars
 
@@ -129,8 +128,8 @@ def pretrain(
             f"validation loss {first:.4g} before, {last:.4g} after; "
             f"{result.mean_predictor_loss:.4g} for predicting each cell's mean"
         )
-    output.print(escape(str(result.folder)))
-    messages.print(f"Report: {escape(str(page))}")
+    output.print(printable(result.folder))
+    messages.print(f"Report: {printable(page)}")
 
 
 @report_errors
@@ -325,7 +324,7 @@ def _split(path: Path | None, runs: Sequence[Any], name: str | None, part: str =
 
 def _show_fold(fold: Any) -> None:
     rate = "" if fold.learning_rate is None else f", learning rate {fold.learning_rate:g}"
-    messages.print(escape(f"{fold.name}: {fold.task} ({fold.task.reason}){rate}. {fold.folder}"))
+    messages.print(printable(f"{fold.name}: {fold.task} ({fold.task.reason}){rate}. {fold.folder}"))
 
 
 def _show_results(results: Mapping[str, Any], out: Path) -> None:
@@ -334,7 +333,8 @@ def _show_results(results: Mapping[str, Any], out: Path) -> None:
 
     for sentence in results["warnings"]:
         warnings.warn(sentence, stacklevel=2)
-    output.print(escape(f"{results['label']}, {results['num_subjects']} subjects, mean and 95% interval over subjects"))
+    heading = f"{results['label']}, {results['num_subjects']} subjects, mean and 95% interval over subjects"
+    output.print(printable(heading))
     main, first = results["main_metric"], next(iter(results["methods"]))
     rows = {
         method: {name: _estimate(estimate) for name, estimate in found["metrics"].items()}
@@ -343,8 +343,8 @@ def _show_results(results: Mapping[str, Any], out: Path) -> None:
     for compared in results["comparisons"]:
         p_value = "" if compared["p_value"] is None else f", p = {compared['p_value']:.2g}"
         rows[compared["second"]][f"{first} ahead in {main}"] = _estimate(compared["metrics"][main], "+") + p_value
-    output.print(escape(pd.DataFrame.from_dict(rows, orient="index").fillna("").to_string()))
-    messages.print(f"Report: {escape(str(out / 'index.html'))}")
+    output.print(printable(pd.DataFrame.from_dict(rows, orient="index").fillna("").to_string()))
+    messages.print(f"Report: {printable(out / 'index.html')}")
 
 
 def _estimate(found: Mapping[str, Any], sign: str = "") -> str:

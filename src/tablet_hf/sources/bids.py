@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tablet_hf.errors import InputError
-from tablet_hf.scans import is_native_space
+from tablet_hf.scans import bids_name, is_native_space
 from tablet_hf.sources.cohort import find_files, grouped, make_cohort, not_found, select_labels, sibling, warn_if_mixed
 from tablet_hf.sources.records import Cohort, Problem, ScanRecord
 from tablet_hf.sources.tables import PhenotypeTables, add_sex_and_age, bids_label
@@ -119,7 +119,7 @@ def _find_runs(
 
 def read_entities(path: Path) -> dict[str, str]:
     """Return the entities of a BIDS file name: `sub-01_task-rest_bold.nii.gz` -> {"sub": "01", "task": "rest"}."""
-    parts = (part.partition("-") for part in path.name.split(".")[0].split("_")[:-1])
+    parts = (part.partition("-") for part in bids_name(path.name)[0])
     return {entity: label for entity, _, label in parts if entity and label}
 
 
